@@ -1,0 +1,1 @@
+"""iLRM: photos with cameras in, 3D Gaussians out, in one forward pass."""

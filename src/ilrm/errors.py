@@ -1,0 +1,59 @@
+"""What a user can do wrong. Every error says what was given, what was expected and what to do.
+
+The command line prints these messages without a traceback and exits with status 1.
+"""
+
+from __future__ import annotations
+
+
+class IlrmError(Exception):
+    """Base of all errors that a user can cause and mend.
+
+    Args:
+        problem: what was given, and why it cannot be used (names the file, view or value).
+        expected: what would have been right.
+        fix: what to do about it.
+    """
+
+    def __init__(self, problem: str, *, expected: str = "", fix: str = "") -> None:
+        self.problem, self.expected, self.fix = problem, expected, fix
+        lines = [problem]
+        if expected:
+            lines.append(f"  expected: {expected}")
+        if fix:
+            lines.append(f"  to do:    {fix}")
+        super().__init__("\n".join(lines))
+
+
+class CameraError(IlrmError):
+    """A pose or an intrinsic matrix that no camera can have."""
+
+
+class SceneError(IlrmError):
+    """A scene on disk that cannot be read, or that lacks what was asked of it."""
+
+
+class GaussiansError(IlrmError):
+    """Gaussians (or a file of them) with missing, malformed or impossible values."""
+
+
+class WeightsError(IlrmError):
+    """Weights that cannot be found, read, trusted or matched to a network."""
+
+
+class ConfigError(IlrmError):
+    """A configuration that contradicts itself."""
+
+
+class OutputError(IlrmError):
+    """A result that cannot be written."""
+
+
+class MissingExtraError(IlrmError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed.",
+            fix=f"pip install 'ilrm[{extra}]'",
+        )

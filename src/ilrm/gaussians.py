@@ -1,0 +1,171 @@
+"""3D Gaussians as immutable values in physical units, in the scene's own world frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilrm import spherical_harmonics
+from ilrm.cameras import Similarity
+from ilrm.errors import GaussiansError
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """N Gaussians, optionally with leading batch dimensions.
+
+    Attributes:
+        means: (..., N, 3) centres in world units.
+        scales: (..., N, 3) standard deviations along the own axes in world units (linear, positive).
+        quats: (..., N, 4) unit quaternions (w, x, y, z) that turn the own axes into the world.
+        opacities: (..., N) in [0, 1].
+        sh: (..., N, K, 3) spherical-harmonics coefficients, K = (degree + 1)^2; colour = max(0, basis . sh + 0.5).
+    """
+
+    means: Tensor
+    scales: Tensor
+    quats: Tensor
+    opacities: Tensor
+    sh: Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.means.shape[:-1])
+        expected = {"means": (*shape, 3), "scales": (*shape, 3), "quats": (*shape, 4), "opacities": shape}
+        for name, size in expected.items():
+            if tuple(getattr(self, name).shape) != size or len(shape) == 0:
+                raise GaussiansError(
+                    f"Gaussians were given {name} of shape {tuple(getattr(self, name).shape)}.",
+                    expected=f"{size}, to go with means {tuple(self.means.shape)}",
+                )
+        coefficients = self.sh.shape[-2] if self.sh.ndim >= 2 else 0
+        if tuple(self.sh.shape) != (*shape, coefficients, 3) or coefficients not in (1, 4, 9, 16):
+            raise GaussiansError(
+                f"Gaussians were given sh of shape {tuple(self.sh.shape)}.",
+                expected=f"{(*shape, 'K', 3)} with K = 1, 4, 9 or 16 (degree 0 to 3)",
+            )
+
+    def __len__(self) -> int:
+        """N, the number of Gaussians (of one batch element)."""
+        return self.means.shape[-2]
+
+    @property
+    def sh_degree(self) -> int:
+        """0 to 3."""
+        return int(self.sh.shape[-2] ** 0.5) - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.means.device
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
+        return Gaussians(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+    def __getitem__(self, index: int | slice | Tensor) -> Gaussians:
+        """Index the first dimension: a batch element of batched Gaussians, else a selection (mask, indices, slice)."""
+        if isinstance(index, int) and self.means.ndim == 2:
+            index = slice(index, index + 1)
+        return self._map(lambda x: x[index])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Gaussians:
+        """The same Gaussians on another device or in another precision."""
+        return self._map(lambda x: x.to(device, dtype))
+
+    def detach(self) -> Gaussians:
+        """The same values without a gradient."""
+        return self._map(lambda x: x.detach())
+
+    def flatten(self) -> Gaussians:
+        """All batch elements as one set (B * N)."""
+        lead = self.means.ndim - 1
+        return self._map(lambda x: x.flatten(0, lead - 1))
+
+    def covariances(self) -> Tensor:
+        """(..., N, 3, 3) world covariance R diag(s^2) R^T."""
+        axes = quaternion_to_matrix(self.quats) * self.scales[..., None, :]
+        return axes @ axes.transpose(-1, -2)
+
+    def transform(self, similarity: Similarity) -> Gaussians:
+        """The same Gaussians in another world frame: centres, scales, rotations and SH move along."""
+        if self.sh_degree > 0:
+            turn = spherical_harmonics.rotation_matrix(similarity.rotation, self.sh_degree).to(self.sh)
+            sh = torch.einsum("kl,...lc->...kc", turn, self.sh)
+        else:
+            sh = self.sh
+        turn_quat = matrix_to_quaternion(similarity.rotation).to(self.quats)
+        return Gaussians(
+            means=similarity.apply_points(self.means.double()).to(self.means.dtype),
+            scales=self.scales * similarity.scale,
+            quats=F.normalize(quaternion_multiply(turn_quat, self.quats), dim=-1),
+            opacities=self.opacities,
+            sh=sh,
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Gaussians]) -> Gaussians:
+        """One set out of several; all must have the same SH degree and batch shape."""
+        return Gaussians(
+            **{
+                f.name: torch.cat([getattr(p, f.name) for p in parts], dim=parts[0].means.ndim - 2)
+                for f in fields(Gaussians)
+            }
+        )
+
+    def finite(self) -> Tensor:
+        """(..., N) mask of the Gaussians without NaN or infinite values."""
+        flat_sh = self.sh.flatten(-2)
+        every = torch.cat([self.means, self.scales, self.quats, self.opacities[..., None], flat_sh], dim=-1)
+        return torch.isfinite(every).all(-1)
+
+
+def quaternion_to_matrix(quats: Tensor) -> Tensor:
+    """(..., 3, 3) rotation of quaternions (..., 4) in wxyz order, normalised first."""
+    w, x, y, z = F.normalize(quats, dim=-1).unbind(-1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def matrix_to_quaternion(rotation: Tensor) -> Tensor:
+    """Unit quaternions (..., 4), wxyz with w >= 0, of rotations (..., 3, 3)."""
+    m = rotation
+    trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
+    # |2q| per component, from the diagonal; the largest one is the safe divisor (no cancellation).
+    d0, d1, d2 = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
+    squared = torch.stack([1 + trace, 1 + d0 - d1 - d2, 1 - d0 + d1 - d2, 1 - d0 - d1 + d2], -1)
+    double = squared.clamp_min(0).sqrt()
+    a, b, c = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
+    e, f, g = m[..., 1, 0] + m[..., 0, 1], m[..., 0, 2] + m[..., 2, 0], m[..., 2, 1] + m[..., 1, 2]
+    candidates = torch.stack(
+        [
+            torch.stack([squared[..., 0], a, b, c], -1),
+            torch.stack([a, squared[..., 1], e, f], -1),
+            torch.stack([b, e, squared[..., 2], g], -1),
+            torch.stack([c, f, g, squared[..., 3]], -1),
+        ],
+        dim=-2,
+    )
+    best = double.argmax(-1)[..., None, None].expand(*double.shape[:-1], 1, 4)
+    quat = F.normalize(candidates.gather(-2, best)[..., 0, :], dim=-1)
+    return torch.where(quat[..., :1] < 0, -quat, quat)
+
+
+def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Product a * b of quaternions (..., 4) in wxyz order: the rotation b followed by a."""
+    aw, ax, ay, az = a.unbind(-1)
+    bw, bx, by, bz = b.unbind(-1)
+    return torch.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        dim=-1,
+    )

@@ -1,0 +1,55 @@
+"""What tests share: where the reference data lies, and small deterministic cameras and Gaussians."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ilrm.cameras import Cameras
+from ilrm.gaussians import Gaussians
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("ILRM_SHARED", ROOT.parent / "shared"))
+
+
+def shared_path(relative: str) -> Path:
+    """A file or folder of the reference data; the calling test is skipped where it is absent."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"reference data {relative} is not here (set ILRM_SHARED)")
+    return path
+
+
+def look_at(centre: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(4, 4) camera-to-world at ``centre`` looking at ``target`` with world -y up (OpenCV axes)."""
+    forward = torch.nn.functional.normalize(target - centre, dim=0)
+    right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]).to(forward), forward), dim=0)
+    c2w = torch.eye(4, dtype=centre.dtype)
+    c2w[:3, :3] = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=1)
+    c2w[:3, 3] = centre
+    return c2w
+
+
+def make_cameras(views: int, width: int, height: int, seed: int = 0, distance: float = 4.0) -> Cameras:
+    """Cameras around the origin, looking near it."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(views, 3, generator=g) * 0.6 + torch.tensor([0.0, 0.0, -distance])
+    targets = torch.randn(views, 3, generator=g) * 0.2
+    c2w = torch.stack([look_at(c, t) for c, t in zip(centres, targets, strict=True)])
+    K = torch.tensor([[0.9 * width, 0, 0.5 * width + 0.7], [0, 0.95 * width, 0.5 * height - 0.4], [0, 0, 1]])
+    return Cameras(c2w, K.repeat(views, 1, 1), width, height)
+
+
+def make_gaussians(count: int, sh_degree: int = 0, seed: int = 0, scale: float = 0.1) -> Gaussians:
+    """Random Gaussians around the origin."""
+    g = torch.Generator().manual_seed(seed)
+    return Gaussians(
+        means=torch.randn(count, 3, generator=g),
+        scales=scale * torch.exp(0.5 * torch.randn(count, 3, generator=g)),
+        quats=torch.nn.functional.normalize(torch.randn(count, 4, generator=g), dim=-1),
+        opacities=torch.rand(count, generator=g),
+        sh=0.5 * torch.randn(count, (sh_degree + 1) ** 2, 3, generator=g),
+    )

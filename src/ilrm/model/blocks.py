@@ -1,0 +1,159 @@
+"""Update layers: each view's tokens read their own image, then all tokens talk to each other (paper section 3.2).
+
+Shape suffixes: B batch, V views, N = B * V views in a batch, L viewpoint tokens of a view, M image tokens of a view,
+T = V * L tokens of a sample, H heads, D channels of a head, k sub-queries of a token, d token width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ilrm.model.config import ILRMConfig
+from ilrm.model.tokens import LAYER_NORM_EPS
+
+# Rows of tokens that pass an MLP, or views that pass a cross-attention, at a time when no gradient is wanted:
+# each row (view) is computed alone, so this bounds memory without changing the result.
+_ROWS_AT_A_TIME = 8192
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm over the channels of a head, computed in fp32; one gain for all heads."""
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_width))
+
+    def forward(self, x_NLHD: Tensor) -> Tensor:
+        x = x_NLHD.float()
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + LAYER_NORM_EPS)
+        return x.to(x_NLHD.dtype) * self.weight.to(x_NLHD.dtype)
+
+
+class CrossAttention(nn.Module):
+    """Viewpoint tokens of a view read the image tokens of the same view, with token uplifting."""
+
+    def __init__(self, config: ILRMConfig) -> None:
+        super().__init__()
+        d, self.uplift = config.width, config.uplift
+        self.heads = d // config.head_width
+        self.norm = nn.LayerNorm(d, eps=LAYER_NORM_EPS, bias=False)
+        self.q = nn.Linear(d, d * self.uplift, bias=False)
+        self.k = nn.Linear(d, d, bias=False)
+        self.v = nn.Linear(d, d, bias=False)
+        self.q_norm = HeadNorm(config.head_width)
+        self.k_norm = HeadNorm(config.head_width)
+        self.proj = nn.Linear(d * self.uplift, d, bias=False)
+
+    def lift(self, q_NLc: Tensor) -> Tensor:
+        """Split each token's query into k interleaved sub-queries: (N, L, k * d) -> (N, L * k, H, D).
+
+        Within the block of k * D channels of a head, channel u * k + sub belongs to channel u of sub-query ``sub``.
+        """
+        q_NLHDk = q_NLc.unflatten(-1, (self.heads, -1, self.uplift))
+        return q_NLHDk.permute(0, 1, 4, 2, 3).flatten(1, 2)
+
+    def lower(self, x_NQHD: Tensor) -> Tensor:
+        """The inverse of ``lift``: (N, L * k, H, D) -> (N, L, k * d)."""
+        return x_NQHD.unflatten(1, (-1, self.uplift)).permute(0, 1, 3, 4, 2).flatten(2)
+
+    def forward(self, viewpoint_NLd: Tensor, image_NMd: Tensor) -> Tensor:
+        """The update (N, L, d); the image tokens are read as they are, without another norm."""
+        q_NQHD = self.q_norm(self.lift(self.q(self.norm(viewpoint_NLd))))
+        k_NMHD = self.k_norm(self.k(image_NMd).unflatten(-1, (self.heads, -1)))
+        v_NMHD = self.v(image_NMd).unflatten(-1, (self.heads, -1))
+        return self.proj(self.lower(attend(q_NQHD, k_NMHD, v_NMHD)))
+
+
+class SelfAttention(nn.Module):
+    """All viewpoint tokens of a sample, over all views, attend to each other."""
+
+    def __init__(self, config: ILRMConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.heads = d // config.head_width
+        self.norm = nn.LayerNorm(d, eps=LAYER_NORM_EPS, bias=False)
+        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.q_norm = HeadNorm(config.head_width)
+        self.k_norm = HeadNorm(config.head_width)
+        self.proj = nn.Linear(d, d, bias=False)
+
+    def forward(self, x_BTd: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x_BTd)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return self.proj(attend(self.q_norm(q), self.k_norm(k), v).flatten(2))
+
+
+class MLP(nn.Module):
+    """LayerNorm, Linear, exact GELU, Linear."""
+
+    def __init__(self, config: ILRMConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.norm = nn.LayerNorm(d, eps=LAYER_NORM_EPS, bias=False)
+        self.fc1 = nn.Linear(d, d * config.mlp_ratio, bias=False)
+        self.fc2 = nn.Linear(d * config.mlp_ratio, d, bias=False)
+
+    def forward(self, x_BTd: Tensor) -> Tensor:
+        def rows(x_Rd: Tensor) -> Tensor:
+            return self.fc2(F.gelu(self.fc1(self.norm(x_Rd))))
+
+        return _in_chunks(rows, _ROWS_AT_A_TIME, x_BTd.flatten(0, 1)).unflatten(0, x_BTd.shape[:2])
+
+
+class UpdateLayer(nn.Module):
+    """One refinement step: read the image (per view), then exchange across views."""
+
+    def __init__(self, config: ILRMConfig) -> None:
+        super().__init__()
+        self.cross = CrossAttention(config)
+        self.cross_mlp = MLP(config)
+        self.self_attention = SelfAttention(config)
+        self.self_mlp = MLP(config)
+
+    def read(self, viewpoint_NLd: Tensor, image_NMd: Tensor) -> Tensor:
+        """Cross-attention block on the tokens of N views, each with its own image."""
+
+        def views(z: Tensor, s: Tensor) -> Tensor:
+            z = z + self.cross(z, s)
+            return z + self.cross_mlp(z)
+
+        per_view = viewpoint_NLd.shape[1] * self.cross.uplift + image_NMd.shape[1]
+        return _in_chunks(views, max(1, _ROWS_AT_A_TIME // per_view), viewpoint_NLd, image_NMd)
+
+    def exchange(self, viewpoint_BTd: Tensor) -> Tensor:
+        """Self-attention block over all views."""
+        z = viewpoint_BTd + self.self_attention(viewpoint_BTd)
+        return z + self.self_mlp(z)
+
+    def forward(self, viewpoint_BTd: Tensor, image_NMd: Tensor, subset: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Refined tokens (B, T, d).
+
+        Args:
+            subset: for mini-batch cross-attention, which viewpoint tokens (of L) and which image tokens (of M) this
+                layer works on; only those viewpoint tokens are updated by its cross-attention block.
+        """
+        N = image_NMd.shape[0]
+        z_NLd = viewpoint_BTd.reshape(N, -1, viewpoint_BTd.shape[-1])
+        if subset is None:
+            z_NLd = self.read(z_NLd, image_NMd)
+        else:
+            chosen_l, chosen_m = subset
+            updated = self.read(z_NLd[:, chosen_l], image_NMd[:, chosen_m])
+            z_NLd = z_NLd.index_copy(1, chosen_l, updated.to(z_NLd.dtype))
+        return self.exchange(z_NLd.reshape(viewpoint_BTd.shape))
+
+
+def attend(q_NQHD: Tensor, k_NMHD: Tensor, v_NMHD: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v without a mask, (N, Q, H, D)."""
+    q, k, v = (x.transpose(1, 2) for x in (q_NQHD, k_NMHD, v_NMHD))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _in_chunks(function: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
+    """``function`` on slices of the first dimension. With gradients all at once: autograd keeps it all anyway."""
+    if torch.is_grad_enabled() or inputs[0].shape[0] <= size:
+        return function(*inputs)
+    return torch.cat([function(*parts) for parts in zip(*(x.split(size) for x in inputs), strict=True)])

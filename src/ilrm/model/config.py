@@ -1,0 +1,214 @@
+"""What a network is made of. Frozen; contradictions fail when the config is built."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ilrm.cameras import NormalisationRule
+from ilrm.errors import ConfigError
+
+RayChannel = Literal["origin", "direction", "moment"]
+ImageChannel = Literal["rgb", "origin", "direction", "moment", "match"]
+MiniBatch = Literal["none", "half", "quarter", "random"]
+
+# Channels that each named part of a token contributes per pixel.
+CHANNEL_WIDTH = {"rgb": 3, "origin": 3, "direction": 3, "moment": 3, "match": 2}
+
+
+@dataclass(frozen=True)
+class ReleasedDecoder:
+    """Gaussian parametrisation of the released weights (paper, supplement; biases are those of the release).
+
+    Attributes:
+        offset: whether each Gaussian may leave its pixel's centre by up to half a viewpoint pixel.
+        sh_order: how colour channels are laid out: (coefficient, rgb) or (rgb, coefficient).
+        max_distance: the distance along the ray is max_distance * sigmoid(raw).
+        scale_bias, scale_max_log: log-scale = min(raw + scale_bias, scale_max_log).
+        opacity_bias: opacity = sigmoid(raw + opacity_bias).
+    """
+
+    offset: bool = True
+    sh_order: Literal["coefficient_rgb", "rgb_coefficient"] = "coefficient_rgb"
+    max_distance: float = 500.0
+    scale_bias: float = -6.9
+    scale_max_log: float = -1.2
+    opacity_bias: float = -2.0
+    kind: Literal["released"] = "released"
+
+
+@dataclass(frozen=True)
+class FootprintDecoder:
+    """Gaussian parametrisation that small training budgets learn faster from.
+
+    The untrained network already shows the photos on a smooth surface: log-depth between ``near`` and ``far``
+    (normalised frame), scale relative to one viewpoint pixel at that depth, rotation relative to the camera and
+    colour as a residual on the view's own pixels.
+
+    Attributes:
+        near, far: range of the distance along the ray, in the normalised frame.
+        scale_range: the scale lies between 1 / scale_range and scale_range footprints.
+        opacity_bias: opacity = sigmoid(raw + opacity_bias).
+        match_gate_bias: with matched depth among the inputs, its starting weight is sigmoid(match_gate_bias).
+    """
+
+    near: float = 0.1
+    far: float = 200.0
+    scale_range: float = 8.0
+    opacity_bias: float = 2.0
+    match_gate_bias: float = 2.0
+    kind: Literal["footprint"] = "footprint"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.near < self.far:
+            raise ConfigError(f"near = {self.near} and far = {self.far}.", expected="0 < near < far")
+        if self.scale_range <= 1:
+            raise ConfigError(f"scale_range = {self.scale_range}.", expected="more than 1")
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+    """Plane-sweep matching between the input views, read by the network as two more image channels.
+
+    Attributes:
+        planes: depth hypotheses, uniform in log-depth over the decoder's range.
+        sources: how many of the nearest other views each view is compared with.
+        window: side of the correlation window in pixels of the viewpoint grid, odd.
+    """
+
+    planes: int = 64
+    sources: int = 4
+    window: int = 5
+
+    def __post_init__(self) -> None:
+        if self.planes < 3 or self.sources < 1 or self.window < 3 or self.window % 2 == 0:
+            raise ConfigError(f"{self}.", expected="planes >= 3, sources >= 1 and an odd window >= 3")
+
+
+@dataclass(frozen=True)
+class ILRMConfig:
+    """The network of the paper. Defaults are the released half-resolution model (V, H, F).
+
+    Attributes:
+        width: d, channels of a token.
+        head_width: D, channels of an attention head.
+        layers: number of update layers (a cross-attention and a self-attention block each).
+        patch_size: p, pixels of a token's side.
+        viewpoint_factor: r, image pixels per viewpoint pixel: 1 = F, 2 = H, 4 = Q.
+        uplift: k, sub-queries that each viewpoint token splits into for cross-attention (1 = none).
+        mlp_ratio: hidden width of the MLPs in units of ``width``.
+        sh_degree: 0 to 3.
+        viewpoint_channels, image_channels: what each pixel of the two token sets holds, in this order.
+        mini_batch: which share of both token sets a layer's cross-attention works on ("none" = all of them).
+        normalisation: how the world is scaled before it enters (see ``ilrm.cameras.normalise``).
+        far: far plane that the weights were rendered with.
+        decoder: how raw channels become Gaussians.
+        matching: optional plane-sweep matching; needs "match" among the image channels and the footprint decoder.
+        checkpoint: recompute each update layer's activations in the backward pass instead of keeping them.
+    """
+
+    width: int = 768
+    head_width: int = 64
+    layers: int = 12
+    patch_size: int = 8
+    viewpoint_factor: int = 2
+    uplift: int = 2
+    mlp_ratio: int = 4
+    sh_degree: int = 0
+    viewpoint_channels: tuple[RayChannel, ...] = ("origin", "direction", "moment")
+    image_channels: tuple[ImageChannel, ...] = ("origin", "direction", "moment", "rgb")
+    mini_batch: MiniBatch = "none"
+    normalisation: NormalisationRule = "transformed"
+    far: float = 1e6
+    decoder: ReleasedDecoder | FootprintDecoder = field(default_factory=ReleasedDecoder)
+    matching: MatchingConfig | None = None
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % self.head_width:
+            raise ConfigError(
+                f"width = {self.width} is no multiple of head_width = {self.head_width}.", fix="change either"
+            )
+        for name in ("width", "head_width", "layers", "patch_size", "viewpoint_factor", "uplift", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}.", expected="at least 1")
+        if not 0 <= self.sh_degree <= 3:
+            raise ConfigError(f"sh_degree = {self.sh_degree}.", expected="0, 1, 2 or 3")
+        if self.uplift > self.viewpoint_factor**2:
+            raise ConfigError(
+                f"uplift = {self.uplift} makes more queries than a view at 1/{self.viewpoint_factor} resolution "
+                "has image tokens.",
+                expected=f"at most {self.viewpoint_factor**2} (the lifted sequence is no longer than the image's)",
+            )
+        if (self.matching is not None) != ("match" in self.image_channels):
+            raise ConfigError("matching and the image channel 'match' go together.", fix="set both or neither")
+        if self.matching is not None and self.decoder.kind != "footprint":
+            raise ConfigError("matching gives a depth in the footprint decoder's range.", fix="use FootprintDecoder")
+
+    @property
+    def size_multiple(self) -> int:
+        """Image sides are rounded to a multiple of this."""
+        return self.patch_size * self.viewpoint_factor
+
+    @property
+    def sh_channels(self) -> int:
+        return 3 * (self.sh_degree + 1) ** 2
+
+    @property
+    def gaussian_channels(self) -> int:
+        """Raw decoder channels per Gaussian."""
+        return sum(self.raw_split())
+
+    def raw_split(self) -> list[int]:
+        """Widths of the raw decoder channels: released: offset, xyz, sh, scale, rotation, opacity.
+
+        The footprint decoder has one depth channel instead of three, and a gate where depth is matched.
+        """
+        if self.decoder.kind == "released":
+            return [2 if self.decoder.offset else 0, 3, self.sh_channels, 3, 4, 1]
+        return [2, 1, self.sh_channels, 3, 4, 1, 1 if self.matching else 0]
+
+    @staticmethod
+    def released_two_view() -> ILRMConfig:
+        """(2, F, F): the released RE10K weights."""
+        return ILRMConfig(
+            viewpoint_factor=1,
+            uplift=1,
+            viewpoint_channels=("moment", "direction"),
+            image_channels=("rgb", "moment", "direction"),
+            normalisation="raw",
+            far=500.0,
+            decoder=ReleasedDecoder(offset=False, sh_order="rgb_coefficient"),
+        )
+
+    @staticmethod
+    def released_wide() -> ILRMConfig:
+        """(V, H, F): the released undistorted-DL3DV weights (16 and 32 views)."""
+        return ILRMConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description, understood by ``from_dict``."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> ILRMConfig:
+        """The config of a description.
+
+        Raises:
+            ConfigError: unknown or contradictory fields (a file of a newer version, or of something else).
+        """
+        try:
+            values = dict(values)
+            decoder = dict(values.pop("decoder"))
+            decoders = {"released": ReleasedDecoder, "footprint": FootprintDecoder}
+            made = decoders[decoder["kind"]](**decoder)
+            matching = values.pop("matching", None)
+            for name in ("viewpoint_channels", "image_channels"):
+                values[name] = tuple(values[name])
+            return ILRMConfig(**values, decoder=made, matching=None if matching is None else MatchingConfig(**matching))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"This is no network config: {type(error).__name__}: {error}.",
+                expected="the fields of ILRMConfig",
+                fix="update ilrm, or convert the weights again",
+            ) from error

@@ -1,0 +1,126 @@
+"""From raw decoder channels to Gaussians (paper section 3.1 and supplement).
+
+Shape suffixes: B batch, V views, H W rows and columns of the viewpoint grid, N = V * H * W Gaussians, C raw channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilrm.cameras import rays
+from ilrm.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply
+from ilrm.model.config import FootprintDecoder, ILRMConfig, ReleasedDecoder
+from ilrm.model.matching import Match
+from ilrm.spherical_harmonics import C0
+
+# A matched depth at the very end of the range has no finite logit.
+_MATCH_MARGIN = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianLogits:
+    """Gaussians before the last activations: means (B, N, 3), log_scales (B, N, 3), rotations (B, N, 4) of any length,
+    opacity_logits (B, N), sh (B, N, K, 3)."""
+
+    means: Tensor
+    log_scales: Tensor
+    rotations: Tensor
+    opacity_logits: Tensor
+    sh: Tensor
+
+    def activate(self) -> Gaussians:
+        """Physical values."""
+        return Gaussians(
+            means=self.means,
+            scales=self.log_scales.exp(),
+            quats=F.normalize(self.rotations, dim=-1),
+            opacities=self.opacity_logits.sigmoid(),
+            sh=self.sh,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderInputs:
+    """What the decoder reads beside the raw channels.
+
+    c2w (B, V, 4, 4); K (B, V, 3, 3) in pixels of the viewpoint grid; rgb (B, V, H, W, 3) of that grid in [0, 1];
+    match: depth matched between the views, where the config asks for it.
+    """
+
+    c2w: Tensor
+    K: Tensor
+    rgb: Tensor
+    match: Match | None
+
+
+def decode(raw_BVHWC: Tensor, inputs: DecoderInputs, config: ILRMConfig) -> GaussianLogits:
+    """Gaussians in view, row, column order, in the frame of the cameras; fp32 whatever the autocast."""
+    with torch.autocast(raw_BVHWC.device.type, enabled=False):
+        parts = raw_BVHWC.float().split(config.raw_split(), dim=-1)
+        if isinstance(config.decoder, ReleasedDecoder):
+            return _decode_released(parts, inputs, config, config.decoder)
+        return _decode_footprint(parts, inputs, config, config.decoder)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(B, V, H, W, ...) -> (B, N, ...)."""
+    return x.flatten(1, 3)
+
+
+def _rays(inputs: DecoderInputs, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+    height, width = inputs.rgb.shape[2:4]
+    return rays(inputs.c2w.float(), inputs.K.float(), width, height, offsets)
+
+
+def _decode_released(
+    parts: tuple[Tensor, ...], inputs: DecoderInputs, config: ILRMConfig, decoder: ReleasedDecoder
+) -> GaussianLogits:
+    offset, xyz, sh, scale, rotation, opacity = parts
+    origins, directions = _rays(inputs, offset.sigmoid() - 0.5 if decoder.offset else None)
+    # The three "xyz" channels of the release are only ever averaged into one distance along the ray.
+    distance = decoder.max_distance * xyz.mean(-1, keepdim=True).sigmoid()
+    coefficients = (config.sh_degree + 1) ** 2
+    if decoder.sh_order == "coefficient_rgb":
+        sh = sh.unflatten(-1, (coefficients, 3))
+    else:
+        sh = sh.unflatten(-1, (3, coefficients)).transpose(-1, -2)
+    return GaussianLogits(
+        means=_flat(directions * distance + origins),
+        log_scales=_flat((scale + decoder.scale_bias).clamp_max(decoder.scale_max_log)),
+        rotations=_flat(rotation),
+        opacity_logits=_flat(opacity[..., 0] + decoder.opacity_bias),
+        sh=_flat(sh),
+    )
+
+
+def _decode_footprint(
+    parts: tuple[Tensor, ...], inputs: DecoderInputs, config: ILRMConfig, decoder: FootprintDecoder
+) -> GaussianLogits:
+    offset, depth, sh, scale, rotation, opacity, gate = parts
+    origins, directions = _rays(inputs, offset.sigmoid() - 0.5)
+    logit = depth[..., 0]
+    if inputs.match is not None:
+        weight = (gate[..., 0] + decoder.match_gate_bias).sigmoid()
+        logit = logit + weight * torch.logit(inputs.match.fraction, eps=_MATCH_MARGIN)
+    log_range = math.log(decoder.far / decoder.near)
+    distance = decoder.near * torch.exp(log_range * logit.sigmoid())  # (B, V, H, W)
+    # One viewpoint pixel seen at that distance; half of it is the standard deviation of a gap-free blanket.
+    pixel = 0.5 * (1 / inputs.K[..., 0, 0] + 1 / inputs.K[..., 1, 1]).float()[..., None, None]
+    log_footprint = torch.log(0.5 * pixel * distance)[..., None]
+    log_limit = math.log(decoder.scale_range)
+    turn = matrix_to_quaternion(inputs.c2w[..., :3, :3].float())[:, :, None, None]
+    identity = torch.tensor([1.0, 0.0, 0.0, 0.0]).to(rotation)
+    sh = sh.unflatten(-1, ((config.sh_degree + 1) ** 2, 3))
+    own_colour = ((inputs.rgb.float() - 0.5) / C0)[..., None, :]
+    return GaussianLogits(
+        means=_flat(directions * distance[..., None] + origins),
+        log_scales=_flat(log_footprint + log_limit * torch.tanh(scale / log_limit)),
+        rotations=_flat(quaternion_multiply(turn.expand_as(rotation), rotation + identity)),
+        opacity_logits=_flat(opacity[..., 0] + decoder.opacity_bias),
+        sh=_flat(torch.cat([sh[..., :1, :] + own_colour, sh[..., 1:, :]], dim=-2)),
+    )

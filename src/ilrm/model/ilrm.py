@@ -1,0 +1,139 @@
+"""The network: viewpoint tokens are refined layer by layer and decoded into Gaussians (paper Figure 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ilrm.gaussians import Gaussians
+from ilrm.model import mini_batch
+from ilrm.model.blocks import UpdateLayer
+from ilrm.model.config import ILRMConfig
+from ilrm.model.decode import DecoderInputs, GaussianLogits, decode
+from ilrm.model.matching import match_depth
+from ilrm.model.tokens import (
+    LAYER_NORM_EPS,
+    PatchTokens,
+    channel_count,
+    fit_size,
+    ray_maps,
+    scale_intrinsics,
+    unpatchify,
+)
+
+
+class ILRM(nn.Module):
+    """An iterative large 3D reconstruction model.
+
+    Args:
+        config: what it is made of; the parameters are drawn as in the paper (normal, standard deviation 0.02).
+    """
+
+    def __init__(self, config: ILRMConfig) -> None:
+        super().__init__()
+        self.config = config
+        p, d = config.patch_size, config.width
+        self.viewpoint_tokens = PatchTokens(channel_count(config.viewpoint_channels), p, d)
+        self.image_tokens = PatchTokens(channel_count(config.image_channels), p, d)
+        self.layers = nn.ModuleList(UpdateLayer(config) for _ in range(config.layers))
+        self.decoder_norm = nn.LayerNorm(d, eps=LAYER_NORM_EPS, bias=False)
+        self.decoder = nn.Linear(d, config.gaussian_channels * p**2, bias=False)
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor, c2w: Tensor, K: Tensor, *, iterations: bool = False) -> Gaussians:
+        """Gaussians of posed images, in the frame of the cameras it is given.
+
+        Args:
+            images: (B, V, H, W, 3) in [0, 1]; any V and any size (stretched to the nearest one that patches divide).
+            c2w: (B, V, 4, 4) camera-to-world, normalised as the config says (``ilrm.reconstruct`` does it).
+            K: (B, V, 3, 3) intrinsics in pixels of the images.
+            iterations: also decode after every earlier update layer.
+
+        Returns:
+            Gaussians (B, N), N = V * (H / r) * (W / r), in the order view, row, column. With ``iterations`` the
+            batch is led by one more dimension: (layers, B, N), the last one being the result.
+        """
+        logits = self.logits(images, c2w, K, every_layer=iterations)
+        activated = [x.activate() for x in logits]
+        if not iterations:
+            return activated[-1]
+        names = ("means", "scales", "quats", "opacities", "sh")
+        return Gaussians(**{name: torch.stack([getattr(g, name) for g in activated]) for name in names})
+
+    def logits(
+        self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor, *, every_layer: bool = False
+    ) -> list[GaussianLogits]:
+        """As ``forward``, before the last activations: one element, or one per update layer."""
+        config = self.config
+        images_BVHW3, K_BV33 = fit_size(images_BVHW3, K_BV33, config.size_multiple)
+        inputs = self.decoder_inputs(images_BVHW3, c2w_BV44, K_BV33)
+        rows, columns = (side // config.patch_size for side in inputs.rgb.shape[2:4])
+
+        viewpoint_BTd = self.make_viewpoint_tokens(inputs)
+        image_NMd = self.make_image_tokens(images_BVHW3, c2w_BV44, K_BV33, inputs)
+        decoded = []
+        for i, layer in enumerate(self.layers):
+            subset = mini_batch.subset(
+                config.mini_batch,
+                i,
+                rows,
+                columns,
+                config.viewpoint_factor,
+                training=self.training,
+                device=image_NMd.device,
+            )
+            if config.checkpoint and torch.is_grad_enabled():
+                viewpoint_BTd = checkpoint(layer, viewpoint_BTd, image_NMd, subset, use_reentrant=False)
+            else:
+                viewpoint_BTd = layer(viewpoint_BTd, image_NMd, subset)
+            if every_layer or i == len(self.layers) - 1:
+                decoded.append(self.decode(viewpoint_BTd, inputs))
+        return decoded
+
+    def decoder_inputs(self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor) -> DecoderInputs:
+        """Cameras, colours and matched depth on the viewpoint grid."""
+        r = self.config.viewpoint_factor
+        rgb = images_BVHW3
+        if r > 1:
+            flat = F.avg_pool2d(images_BVHW3.flatten(0, 1).permute(0, 3, 1, 2), r)
+            rgb = flat.permute(0, 2, 3, 1).unflatten(0, images_BVHW3.shape[:2])
+        K = scale_intrinsics(K_BV33, 1 / r, 1 / r)
+        match = None
+        if self.config.matching is not None:
+            match = match_depth(rgb, c2w_BV44, K, self.config)
+        return DecoderInputs(c2w_BV44, K, rgb, match)
+
+    def make_viewpoint_tokens(self, inputs: DecoderInputs) -> Tensor:
+        """(B, T, d): camera rays alone, on the viewpoint grid."""
+        height, width = inputs.rgb.shape[2:4]
+        maps = ray_maps(inputs.c2w, inputs.K, width, height)
+        return self.viewpoint_tokens(torch.cat([maps[name] for name in self.config.viewpoint_channels], dim=-1))
+
+    def make_image_tokens(
+        self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor, inputs: DecoderInputs
+    ) -> Tensor:
+        """(B * V, M, d): pixels in [-1, 1] with their rays, at full resolution."""
+        B, V, height, width, _ = images_BVHW3.shape
+        maps = ray_maps(c2w_BV44, K_BV33, width, height)
+        maps["rgb"] = 2 * images_BVHW3 - 1
+        if inputs.match is not None:
+            maps["match"] = inputs.match.channels(self.config.viewpoint_factor)
+        tokens_BTd = self.image_tokens(torch.cat([maps[name] for name in self.config.image_channels], dim=-1))
+        return tokens_BTd.reshape(B * V, -1, tokens_BTd.shape[-1])
+
+    def decode(self, viewpoint_BTd: Tensor, inputs: DecoderInputs) -> GaussianLogits:
+        """Gaussians of the tokens as they stand after some update layer."""
+        raw_BTc = self.decoder(self.decoder_norm(viewpoint_BTd))
+        V, height, width = inputs.rgb.shape[1:4]
+        return decode(unpatchify(raw_BTc, V, height, width, self.config.patch_size), inputs, self.config)
+
+    def parameter_count(self) -> int:
+        """Number of learned values."""
+        return sum(x.numel() for x in self.parameters())
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)

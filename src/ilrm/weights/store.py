@@ -1,0 +1,180 @@
+"""Our own weights on disk: ``config.json`` and ``model.safetensors`` in a folder, or one ``.safetensors`` file that
+carries the config in its metadata. Nothing is ever unpickled with code execution.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ilrm.errors import ConfigError, WeightsError
+from ilrm.files import atomic_file
+from ilrm.model.config import ILRMConfig
+from ilrm.model.ilrm import ILRM
+from ilrm.weights import official
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+_METADATA_KEY = "ilrm_config"
+_DOWNLOAD_AGAIN = "download or convert it again"
+# A zip entry may promise any size; released checkpoints inflate by less than 2.
+_MAX_INFLATION = 50
+
+
+def load_weights(path: str | Path, dtype: torch.dtype = torch.float32) -> ILRM:
+    """A network with the weights of a file or folder, on the CPU and in evaluation mode.
+
+    Args:
+        path: a folder or ``.safetensors`` file of ours, or a released ``.ckpt`` / ``.pt`` / ``.pth`` file.
+        dtype: precision of the parameters (files may hold less).
+
+    Raises:
+        WeightsError: missing, truncated, foreign or code-carrying file; tensors that do not fit the network,
+            each named.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise WeightsError(
+            f"{path} does not exist.", expected="a weights file or folder", fix="see `ilrm weights list` for names"
+        )
+    if path.is_dir() or path.suffix == ".safetensors":
+        config, tensors = _read_own(path)
+    else:
+        config, tensors = _read_released(path)
+    return _fill(config, tensors, dtype, str(path))
+
+
+def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a network to one ``.safetensors`` file, or to a folder (any other name).
+
+    Args:
+        dtype: precision in the file; the parameters' own by default.
+    """
+    path = Path(path)
+    config = json.dumps(model.config.to_dict(), indent=1)
+    state = {name: x.detach().to("cpu", dtype).contiguous() for name, x in model.state_dict().items()}
+    if path.suffix != ".safetensors":
+        path.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path / CONFIG_FILE) as temporary:
+            temporary.write_text(config + "\n")
+        path = path / WEIGHTS_FILE
+    with atomic_file(path) as temporary:
+        save_file(state, temporary, metadata={_METADATA_KEY: config})
+
+
+def _read_own(path: Path) -> tuple[ILRMConfig, dict[str, Tensor]]:
+    folder, file = (path, path / WEIGHTS_FILE) if path.is_dir() else (None, path)
+    if not file.is_file():
+        raise WeightsError(f"{path} holds no {WEIGHTS_FILE}.", fix=_DOWNLOAD_AGAIN)
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        text = metadata.get(_METADATA_KEY)
+        if folder is not None and (folder / CONFIG_FILE).is_file():
+            text = (folder / CONFIG_FILE).read_text()
+        if text is None:
+            raise WeightsError(
+                f"{file} says nothing about its network.",
+                expected=f"a {CONFIG_FILE} beside it, or metadata written by ilrm",
+            )
+        return ILRMConfig.from_dict(json.loads(text)), tensors
+    except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"{file} cannot be read: {error}.", expected="a complete safetensors file", fix=_DOWNLOAD_AGAIN
+        ) from error
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error.problem}", expected=error.expected, fix=error.fix) from error
+
+
+def _read_released(path: Path) -> tuple[ILRMConfig, dict[str, Tensor]]:
+    content = load_pickle_safely(path)
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()) or not content:
+        raise WeightsError(f"{path} holds no weights.", expected="a dictionary of tensors", fix=_DOWNLOAD_AGAIN)
+    layout = official.detect(content)
+    if layout is None:
+        some = ", ".join(list(content)[:3])
+        raise WeightsError(
+            f"{path} is in no layout that is known here (it starts with {some}).",
+            expected="a released iLRM checkpoint, or a file written by `ilrm weights convert`",
+        )
+    config = official.infer_config(layout, content, str(path))
+    return config, official.rename(layout, content, config.layers)
+
+
+def load_pickle_safely(path: Path) -> object:
+    """What ``torch.save`` wrote, tensors and plain containers only.
+
+    Raises:
+        WeightsError: the file is truncated, no torch file, holds anything that would run code, or promises to
+            inflate beyond reason.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                promised = sum(entry.file_size for entry in archive.infolist())
+            if promised > _MAX_INFLATION * path.stat().st_size:
+                raise WeightsError(
+                    f"{path} is {path.stat().st_size} bytes and promises to inflate to {promised}.",
+                    expected="an ordinary checkpoint",
+                    fix="do not use this file",
+                )
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise WeightsError(
+            f"{path} was refused: it holds more than tensors, or is damaged ({reason}).",
+            expected="a checkpoint of tensors and plain containers; objects that run code when read are never loaded",
+            fix="get the weights from a source you trust, as safetensors if there is a choice",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        reason = str(error).split("\n")[0]
+        raise WeightsError(
+            f"{path} cannot be read: {reason}.", expected="a complete torch checkpoint", fix=_DOWNLOAD_AGAIN
+        ) from error
+
+
+def _fill(config: ILRMConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> ILRM:
+    """A network of that config with exactly these tensors."""
+    with torch.device("meta"):
+        model = ILRM(config)
+    expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    shapes = [
+        f"{name} is {tuple(x.shape)} instead of {expected[name]}"
+        for name, x in tensors.items()
+        if name in expected and tuple(x.shape) != expected[name]
+    ]
+    complaints = [
+        *([f"missing: {_some(missing)}"] if missing else []),
+        *([f"unexpected: {_some(unexpected)}"] if unexpected else []),
+        *([f"wrong shape: {_some(shapes)}"] if shapes else []),
+    ]
+    if complaints:
+        raise WeightsError(
+            f"The tensors of {source} do not fit the network. " + "; ".join(complaints) + ".",
+            expected=f"{len(expected)} tensors of a network with width {config.width} and {config.layers} layers",
+            fix=_DOWNLOAD_AGAIN,
+        )
+    bad = [name for name, x in tensors.items() if not x.is_floating_point() or not torch.isfinite(x).all()]
+    if bad:
+        raise WeightsError(f"{source} holds values that are not finite numbers in {_some(bad)}.", fix=_DOWNLOAD_AGAIN)
+    model.load_state_dict({name: x.to(dtype) for name, x in tensors.items()}, strict=True, assign=True)
+    return model.eval()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

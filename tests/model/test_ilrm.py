@@ -11,6 +11,7 @@ from ilrm.cameras import normalise
 from ilrm.errors import ConfigError
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig, ReleasedDecoder
 from ilrm.model.mini_batch import subset
+from ilrm.model.tokens import fit_size
 from tests.conftest import make_cameras
 
 TINY = ILRMConfig(width=32, head_width=16, layers=2, patch_size=4)
@@ -67,10 +68,8 @@ def test_any_size_is_rounded_not_refused(size: tuple[int, int]) -> None:
 
 @torch.no_grad()
 def test_rounded_sizes_see_the_same_world() -> None:
-    """Stretching image and intrinsics together leaves every ray where it was: corner Gaussians stay on their rays."""
-    images, c2w, K = inputs(1, 36, 28)  # stretched to 40 x 32
-    from ilrm.model.tokens import fit_size
-
+    """Stretching image and intrinsics together leaves every ray where it was."""
+    images, _, K = inputs(1, 36, 28)  # stretched to 40 x 32
     stretched, K_stretched = fit_size(images, K, 8)
     assert stretched.shape[2:4] == (32, 40)
     x = torch.tensor([0.0, 0.0, 1.0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -128,6 +130,24 @@ class ILRM(nn.Module):
         raw_BTc = self.decoder(self.decoder_norm(viewpoint_BTd))
         V, height, width = inputs.rgb.shape[1:4]
         return decode(unpatchify(raw_BTc, V, height, width, self.config.patch_size), inputs, self.config)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> ILRM:
+        """The network of a name (``ilrm weights list``), a path or a hub id, in evaluation mode on the CPU.
+
+        Raises:
+            WeightsError: no such weights, no connection, or a file that cannot be used; says which.
+        """
+        # The one import that points right: this is where users look for it, and only a call follows it.
+        from ilrm.weights import from_pretrained
+
+        return from_pretrained(source)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a ``.safetensors`` file, or a folder with ``config.json`` and ``model.safetensors``."""
+        from ilrm.weights import save_weights
+
+        save_weights(self, path)
 
     def parameter_count(self) -> int:
         """Number of learned values."""

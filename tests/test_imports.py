@@ -1,0 +1,59 @@
+"""The way through the house: imports point only from right to left."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "ilrm"
+LEVELS = [
+    {"errors", "files", "spherical_harmonics", "precision"},
+    {"cameras", "gaussians", "trajectories"},
+    {"scene"},
+    {"scenes", "model", "render"},
+    {"weights", "reconstruct", "refine", "evaluate", "export", "train", "view"},
+    {"app", "cli"},
+]
+# Side by side, but not allowed to know each other: the network must stay usable alone.
+STRANGERS = {("model", "scenes"), ("model", "render"), ("scenes", "model"), ("scenes", "render"), ("render", "model")}
+# ILRM.from_pretrained is where users of this field look for it; the import happens inside the call.
+EXCEPTIONS = {("model", "weights")}
+
+
+def level(part: str) -> int:
+    return next(i for i, names in enumerate(LEVELS) if part in names)
+
+
+def imports(path: Path) -> set[str]:
+    """First part below ``ilrm`` of everything a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "ilrm":
+                found |= {alias.name for alias in node.names}
+            elif node.module and node.module.startswith("ilrm."):
+                found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("ilrm.")}
+    return found
+
+
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_left(path: Path) -> None:
+    here = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    for other in imports(path) - {here}:
+        if (here, other) in EXCEPTIONS:
+            continue
+        assert (here, other) not in STRANGERS, f"{here} must not know {other}"
+        assert level(other) <= level(here), f"{here} imports {other}, which stands to its right"
+
+
+def test_the_check_sees_violations(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text("def f():\n    from ilrm.cli import main\n    import ilrm.view.page\n")
+    assert imports(tmp_path / "x.py") == {"cli", "view"}

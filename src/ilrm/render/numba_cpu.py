@@ -1,0 +1,154 @@
+"""The CPU rasteriser: numba kernels on all of torch's threads, float32 images, gradients by hand.
+
+Views are rendered one after the other, each in parallel. What is kept for the gradient is four bytes a visible
+Gaussian, sixteen a pair of Gaussian and tile, and eight a pixel; projections are computed again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ilrm.cameras import Cameras
+from ilrm.gaussians import Gaussians
+from ilrm.render.numba_projection import GRADIENT, RECORD, project_all, project_some, unproject, view_vector
+from ilrm.render.numba_tiles import TILE, bin_tiles, composite, composite_gradient, sort_by_depth
+from ilrm.render.projection import Pinhole
+
+# Numba's fallback threading layer must not be entered by two threads at once.
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    """As many numba threads as torch has been told to use."""
+    with _LOCK:
+        before = numba.get_num_threads()
+        numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+        try:
+            yield
+        finally:
+            numba.set_num_threads(before)
+
+
+def render_views(
+    gaussians: Gaussians, cameras: Cameras, background: Tensor, near: float, far: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour (V, H, W, 3), alpha (V, H, W) and sum of weight times depth (V, H, W), float32."""
+    views = [view_vector(view, near, far) for view in Pinhole.of(cameras, torch.float64)]
+    g = gaussians.to("cpu", torch.float32)
+    job = _Job(views, cameras.width, cameras.height, background.numpy(force=True).astype(np.float32))
+    return _Rasterise.apply(g.means, g.scales, g.quats, g.opacities, g.sh, job)  # type: ignore[misc]
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What a call renders besides the Gaussians."""
+
+    views: list[np.ndarray]
+    width: int
+    height: int
+    background: np.ndarray
+
+    @property
+    def tiles_x(self) -> int:
+        return -(-self.width // TILE)
+
+    @property
+    def tiles_y(self) -> int:
+        return -(-self.height // TILE)
+
+
+@dataclass(frozen=True, eq=False)
+class _Trace:
+    """What the gradient of one view needs from its rendering; see numba_tiles for the meaning."""
+
+    order: np.ndarray
+    tile_starts: np.ndarray
+    ranks: np.ndarray
+    slots: np.ndarray
+    slot_starts: np.ndarray
+    transmittance: np.ndarray
+    last_seen: np.ndarray
+
+
+class _Rasterise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *parameters, job = args
+        arrays = [np.ascontiguousarray(p.detach().numpy()) for p in parameters]
+        size = (len(job.views), job.height, job.width)
+        rgb, alpha, depth = np.empty((*size, 3), np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+        with _threads():
+            traces = [_render(arrays, view, job, rgb[i], alpha[i], depth[i]) for i, view in enumerate(job.views)]
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*parameters)
+            ctx.job, ctx.traces = job, traces
+        return torch.from_numpy(rgb), torch.from_numpy(alpha), torch.from_numpy(depth)
+
+    @staticmethod
+    def backward(ctx: Any, *image_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        parameters = ctx.saved_tensors
+        arrays = [np.ascontiguousarray(p.detach().numpy()) for p in parameters]
+        gradients = [np.zeros(a.shape, np.float32) for a in arrays]
+        images = [np.ascontiguousarray(v.numpy()) for v in image_gradients]
+        with _threads():
+            for i, (view, trace) in enumerate(zip(ctx.job.views, ctx.traces, strict=True)):
+                _add_gradient(arrays, view, ctx.job, trace, [v[i] for v in images], gradients)
+        needed = zip(gradients, ctx.needs_input_grad[:-1], strict=True)
+        return (*(torch.from_numpy(g) if wanted else None for g, wanted in needed), None)
+
+
+def _render(
+    arrays: list[np.ndarray], view: np.ndarray, job: _Job, rgb: np.ndarray, alpha: np.ndarray, depth: np.ndarray
+) -> _Trace:
+    """Render one view into the three images."""
+    records = np.empty((len(arrays[0]), RECORD), np.float32)
+    depth_bits = np.empty(len(records), np.int32)
+    project_all(view, *arrays, records, depth_bits)
+    order = sort_by_depth(depth_bits)
+    records = records[order]
+    tile_starts, ranks, slots, slot_starts = bin_tiles(records, job.tiles_x, job.tiles_y)
+    transmittance, last_seen = np.empty(alpha.shape, np.float32), np.empty(alpha.shape, np.int32)
+    images = (rgb, alpha, depth, transmittance, last_seen)
+    composite(records, tile_starts, ranks, job.tiles_x, job.background, *images)
+    return _Trace(order, tile_starts, ranks, slots, slot_starts, transmittance, last_seen)
+
+
+def _add_gradient(
+    arrays: list[np.ndarray],
+    view: np.ndarray,
+    job: _Job,
+    trace: _Trace,
+    image_gradients: list[np.ndarray],
+    gradients: list[np.ndarray],
+) -> None:
+    """Add one view's share to the gradients of the parameters."""
+    means, scales, quats, _, sh = arrays
+    records = np.empty((len(trace.order), RECORD), np.float32)
+    project_some(view, *arrays, trace.order, records)
+    slot_gradients = np.zeros((len(trace.ranks), GRADIENT), np.float32)
+    v_rgb, v_alpha, v_depth = image_gradients
+    composite_gradient(
+        records,
+        trace.tile_starts,
+        trace.ranks,
+        trace.slots,
+        job.tiles_x,
+        job.background,
+        trace.transmittance,
+        trace.last_seen,
+        v_rgb,
+        v_alpha,
+        v_depth,
+        slot_gradients,
+    )
+    unproject(view, means, scales, quats, sh, trace.order, records, trace.slot_starts, slot_gradients, *gradients)

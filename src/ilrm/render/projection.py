@@ -1,0 +1,114 @@
+"""From world to image: projected centres, covariances, depths and colours, in plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilrm import spherical_harmonics
+from ilrm.cameras import Cameras
+from ilrm.gaussians import Gaussians, quaternion_to_matrix
+from ilrm.render.rules import ALPHA_MIN, BLUR, JACOBIAN_MARGIN
+
+
+@dataclass(frozen=True, eq=False)
+class Pinhole:
+    """One view: world-to-camera (4, 4), centre (3,), and intrinsics as numbers in pixels (no skew)."""
+
+    w2c: Tensor
+    centre: Tensor
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+
+    @staticmethod
+    def of(cameras: Cameras, dtype: torch.dtype) -> list[Pinhole]:
+        """One for each camera; poses are inverted in float64 and then rounded to ``dtype``."""
+        c2w, K = cameras.c2w.detach().double().cpu(), cameras.K.detach().double().cpu()
+        w2c = torch.linalg.inv(c2w).to(dtype)
+        return [
+            Pinhole(
+                w2c[i],
+                c2w[i, :3, 3].to(dtype),
+                *(float(K[i, row, column]) for row, column in ((0, 0), (1, 1), (0, 2), (1, 2))),
+                cameras.width,
+                cameras.height,
+            )
+            for i in range(len(cameras))
+        ]
+
+    @property
+    def jacobian_limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Lowest and highest x/z, then y/z, at which the projection is linearised."""
+        margin_x = JACOBIAN_MARGIN * 0.5 * self.width / self.fx
+        margin_y = JACOBIAN_MARGIN * 0.5 * self.height / self.fy
+        return (
+            (-self.cx / self.fx - margin_x, (self.width - self.cx) / self.fx + margin_x),
+            (-self.cy / self.fy - margin_y, (self.height - self.cy) / self.fy + margin_y),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """M visible Gaussians of one view, nearest first.
+
+    Attributes:
+        index: (M,) positions in the set that was projected.
+        means: (M, 2) centres in pixels, x then y.
+        covariances: (M, 2, 2) in square pixels, blur included.
+        depths: (M,) camera z.
+        opacities: (M,).
+        colours: (M, 3).
+    """
+
+    index: Tensor
+    means: Tensor
+    covariances: Tensor
+    depths: Tensor
+    opacities: Tensor
+    colours: Tensor
+
+
+def project(gaussians: Gaussians, view: Pinhole, near: float, far: float) -> Projected:
+    """Project the Gaussians that the view can see, sorted by depth.
+
+    Left out, without a gradient: those outside [near, far], fainter than ALPHA_MIN, or with NaN or infinite values.
+    """
+    with torch.no_grad():
+        depths = gaussians.means @ view.w2c[2, :3] + view.w2c[2, 3]
+        usable = (depths >= near) & (depths <= far) & (gaussians.opacities >= ALPHA_MIN) & gaussians.finite()
+        index = usable.nonzero()[:, 0]
+        index = index[depths[index].argsort(stable=True)]
+    seen = gaussians[index]
+    rotation, translation = view.w2c[:3, :3], view.w2c[:3, 3]
+    x, y, z = (seen.means @ rotation.T + translation).unbind(-1)
+    axes = _jacobian(x, y, z, view) @ rotation @ _axes(seen)  # (M, 2, 3)
+    covariances = axes @ axes.transpose(-1, -2) + BLUR * torch.eye(2).to(axes)
+    return Projected(
+        index=index,
+        means=torch.stack([view.fx * x / z + view.cx, view.fy * y / z + view.cy], dim=-1),
+        covariances=covariances,
+        depths=z,
+        opacities=seen.opacities,
+        colours=spherical_harmonics.colours(seen.sh, F.normalize(seen.means - view.centre, dim=-1)),
+    )
+
+
+def _axes(gaussians: Gaussians) -> Tensor:
+    """(M, 3, 3) columns: the own axes in the world, as long as the standard deviations."""
+    return quaternion_to_matrix(gaussians.quats) * gaussians.scales[:, None, :]
+
+
+def _jacobian(x: Tensor, y: Tensor, z: Tensor, view: Pinhole) -> Tensor:
+    """(M, 2, 3) derivative of the pixel position by the camera-space position."""
+    (low_x, high_x), (low_y, high_y) = view.jacobian_limits
+    u, v = (x / z).clamp(low_x, high_x), (y / z).clamp(low_y, high_y)
+    zero = torch.zeros_like(z)
+    rows = [view.fx / z, zero, -view.fx * u / z, zero, view.fy / z, -view.fy * v / z]
+    return torch.stack(rows, dim=-1).unflatten(-1, (2, 3))

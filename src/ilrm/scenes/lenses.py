@@ -1,0 +1,138 @@
+"""Lenses with distortion, in COLMAP's models, and how their photos become pinhole photos."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilrm.errors import SceneError
+
+if TYPE_CHECKING:
+    import pycolmap
+
+
+@dataclass(frozen=True)
+class Lens:
+    """A COLMAP camera model; pixel centres lie at +0.5, as everywhere here.
+
+    Attributes:
+        model: COLMAP's name of the model, for instance "PINHOLE" or "OPENCV".
+        params: its parameters in COLMAP's order ("PINHOLE": fx, fy, cx, cy), in pixels.
+        width, height: size of the images that the parameters refer to.
+    """
+
+    model: str
+    params: tuple[float, ...]
+    width: int
+    height: int
+
+    @staticmethod
+    def pinhole(fx: float, fy: float, cx: float, cy: float, width: int, height: int) -> Lens:
+        """A lens without distortion."""
+        return Lens("PINHOLE", (fx, fy, cx, cy), width, height)
+
+    @property
+    def distorted(self) -> bool:
+        return self.model != "PINHOLE"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.width, self.height
+
+    def matrix(self) -> np.ndarray:
+        """(3, 3) float64 intrinsics of a pinhole lens."""
+        assert not self.distorted, self.model
+        fx, fy, cx, cy = self.params
+        return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+    def resize(self, width: int, height: int) -> Lens:
+        """The lens for the same photo stretched to width x height."""
+        if self.size == (width, height):
+            return self
+        if self.distorted:
+            camera = _colmap_camera(self)
+            camera.rescale(width, height)
+            return replace(self, params=tuple(camera.params), width=width, height=height)
+        x, y = width / self.width, height / self.height
+        fx, fy, cx, cy = self.params
+        return Lens.pinhole(fx * x, fy * y, cx * x, cy * y, width, height)
+
+    def undistorted(self, label: str) -> Lens:
+        """The pinhole lens of the undistorted photo: same focal length, cropped so that no border is empty.
+
+        Raises:
+            SceneError: a model that no pinhole can stand for (spherical), or parameters that make no sense.
+        """
+        if not self.distorted:
+            return self
+        return _undistorted(self, label)
+
+
+def remap(pixels: Tensor, lens: Lens, pinhole: Lens, *, nearest: bool = False) -> Tensor:
+    """Photo (H, W, C) taken through ``lens`` as the photo (pinhole.height, pinhole.width, C) through ``pinhole``.
+
+    The photo may have any resolution of the lens's aspect. Values are float; bilinear unless ``nearest``.
+    """
+    grid = _remap_grid(lens, pinhole)
+    moved = F.grid_sample(
+        pixels.permute(2, 0, 1)[None].float(),
+        grid[None],
+        mode="nearest" if nearest else "bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    return moved[0].permute(1, 2, 0)
+
+
+@lru_cache(maxsize=64)
+def _undistorted(lens: Lens, label: str) -> Lens:
+    import pycolmap
+
+    camera = _colmap_camera(lens)
+    if getattr(camera, "is_spherical", lambda: False)():
+        raise SceneError(
+            f"{label} was taken with the panorama model {lens.model}.",
+            expected="a perspective or fisheye camera",
+            fix="cut the panoramas into perspective views first",
+        )
+    if camera.is_undistorted():
+        return Lens.pinhole(*_pinhole_params(camera), lens.width, lens.height)
+    straight = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
+    if not all(math.isfinite(x) for x in straight.params) or min(straight.width, straight.height) < 2:
+        raise SceneError(
+            f"The distortion of {label} ({lens.model} {', '.join(f'{x:g}' for x in lens.params)}) cannot be removed.",
+            fix="calibrate the camera again",
+        )
+    return Lens.pinhole(*_pinhole_params(straight), straight.width, straight.height)
+
+
+# A few grids at a time: most scenes have one lens, and a grid takes 8 bytes a pixel.
+@lru_cache(maxsize=4)
+def _remap_grid(lens: Lens, pinhole: Lens) -> Tensor:
+    """(H, W, 2) where each undistorted pixel's centre lies in the photo, in [-1, 1] (corner to corner)."""
+    fx, fy, cx, cy = pinhole.params
+    x = (np.arange(pinhole.width) + 0.5 - cx) / fx
+    y = (np.arange(pinhole.height) + 0.5 - cy) / fy
+    rays = np.stack([*np.meshgrid(x, y), np.ones((pinhole.height, pinhole.width))], axis=-1)
+    points = np.asarray(_colmap_camera(lens).img_from_cam(rays.reshape(-1, 3)))
+    grid = points / [lens.width, lens.height] * 2.0 - 1.0
+    return torch.from_numpy(grid.reshape(pinhole.height, pinhole.width, 2)).float()
+
+
+def _pinhole_params(camera: pycolmap.Camera) -> tuple[float, float, float, float]:
+    K = camera.calibration_matrix()
+    return float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
+
+
+def _colmap_camera(lens: Lens) -> pycolmap.Camera:
+    import pycolmap
+
+    return pycolmap.Camera(model=lens.model, width=lens.width, height=lens.height, params=list(lens.params))

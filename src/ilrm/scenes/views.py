@@ -1,0 +1,119 @@
+"""Which views are inputs and which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ilrm.cameras import Cameras
+from ilrm.errors import SceneError
+
+_RESTARTS = 8
+_MOST_ITERATIONS = 100
+
+
+def split_holdout(count: int, every: int = 8) -> tuple[list[int], list[int]]:
+    """Indices (rest, held out) of ``count`` views: every ``every``-th is held out, from the first on."""
+    if every < 1:
+        raise SceneError(f"Every {every}-th view was asked to be held out.", expected="at least 1")
+    held_out = list(range(0, count, every))
+    return [i for i in range(count) if i % every], held_out
+
+
+def select_inputs(cameras: Cameras, count: int, candidates: Sequence[int] | None = None, seed: int = 0) -> list[int]:
+    """``count`` views that stand for all candidates: the member nearest to each centre of a k-means clustering.
+
+    Views are compared by [centre / extent, viewing direction], where the extent is the largest distance of a
+    candidate from their mean; so the choice does not depend on the world's position, orientation or scale.
+
+    Args:
+        cameras: V cameras.
+        count: how many views to choose.
+        candidates: which views may be chosen; all by default.
+        seed: of the clustering's starts.
+
+    Returns:
+        distinct indices into ``cameras``, sorted.
+
+    Raises:
+        SceneError: fewer candidates than views asked for.
+    """
+    pool = sorted(set(range(len(cameras)) if candidates is None else candidates))
+    if not 1 <= count <= len(pool):
+        raise SceneError(
+            f"{count} input views were asked for, of {len(pool)} candidates.",
+            expected=f"1 to {len(pool)}",
+            fix="ask for fewer views, or add photos",
+        )
+    centres = cameras.centers[pool].double().cpu().numpy()
+    centres = centres - centres.mean(0)
+    extent = np.linalg.norm(centres, axis=1).max()
+    forward = cameras.forward[pool].double().cpu().numpy()
+    features = np.concatenate([centres / (extent or 1.0), forward], axis=1)
+    return sorted(pool[i] for i in _representatives(features, count, np.random.default_rng(seed)))
+
+
+def farthest_points(positions: Tensor, count: int) -> list[int]:
+    """Indices of ``count`` of the positions (N, 3), spread as far apart as a greedy choice can.
+
+    The first is the farthest from the mean, each next one the farthest from all chosen so far; the first index
+    wins ties. The order is that of choice. Fewer distinct positions than ``count`` give repeated indices.
+    """
+    chosen = [int((positions - positions.mean(0)).square().sum(-1).argmax())]
+    nearest = torch.full_like(positions[:, 0], 1e10)
+    while len(chosen) < count:
+        nearest = torch.minimum(nearest, (positions - positions[chosen[-1]]).square().sum(-1))
+        chosen.append(int(nearest.argmax()))
+    return chosen
+
+
+def _representatives(features: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
+    """Indices of ``count`` distinct rows of the features (N, D): those nearest to the centres of the best clustering."""
+    clusterings = [_cluster(features, _spread_start(features, count, rng)) for _ in range(_RESTARTS)]
+    centres = min(clusterings, key=lambda centres: _squared_distances(features, centres).min(1).sum())
+    distances = _squared_distances(features, centres)
+    owner = distances.argmin(1)
+    chosen = [
+        int(members[distances[members, cluster].argmin()])
+        for cluster in range(count)
+        if len(members := np.flatnonzero(owner == cluster))
+    ]
+    while len(chosen) < count:  # coincident views leave clusters empty
+        gap = _squared_distances(features, features[chosen]).min(1)
+        gap[chosen] = -1.0
+        chosen.append(int(gap.argmax()))
+    return chosen
+
+
+def _spread_start(features: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """k-means++ (Arthur and Vassilvitskii 2007): each centre drawn with probability proportional to its squared
+    distance from those drawn before."""
+    centres = [features[rng.integers(len(features))]]
+    while len(centres) < count:
+        gap = _squared_distances(features, np.stack(centres)).min(1)
+        total = gap.sum()
+        # Inverse transform rather than rng.choice: rounding noise in the weights then moves the draw only at a boundary.
+        index = int(np.searchsorted(gap.cumsum(), rng.random() * total, side="right")) if total > 0 else 0
+        centres.append(features[min(index, len(features) - 1)])
+    return np.stack(centres)
+
+
+def _cluster(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Centres (k, D) after Lloyd's iterations from the given ones; a cluster that loses all its members stays put."""
+    owner = None
+    for _ in range(_MOST_ITERATIONS):
+        nearest = _squared_distances(features, centres).argmin(1)
+        if owner is not None and (nearest == owner).all():
+            break
+        owner = nearest
+        centres = np.stack(
+            [features[owner == k].mean(0) if (owner == k).any() else centre for k, centre in enumerate(centres)]
+        )
+    return centres
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.square(a[:, None] - b[None]).sum(-1)

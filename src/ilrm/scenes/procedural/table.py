@@ -1,0 +1,63 @@
+"""Per-surface values in one matrix, so that a ray fetches all of its surface's values in one gather."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# name -> how many numbers. Lengths are in world units before "texture", in texture units after it.
+COLUMNS: dict[str, int] = {
+    "frame": 9,  # world offset -> unit shape, row-major
+    "origin": 3,
+    "shape": 3,  # one-hot ellipsoid / box / cylinder; zeros on the backdrop
+    "normal": 3,  # constant normal of the backdrop
+    "texture": 12,  # affine world -> texture, row-major 3x4
+    "palette": 12,  # four linear RGB colours
+    "noise": 2,  # frequency of the first octave, gain per octave
+    "ramp": 2,  # contrast of the blend between the first two colours, and its bias
+    "patch": 3,  # threshold, contrast and strength of the blend to the third colour
+    "mix": 4,  # how noise, stripes, checkers and random cells enter the blend
+    "cell": 4,  # cells per texture unit, warp by noise, row shift, use of the third axis
+    "line": 2,  # half width of the lines between cells, strength of the fourth colour
+    "dot": 2,  # radius of dots in the cells, strength of the fourth colour
+    "detail": 4,  # fine grain, coarse stain, tint per cell, bump of the normal
+    "gloss": 2,  # strength and exponent of the highlight
+    "glow": 1,  # light that the surface sends out by itself
+}
+WIDTH = sum(COLUMNS.values())
+Row = Mapping[str, object]
+
+
+def pack(row: Row) -> NDArray[np.float32]:
+    """(WIDTH,) numbers of one surface; every column must be given."""
+    assert set(row) == set(COLUMNS), set(row) ^ set(COLUMNS)
+    parts = [np.asarray(row[name], dtype=np.float32).reshape(size) for name, size in COLUMNS.items()]
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Fetched:
+    """The columns (WIDTH, R) of the surfaces that R rays hit."""
+
+    columns: Tensor
+
+    @staticmethod
+    def fetch(table: Tensor, index: Tensor) -> Fetched:
+        """Look up surfaces index (N, R) in table (N, S, WIDTH); the result runs over N * R rays."""
+        offset = torch.arange(table.shape[0], device=index.device)[:, None] * table.shape[1]
+        columns = table.flatten(0, 1).T.contiguous()
+        return Fetched(columns.index_select(1, (index + offset).flatten()))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """(size, R) values of a column."""
+        start = 0
+        for column, size in COLUMNS.items():
+            if column == name:
+                return self.columns[start : start + size]
+            start += size
+        raise KeyError(name)

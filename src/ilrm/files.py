@@ -1,0 +1,163 @@
+"""Files that are either whole or absent: written to a temporary name beside the target, then renamed.
+
+An error, a full disk or Ctrl-C leaves what was there before, and no temporary file.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ilrm.errors import OutputError
+
+_FIXES = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some of your quota, or write to another disk",
+    errno.EFBIG: "raise the file size limit (ulimit -f), or write to another disk",
+    errno.EACCES: "choose a folder you may write to, or change its permissions",
+    errno.EPERM: "choose a folder you may write to, or change its permissions",
+    errno.EROFS: "choose a folder on a disk that is not mounted read-only",
+    errno.ENOTDIR: "one of the folders on the way is a file; choose another path",
+    errno.EEXIST: "one of the folders on the way is a file; choose another path",
+    errno.EISDIR: "that is a folder; give a file name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def output_error(error: OSError, path: Path | str) -> OutputError:
+    """The reason why ``path`` could not be written, in words, with what to do about it."""
+    reason = error.strerror or str(error)
+    fix = _FIXES.get(error.errno or 0, "choose another place to write to")
+    return OutputError(f"Cannot write {path}: {reason[:1].lower()}{reason[1:]}.", fix=fix)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+@contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Create the missing folders above ``path``; remove them again if the body fails."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # not empty: someone else uses it by now
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """Write one file: the body fills the yielded temporary path, which becomes ``path`` when the body succeeds.
+
+    The temporary name keeps the suffix, so writers that look at it work. Missing folders are created. A link is followed.
+
+    Raises:
+        OutputError: the file cannot be written; OSErrors of the body are taken to be about it.
+    """
+    target = Path(os.path.realpath(path))
+    with _explained(target):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.exists() and not target.is_file():
+            raise OutputError(f"Cannot write {target}: it is a device, not a file.", fix="give a file name")
+    temporary = target.with_name(f".{target.stem[:80]}-{secrets.token_hex(4)}.partial{target.suffix}")
+    with _parents(target):
+        try:
+            with _explained(target):
+                temporary.touch(exist_ok=False)  # fails now rather than after the work, if it has to fail
+                yield temporary
+                os.replace(temporary, target)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a whole file or nothing. Raises OutputError."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a whole UTF-8 text file or nothing. Raises OutputError."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """Write a whole JSON file or nothing (NaN and infinity are our mistake). Raises OutputError."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def atomic_folder(path: Path | str, owns: Sequence[str] | None = None) -> Iterator[Path]:
+    """Write a folder of results: the body fills the yielded temporary folder, whose content then moves to ``path``.
+
+    Where ``path`` exists already its entries of the same names are replaced, all of them or none; other files stay.
+
+    Args:
+        path: the folder to write. It may exist (even as a mount point) or not.
+        owns: names that a result may hold. Those that an earlier result has left and the new one lacks are removed.
+
+    Raises:
+        OutputError: the folder cannot be written; raised on entering where that is known by then.
+    """
+    target = Path(os.path.realpath(path))
+    existed = target.is_dir()
+    # Inside an existing folder, because its parent may be another disk or closed to us.
+    holder = target if existed else target.parent
+    staging = holder / f".{target.name[:80]}-{secrets.token_hex(4)}.partial"
+    with _parents(target if not existed else target / "x"):
+        try:
+            with _explained(target):
+                if target.exists() and not existed:
+                    raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
+                staging.mkdir()
+            yield staging
+            with _explained(target):
+                if existed:
+                    _swap_entries(staging, target, owns or ())
+                else:
+                    os.rename(staging, target)
+        except OutputError as error:
+            raise OutputError(
+                error.problem.replace(str(staging), str(target)), expected=error.expected, fix=error.fix
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap_entries(staging: Path, target: Path, owns: Sequence[str]) -> None:
+    """Move the entries of ``staging`` into ``target``; put the earlier ones back if that fails midway."""
+    fresh = sorted(entry.name for entry in staging.iterdir())
+    earlier = staging / f".earlier-{secrets.token_hex(4)}"
+    earlier.mkdir()
+    retired, placed = [], []
+    try:
+        for name in [*fresh, *(name for name in owns if name not in fresh)]:
+            if os.path.lexists(target / name):
+                os.rename(target / name, earlier / name)
+                retired.append(name)
+        for name in fresh:
+            os.rename(staging / name, target / name)
+            placed.append(name)
+    except BaseException:
+        for name in placed:
+            os.rename(target / name, staging / name)
+        for name in retired:
+            os.rename(earlier / name, target / name)
+        raise

@@ -64,7 +64,8 @@ def _parents(path: Path) -> Iterator[None]:
 def atomic_file(path: Path | str) -> Iterator[Path]:
     """Write one file: the body fills the yielded temporary path, which becomes ``path`` when the body succeeds.
 
-    The temporary name keeps the suffix, so writers that look at it work. Missing folders are created. A link is followed.
+    The temporary name keeps the suffix, so writers that look at it work. Missing folders are created, links
+    are followed.
 
     Raises:
         OutputError: the file cannot be written; OSErrors of the body are taken to be about it.

@@ -1,0 +1,98 @@
+"""Image and depth metrics, per view.
+
+PSNR clamps to [0, 1] first; SSIM does not, and equals scikit-image's ``structural_similarity(gaussian_weights=True,
+sigma=1.5, use_sample_covariance=True, data_range=1)``: the protocol of the published numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilrm.errors import SceneError
+
+SSIM_WINDOW = 11
+_SIGMA = 1.5
+_C1, _C2 = 0.01**2, 0.03**2
+_SAMPLE = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)  # from population to sample covariance
+
+
+def _check(prediction: Tensor, truth: Tensor) -> None:
+    if prediction.shape != truth.shape or truth.ndim != 4 or truth.shape[-1] != 3:
+        raise SceneError(
+            f"Images of shapes {tuple(prediction.shape)} and {tuple(truth.shape)} cannot be compared.",
+            expected="two tensors of one shape (V, H, W, 3)",
+        )
+
+
+def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
+    """(V,) peak signal-to-noise ratio in dB of images (V, H, W, 3), both clamped to [0, 1]; equal images give inf."""
+    _check(prediction, truth)
+    error = (prediction.clamp(0, 1).double() - truth.clamp(0, 1).double()).square()
+    return -10 * error.mean((1, 2, 3)).log10()
+
+
+def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
+    """(V,) structural similarity of images (V, H, W, 3) with data range 1, not clamped, in float64.
+
+    Raises:
+        SceneError: the images are smaller than the 11-pixel window, or of different shapes.
+    """
+    _check(prediction, truth)
+    height, width = truth.shape[1:3]
+    if min(height, width) < SSIM_WINDOW:
+        raise SceneError(
+            f"Images of {width}x{height} pixels are too small for SSIM.",
+            expected=f"at least {SSIM_WINDOW}x{SSIM_WINDOW}, the size of its window",
+        )
+    pairs = zip(prediction.double(), truth.double(), strict=True)  # one view at a time bounds the memory
+    return torch.stack([ssim_map(p[None], t[None]).mean() for p, t in pairs])
+
+
+def ssim_map(prediction: Tensor, truth: Tensor) -> Tensor:
+    """(V, 3, H - 10, W - 10) similarity at every pixel whose window lies inside the images (V, H, W, 3).
+
+    Differentiable, in the dtype of its arguments. Only the border is dropped, as the metric's mean does.
+    """
+    x, y = prediction.permute(0, 3, 1, 2), truth.permute(0, 3, 1, 2)
+    blurred = _blur(torch.cat([x, y, x * x, y * y, x * y], dim=1))
+    mx, my, mxx, myy, mxy = blurred.chunk(5, dim=1)
+    vx, vy, cov = _SAMPLE * (mxx - mx * mx), _SAMPLE * (myy - my * my), _SAMPLE * (mxy - mx * my)
+    return ((2 * mx * my + _C1) * (2 * cov + _C2)) / ((mx * mx + my * my + _C1) * (vx + vy + _C2))
+
+
+def _blur(x: Tensor) -> Tensor:
+    """Gaussian blur of (V, C, H, W) by two one-dimensional passes, without the border."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
+    weights = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
+    weights = (weights / weights.sum()).to(x)
+    flat = x.flatten(0, 1)[:, None]
+    rows = F.conv2d(flat, weights[None, None, :, None])
+    return F.conv2d(rows, weights[None, None, None]).unflatten(0, x.shape[:2])[:, :, 0]
+
+
+def depth_abs_rel(depth: Tensor, truth: Tensor, *, median_scaled: bool = False) -> Tensor:
+    """(V,) mean of |depth - truth| / truth over the pixels where truth (V, H, W) is known (above 0 and finite).
+
+    Args:
+        median_scaled: multiply each predicted map by the ratio of the medians first, which forgives a wrong scale.
+
+    Raises:
+        SceneError: a view has no pixel of known depth, or the shapes differ.
+    """
+    if depth.shape != truth.shape or truth.ndim != 3:
+        raise SceneError(
+            f"Depth maps of shapes {tuple(depth.shape)} and {tuple(truth.shape)} cannot be compared.",
+            expected="two tensors of one shape (V, H, W)",
+        )
+    errors = []
+    for view, (d, t) in enumerate(zip(depth.double(), truth.double(), strict=True)):
+        known = torch.isfinite(t) & (t > 0)
+        if not known.any():
+            raise SceneError(f"The true depth of view {view} has no known pixel.", expected="positive z-depths")
+        d, t = d[known], t[known]
+        if median_scaled:
+            d = d * (t.median() / d.median().clamp_min(1e-12))
+        errors.append(((d - t).abs() / t).mean())
+    return torch.stack(errors)

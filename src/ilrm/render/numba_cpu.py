@@ -1,7 +1,7 @@
 """The CPU rasteriser: numba kernels on all of torch's threads, float32 images, gradients by hand.
 
-Views are rendered one after the other, each in parallel. What is kept for the gradient is four bytes a visible
-Gaussian, sixteen a pair of Gaussian and tile, and eight a pixel; projections are computed again.
+Views are rendered one after the other, each in parallel. What is kept of each for the gradient is
+eight bytes a Gaussian, a pixel, and a pair of Gaussian and tile; projections are computed again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ from torch import Tensor
 
 from ilrm.cameras import Cameras
 from ilrm.gaussians import Gaussians
-from ilrm.render.numba_projection import GRADIENT, RECORD, project_all, project_some, unproject, view_vector
-from ilrm.render.numba_tiles import TILE, bin_tiles, composite, composite_gradient, sort_by_depth
+from ilrm.render.numba_projection import GRADIENT, project_all, unproject, view_vector
+from ilrm.render.numba_tiles import (
+    TILE,
+    composite,
+    composite_gradient,
+    list_by_tile,
+    slots_of_gaussians,
+    sort_by_depth,
+)
 from ilrm.render.projection import Pinhole
 
 # Numba's fallback threading layer must not be entered by two threads at once.
@@ -71,11 +78,10 @@ class _Job:
 class _Trace:
     """What the gradient of one view needs from its rendering; see numba_tiles for the meaning."""
 
-    order: np.ndarray
-    tile_starts: np.ndarray
-    ranks: np.ndarray
-    slots: np.ndarray
     slot_starts: np.ndarray
+    tile_starts: np.ndarray
+    members: np.ndarray
+    slots: np.ndarray
     transmittance: np.ndarray
     last_seen: np.ndarray
 
@@ -111,16 +117,14 @@ def _render(
     arrays: list[np.ndarray], view: np.ndarray, job: _Job, rgb: np.ndarray, alpha: np.ndarray, depth: np.ndarray
 ) -> _Trace:
     """Render one view into the three images."""
-    records = np.empty((len(arrays[0]), RECORD), np.float32)
-    depth_bits = np.empty(len(records), np.int32)
-    project_all(view, *arrays, records, depth_bits)
+    records, depth_bits = project_all(view, *arrays)
     order = sort_by_depth(depth_bits)
-    records = records[order]
-    tile_starts, ranks, slots, slot_starts = bin_tiles(records, job.tiles_x, job.tiles_y)
+    slot_starts, tile_of_slot = slots_of_gaussians(records, depth_bits, job.tiles_x, job.tiles_y)
+    tile_starts, members, slots = list_by_tile(slot_starts, tile_of_slot, order, job.tiles_x * job.tiles_y)
     transmittance, last_seen = np.empty(alpha.shape, np.float32), np.empty(alpha.shape, np.int32)
     images = (rgb, alpha, depth, transmittance, last_seen)
-    composite(records, tile_starts, ranks, job.tiles_x, job.background, *images)
-    return _Trace(order, tile_starts, ranks, slots, slot_starts, transmittance, last_seen)
+    composite(records, tile_starts, members, job.tiles_x, job.background, *images)
+    return _Trace(slot_starts, tile_starts, members, slots, transmittance, last_seen)
 
 
 def _add_gradient(
@@ -133,14 +137,13 @@ def _add_gradient(
 ) -> None:
     """Add one view's share to the gradients of the parameters."""
     means, scales, quats, _, sh = arrays
-    records = np.empty((len(trace.order), RECORD), np.float32)
-    project_some(view, *arrays, trace.order, records)
-    slot_gradients = np.zeros((len(trace.ranks), GRADIENT), np.float32)
+    records, _ = project_all(view, *arrays)
+    slot_gradients = np.zeros((len(trace.members), GRADIENT), np.float32)
     v_rgb, v_alpha, v_depth = image_gradients
     composite_gradient(
         records,
         trace.tile_starts,
-        trace.ranks,
+        trace.members,
         trace.slots,
         job.tiles_x,
         job.background,
@@ -151,4 +154,4 @@ def _add_gradient(
         v_depth,
         slot_gradients,
     )
-    unproject(view, means, scales, quats, sh, trace.order, records, trace.slot_starts, slot_gradients, *gradients)
+    unproject(view, means, scales, quats, sh, records, trace.slot_starts, slot_gradients, *gradients)

@@ -41,6 +41,8 @@ GRADIENT = 10
 # View: world-to-camera rotation (9) and translation (3), camera centre (3), fx, fy, cx, cy, limits of x/z and y/z (4),
 # near, far, width, height.
 _CENTRE, _FOCAL, _LIMITS, _RANGE, _SIZE = 12, 15, 19, 23, 25
+# Pieces that the Gaussians are dealt out in.
+_SHARES = 64
 
 _jit = njit(cache=True, nogil=True, error_model="numpy")
 _parallel = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
@@ -191,37 +193,19 @@ def _project_one(
 
 @_parallel
 def project_all(
-    view: Array,
-    means: Array,
-    scales: Array,
-    quats: Array,
-    opacities: Array,
-    sh: Array,
-    records: Array,
-    depth_bits: Array,
-) -> None:
-    """Fill records (N, RECORD); depth_bits (N,) int32 gets the bits of z, which sort like z, or 0 for unseen ones."""
-    lanes = 64
+    view: Array, means: Array, scales: Array, quats: Array, opacities: Array, sh: Array
+) -> tuple[Array, Array]:
+    """Records (N, RECORD), and (N,) int32 the bits of z, which sort like z; 0, with no record, for unseen Gaussians."""
     count = len(means)
-    for lane in prange(lanes):
+    records, depth_bits = np.empty((count, RECORD), np.float32), np.zeros(count, np.int32)
+    depths = depth_bits.view(np.float32)
+    for lane in prange(_SHARES):
         work, basis = np.empty((10, 3)), np.empty(sh.shape[1])
-        for i in range(lane * count // lanes, (lane + 1) * count // lanes):
-            seen = _project_one(view, means[i], scales[i], quats[i], opacities[i], sh[i], work, basis, records[i])
-            depth_bits[i] = records[i, REC_Z : REC_Z + 1].view(np.int32)[0] if seen else 0
-
-
-@_parallel
-def project_some(
-    view: Array, means: Array, scales: Array, quats: Array, opacities: Array, sh: Array, order: Array, records: Array
-) -> None:
-    """Fill records (M, RECORD) of the Gaussians order (M,), all of which are known to be seen."""
-    lanes = 64
-    count = len(order)
-    for lane in prange(lanes):
-        work, basis = np.empty((10, 3)), np.empty(sh.shape[1])
-        for g in range(lane * count // lanes, (lane + 1) * count // lanes):
-            i = order[g]
-            _project_one(view, means[i], scales[i], quats[i], opacities[i], sh[i], work, basis, records[g])
+        for i in range(lane * count // _SHARES, (lane + 1) * count // _SHARES):
+            out = records[i]
+            if _project_one(view, means[i], scales[i], quats[i], opacities[i], sh[i], work, basis, out):
+                depths[i] = out[REC_Z]
+    return records, depth_bits
 
 
 @_jit
@@ -336,7 +320,6 @@ def unproject(
     scales: Array,
     quats: Array,
     sh: Array,
-    order: Array,
     records: Array,
     slot_starts: Array,
     slot_gradients: Array,
@@ -348,21 +331,21 @@ def unproject(
 ) -> None:
     """Add one view's gradients to those of the Gaussians.
 
-    Gaussian order[g] owns the image-space gradients slot_gradients[slot_starts[g] : slot_starts[g + 1]]; they are
-    summed in that order, so results do not depend on the number of threads.
+    Gaussian i owns the image-space gradients slot_gradients[slot_starts[i] : slot_starts[i + 1]]; they are summed in
+    that order, so results do not depend on the number of threads.
     """
-    lanes = 64
-    count = len(order)
-    for lane in prange(lanes):
+    count = len(means)
+    for lane in prange(_SHARES):
         work, v, out, sums = np.empty((10, 3)), np.empty((10, 3)), np.empty(10), np.empty(GRADIENT)
         basis, weights = np.empty(sh.shape[1]), np.empty(sh.shape[1])
-        for g in range(lane * count // lanes, (lane + 1) * count // lanes):
-            i = order[g]
+        for i in range(lane * count // _SHARES, (lane + 1) * count // _SHARES):
+            if slot_starts[i] == slot_starts[i + 1]:
+                continue
             sums[:] = 0.0
-            for slot in range(slot_starts[g], slot_starts[g + 1]):
+            for slot in range(slot_starts[i], slot_starts[i + 1]):
                 for k in range(GRADIENT):
                     sums[k] += slot_gradients[slot, k]
-            v_opacities[i] += _unproject_one(view, means[i], scales[i], quats[i], records[g], sums, work, v, out)
+            v_opacities[i] += _unproject_one(view, means[i], scales[i], quats[i], records[i], sums, work, v, out)
             for j in range(3):
                 v_means[i, j] += out[j]
                 v_scales[i, j] += out[3 + j]

@@ -32,6 +32,9 @@ TILE = LANES
 _AREA = TILE * TILE
 # Pixels by which extents are widened, so that rounding never drops a pixel whose alpha is ALPHA_MIN.
 _SLACK = 0.01
+# Pieces that the Gaussians, and the tiles, are dealt out in.
+_SHARES = 64
+_TILE_SHARES = 256
 # Gaussians between two looks at which rows of a tile are still transparent.
 _STRIDE = 32
 _MIN, _CAP, _STOP = np.float32(ALPHA_MIN), np.float32(ALPHA_CAP), np.float32(TRANSMITTANCE_MIN)
@@ -100,8 +103,8 @@ def _span(low: float, high: float, tiles: int) -> tuple[int, int]:
 def _columns(record: Array, tile_row: int, tiles_x: int) -> tuple[int, int]:
     """Tile columns that the ellipse of a Gaussian reaches in a tile row: its exact extent within that band.
 
-    At height dy the ellipse spans x = shear dy +- width sqrt(1 - (dy / half_y)^2). The right end is concave in dy and
-    highest at shear half_y^2 / half_x ... the point of the ellipse furthest right; the left end mirrors it.
+    The ellipse's right side is a concave function of the height, so within the band it is highest at the height
+    of its furthest point, or at the end of the band nearest to that; the left side mirrors it through the centre.
     """
     x, y, half_x, half_y = record[REC_X], record[REC_Y], record[REC_HALF_X], record[REC_HALF_Y]
     low = max(tile_row * TILE + 0.5 - y - _SLACK, -half_y)
@@ -124,55 +127,81 @@ def _right_end(record: Array, dy: float) -> float:
 
 
 @_jit
-def bin_tiles(records: Array, tiles_x: int, tiles_y: int) -> tuple[Array, Array, Array, Array]:
-    """Lists of Gaussians, nearest first, for every tile.
+def _tile_box(record: Array, tiles_x: int, tiles_y: int) -> tuple[int, int, int, int]:
+    """First and one past the last tile column, then row, that the ellipse's bounding box reaches."""
+    x, y, half_x, half_y = record[REC_X], record[REC_Y], record[REC_HALF_X], record[REC_HALF_Y]
+    left, right = _span(x - half_x, x + half_x, tiles_x)
+    top, bottom = _span(y - half_y, y + half_y, tiles_y)
+    return left, right, top, bottom
+
+
+@_jit
+def _visit_tiles(record: Array, tiles_x: int, tiles_y: int, out: Array) -> int:
+    """Number of tiles that a Gaussian reaches; written to ``out`` unless that is empty."""
+    left, right, top, bottom = _tile_box(record, tiles_x, tiles_y)
+    count = 0
+    for row in range(top, bottom):
+        first, last = left, right
+        if right - left > 1 and bottom - top > 1:
+            first, last = _columns(record, row, tiles_x)
+        if len(out) > 0:
+            for column in range(first, last):
+                out[count + column - first] = row * tiles_x + column
+        count += max(last - first, 0)
+    return count
+
+
+@_parallel
+def slots_of_gaussians(records: Array, seen: Array, tiles_x: int, tiles_y: int) -> tuple[Array, Array]:
+    """One slot for each pair of Gaussian and tile, those of one Gaussian together.
 
     Args:
-        records: (M, RECORD), sorted by depth.
+        records: (N, RECORD).
+        seen: (N,) 0 for those without a record.
 
     Returns:
-        tile_starts (tiles + 1,): tile t owns the entries tile_starts[t] : tile_starts[t + 1].
-        ranks (S,): row in records of each entry.
-        slots (S,): where each entry's gradient goes, such that those of one Gaussian lie together.
-        slot_starts (M + 1,): Gaussian g owns the slots slot_starts[g] : slot_starts[g + 1].
+        slot_starts (N + 1,): Gaussian i owns the slots slot_starts[i] : slot_starts[i + 1].
+        tile_of_slot (S,).
     """
     count = len(records)
     slot_starts = np.zeros(count + 1, np.int64)
-    tile_starts = np.zeros(tiles_x * tiles_y + 1, np.int64)
-    bound = 0
-    for g in range(count):
-        x, y, half_x, half_y = records[g, REC_X], records[g, REC_Y], records[g, REC_HALF_X], records[g, REC_HALF_Y]
-        left, right = _span(x - half_x, x + half_x, tiles_x)
-        top, bottom = _span(y - half_y, y + half_y, tiles_y)
-        bound += max(right - left, 0) * max(bottom - top, 0)
-    tile_of_slot = np.empty(bound, np.int32)
-    slot = 0
-    for g in range(count):
-        x, y, half_x, half_y = records[g, REC_X], records[g, REC_Y], records[g, REC_HALF_X], records[g, REC_HALF_Y]
-        left, right = _span(x - half_x, x + half_x, tiles_x)
-        top, bottom = _span(y - half_y, y + half_y, tiles_y)
-        single = (right - left) <= 1 or (bottom - top) <= 1
-        for row in range(top, bottom):
-            first, last = left, right
-            if not single:
-                first, last = _columns(records[g], row, tiles_x)
-                first, last = max(first, left), min(last, right)
-            for column in range(first, last):
-                tile = row * tiles_x + column
-                tile_of_slot[slot] = tile
-                tile_starts[tile + 1] += 1
-                slot += 1
-        slot_starts[g + 1] = slot
-    for tile in range(tiles_x * tiles_y):
+    for lane in prange(_SHARES):
+        nothing = np.empty(0, np.int32)
+        for i in range(lane * count // _SHARES, (lane + 1) * count // _SHARES):
+            if seen[i] != 0:
+                slot_starts[i + 1] = _visit_tiles(records[i], tiles_x, tiles_y, nothing)
+    for i in range(count):
+        slot_starts[i + 1] += slot_starts[i]
+    tile_of_slot = np.empty(slot_starts[count], np.int32)
+    for lane in prange(_SHARES):
+        for i in range(lane * count // _SHARES, (lane + 1) * count // _SHARES):
+            if slot_starts[i + 1] > slot_starts[i]:
+                _visit_tiles(records[i], tiles_x, tiles_y, tile_of_slot[slot_starts[i] : slot_starts[i + 1]])
+    return slot_starts, tile_of_slot
+
+
+@_jit
+def list_by_tile(slot_starts: Array, tile_of_slot: Array, order: Array, tiles: int) -> tuple[Array, Array, Array]:
+    """Lists of Gaussians for every tile, in the given order (M,).
+
+    Returns:
+        tile_starts (tiles + 1,): tile t owns the entries tile_starts[t] : tile_starts[t + 1].
+        members (S,): the Gaussian of each entry.
+        slots (S,): the slot of each entry.
+    """
+    tile_starts = np.zeros(tiles + 1, np.int64)
+    for tile in tile_of_slot:
+        tile_starts[tile + 1] += 1
+    for tile in range(tiles):
         tile_starts[tile + 1] += tile_starts[tile]
-    ranks, slots = np.empty(slot, np.int32), np.empty(slot, np.int32)
+    members, slots = np.empty(len(tile_of_slot), np.int32), np.empty(len(tile_of_slot), np.int32)
     cursor = tile_starts[:-1].copy()
-    for g in range(count):
-        for s in range(slot_starts[g], slot_starts[g + 1]):
-            entry = cursor[tile_of_slot[s]]
-            cursor[tile_of_slot[s]] += 1
-            ranks[entry], slots[entry] = g, s
-    return tile_starts, ranks, slots, slot_starts
+    for i in order:
+        for slot in range(slot_starts[i], slot_starts[i + 1]):
+            entry = cursor[tile_of_slot[slot]]
+            cursor[tile_of_slot[slot]] += 1
+            members[entry], slots[entry] = i, slot
+    return tile_starts, members, slots
 
 
 @_jit
@@ -229,7 +258,7 @@ def _look_alive(planes: Array, alive: Array) -> bool:
 def composite(
     records: Array,
     tile_starts: Array,
-    ranks: Array,
+    members: Array,
     tiles_x: int,
     background: Array,
     rgb: Array,
@@ -240,12 +269,13 @@ def composite(
 ) -> None:
     """Fill rgb (H, W, 3), and (H, W) each: alpha, sum of weight times depth, transmittance and last_seen.
 
-    alpha is the sum of the weights: 1 - transmittance would lose digits where little is seen. last_seen is the position, in its tile's list, of the last Gaussian that a pixel took; -1 if none.
+    alpha is the sum of the weights: 1 - transmittance would lose digits where little is seen.
+    last_seen is the position, in its tile's list, of the last Gaussian that a pixel took; -1 if none.
     """
     height, width = transmittance.shape
     tiles = len(tile_starts) - 1
     # Strided lanes, not blocks: what is crowded lies together.
-    lanes = min(256, tiles)
+    lanes = min(_TILE_SHARES, tiles)
     for lane in prange(lanes):
         planes, alive = np.empty(7 * _AREA, np.float32), np.empty(TILE, np.bool_)
         for tile in range(lane, tiles, lanes):
@@ -260,7 +290,7 @@ def composite(
             for entry in range(start, end):
                 if (entry - start) % _STRIDE == 0 and not _look_alive(planes, alive):
                     break
-                record = records[ranks[entry]]
+                record = records[members[entry]]
                 first, last = _rows(record, top)
                 _composite_one(record, left, top, first, last, entry - start, alive, planes)
             for row in range(rows):
@@ -325,7 +355,7 @@ def _composite_one_gradient(
 def composite_gradient(
     records: Array,
     tile_starts: Array,
-    ranks: Array,
+    members: Array,
     slots: Array,
     tiles_x: int,
     background: Array,
@@ -339,7 +369,7 @@ def composite_gradient(
     """Fill slot_gradients (S, GRADIENT), given as zeros, from the gradients of the images."""
     height, width = transmittance.shape
     tiles = len(tile_starts) - 1
-    lanes = min(256, tiles)
+    lanes = min(_TILE_SHARES, tiles)
     for lane in prange(lanes):
         planes, row_last = np.empty(7 * _AREA, np.float32), np.empty(TILE, np.int64)
         for tile in range(lane, tiles, lanes):
@@ -360,7 +390,7 @@ def composite_gradient(
             start = tile_starts[tile]
             for position in range(row_last.max(), -1, -1):
                 entry = start + position
-                record = records[ranks[entry]]
+                record = records[members[entry]]
                 first, last = _rows(record, top)
                 _composite_one_gradient(
                     record, left, top, first, last, position, row_last, planes, slot_gradients[slots[entry]]

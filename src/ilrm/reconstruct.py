@@ -13,9 +13,7 @@ from ilrm.scene import Scene
 
 
 @torch.no_grad()
-def reconstruct(
-    scene: Scene, model: ILRM, *, precision: Precision = "auto", iterations: bool = False
-) -> Gaussians:
+def reconstruct(scene: Scene, model: ILRM, *, precision: Precision = "auto", iterations: bool = False) -> Gaussians:
     """Gaussians of all views of a scene.
 
     The cameras are moved into the frame the network was trained in and the result is moved back, so that a

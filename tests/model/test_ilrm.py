@@ -10,8 +10,10 @@ import torch
 from ilrm.cameras import normalise
 from ilrm.errors import ConfigError
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig, ReleasedDecoder
+from ilrm.model.blocks import _attend_by_products, attend
 from ilrm.model.mini_batch import subset
 from ilrm.model.tokens import fit_size
+from ilrm.precision import autocast
 from tests.conftest import make_cameras
 
 TINY = ILRMConfig(width=32, head_width=16, layers=2, patch_size=4)
@@ -150,6 +152,30 @@ def test_chunks_without_gradient_equal_the_whole(monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         chunked = model(*given).means
     torch.testing.assert_close(chunked, whole, atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_attention_by_products_equals_the_fused_one() -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3, 16, generator=g) for n in (300, 70, 70))
+    exact = attend(q, k, v)
+    assert (_attend_by_products(q, k, v) - exact).abs().max() < 1e-5
+    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - exact).abs().max() < 0.03
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [TINY, FOOTPRINT], ids=["released", "footprint"])
+def test_bf16_stays_close_to_fp32(config: ILRMConfig) -> None:
+    model, given = make(config), inputs(4)
+    exact = model.logits(*given)[-1]
+    with autocast("bf16", torch.device("cpu")):
+        half = model.logits(*given)[-1]
+    assert half.means.dtype == torch.float32
+    for name in ("sh", "log_scales", "opacity_logits"):
+        error = (getattr(half, name) - getattr(exact, name)).square().mean().sqrt()
+        assert 0 < error < 0.02 * max(1.0, float(getattr(exact, name).std()))
 
 
 class TestMiniBatch:

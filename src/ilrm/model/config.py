@@ -52,8 +52,8 @@ class FootprintDecoder:
         match_gate_bias: with matched depth among the inputs, its starting weight is sigmoid(match_gate_bias).
     """
 
-    near: float = 0.1
-    far: float = 200.0
+    near: float = 0.2
+    far: float = 400.0
     scale_range: float = 8.0
     opacity_bias: float = 2.0
     match_gate_bias: float = 2.0

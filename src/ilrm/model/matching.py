@@ -127,8 +127,10 @@ def _sweep(
 
 
 def _box(x: Tensor, window: int) -> Tensor:
-    """Mean over a window around each pixel (cut at the border)."""
-    return F.avg_pool2d(x, window, stride=1, padding=window // 2, count_include_pad=False)
+    """Mean over a window around each pixel (cut at the border), rows after columns: 2 w instead of w^2 additions."""
+    half = window // 2
+    rows = F.avg_pool2d(x, (window, 1), stride=1, padding=(half, 0), count_include_pad=False)
+    return F.avg_pool2d(rows, (1, window), stride=1, padding=(0, half), count_include_pad=False)
 
 
 def _winner(scores_VPHW: Tensor) -> tuple[Tensor, Tensor]:

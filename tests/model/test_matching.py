@@ -1,0 +1,93 @@
+"""Plane-sweep matching: finds true depth on textured scenes, and says where it cannot know."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ilrm.cameras import Cameras, normalise
+from ilrm.errors import ConfigError
+from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
+from ilrm.model.matching import match_depth, source_views
+from ilrm.scenes.procedural import ProceduralConfig, make_batch
+
+CONFIG = ILRMConfig(
+    decoder=FootprintDecoder(), matching=MatchingConfig(planes=64, sources=3), image_channels=("rgb", "match")
+)
+
+
+def textured_plane(views: int = 4, size: int = 48) -> tuple[torch.Tensor, Cameras]:
+    """Views of a wall at z = 6 with a smooth random texture, cameras side by side."""
+    c2w = torch.eye(4).repeat(views, 1, 1)
+    c2w[:, 0, 3] = torch.linspace(-1, 1, views)
+    K = torch.tensor([[size, 0, size / 2], [0, size, size / 2], [0, 0, 1.0]]).repeat(views, 1, 1)
+    cameras = Cameras(c2w, K, size, size)
+    origins, directions = cameras.rays()
+    x, y = (origins + directions * (6 / directions[..., 2:])).unbind(-1)[:2]
+    colour = [
+        0.5 + 0.2 * torch.sin(5 * x + i) * torch.cos(4 * y - i) + 0.2 * torch.sin(3 * x * y + i) for i in range(3)
+    ]
+    return torch.stack(colour, -1).clamp(0, 1), cameras
+
+
+def test_depth_of_a_textured_wall() -> None:
+    images, cameras = textured_plane()
+    match = match_depth(images[None], cameras.c2w[None], cameras.K[None], CONFIG)
+    decoder = FootprintDecoder()
+    distance = decoder.near * (decoder.far / decoder.near) ** match.fraction[0]
+    depth = distance * cameras.rays()[1][..., 2]
+    relative = (depth / 6 - 1).abs()[:, 4:-4, 4:-4]
+    assert relative.median() < 0.01
+    assert (relative < 0.05).float().mean() > 0.95
+    assert match.score[0, :, 4:-4, 4:-4].median() > 0.95
+
+
+def test_plain_walls_score_low() -> None:
+    images, cameras = textured_plane()
+    match = match_depth(torch.full_like(images, 0.5)[None], cameras.c2w[None], cameras.K[None], CONFIG)
+    assert match.score.abs().max() < 0.05
+
+
+def test_single_view_has_no_opinion() -> None:
+    images, cameras = textured_plane(1)
+    match = match_depth(images[None], cameras.c2w[None], cameras.K[None], CONFIG)
+    assert (match.fraction == 0.5).all()
+    assert (match.score == -1).all()
+
+
+def test_views_that_see_nothing_in_common_are_unseen() -> None:
+    images, cameras = textured_plane(2)
+    c2w = cameras.c2w.clone()
+    c2w[1, :3, :3] = torch.diag(torch.tensor([-1.0, 1, -1]))  # looks the other way
+    c2w[1, :3, 3] = torch.tensor([0.0, 0, -5])
+    match = match_depth(images[None], c2w[None], cameras.K[None], CONFIG)
+    assert (match.score == -1).all()
+
+
+def test_sources_are_the_nearest_views_that_look_the_same_way() -> None:
+    c2w = torch.eye(4).repeat(4, 1, 1)
+    c2w[:, 0, 3] = torch.tensor([0.0, 1.0, 2.5, 0.1])
+    c2w[3, :3, :3] = torch.diag(torch.tensor([-1.0, 1, -1]))
+    assert source_views(c2w[None], 2)[0].tolist() == [[1, 2], [0, 2], [1, 0], [0, 1]]
+    assert source_views(c2w[None], 9).shape == (1, 4, 3)
+
+
+def test_most_pixels_of_procedural_scenes_are_matched() -> None:
+    batch = make_batch(range(40, 43), ProceduralConfig(views=4, width=128, height=128, baseline=(0.3, 0.8)))
+    decoder, medians = FootprintDecoder(), []
+    for b in range(3):
+        cameras, to_world = normalise(Cameras(batch.c2w[b], batch.K[b], 128, 128))
+        match = match_depth(batch.images[b][None], cameras.c2w[None], cameras.K[None], CONFIG)
+        distance = decoder.near * (decoder.far / decoder.near) ** match.fraction[0]
+        depth = torch.einsum("vhwc,vc->vhw", cameras.rays()[1], cameras.forward) * distance
+        true = batch.depth[b] / to_world.scale
+        medians.append(((depth - true).abs() / true).median())
+    assert torch.stack(medians).median() < 0.15
+
+
+def test_needs_its_config() -> None:
+    images, cameras = textured_plane(2)
+    with pytest.raises(ConfigError):
+        match_depth(images[None], cameras.c2w[None], cameras.K[None], replace(ILRMConfig()))

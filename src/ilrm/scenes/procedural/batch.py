@@ -15,10 +15,9 @@ from ilrm.errors import ConfigError
 from ilrm.scene import Scene
 from ilrm.scenes.procedural import layout
 from ilrm.scenes.procedural.config import ProceduralConfig
-from ilrm.scenes.procedural.rendering import Lighting, Worlds, develop, radiance
-
-# Rays at once: what fits a CPU's cache, and what fills a GPU.
-_CHUNK = {"cpu": 2**14, "cuda": 2**20}
+from ilrm.scenes.procedural.rendering import develop
+from ilrm.scenes.procedural.views import RAYS_AT_ONCE, Views, render
+from ilrm.scenes.procedural.worlds import Worlds
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,45 +49,6 @@ def _intrinsics(fov: float, config: ProceduralConfig) -> np.ndarray:
     return np.array([[focal, 0, config.width / 2], [0, focal, config.height / 2], [0, 0, 1]])
 
 
-def _trace(
-    worlds: Worlds, c2w: Tensor, K: Tensor, config: ProceduralConfig, pixels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Light (N, 3, R), depth (N, R) and surface (N, R) at image coordinates ``pixels`` (2, R) of N views."""
-    focal = K[:, 0, 0]
-    x = (pixels[0] - K[:, 0, 2, None]) / focal[:, None]
-    y = (pixels[1] - K[:, 1, 2, None]) / focal[:, None]
-    turn = c2w[:, :3, :3, None]
-    directions = turn[:, :, 0] * x[:, None] + turn[:, :, 1] * y[:, None] + turn[:, :, 2]
-    lighting = Lighting(config.shadows, config.specular)
-    return radiance(worlds, c2w[:, :3, 3:], directions, 1.0 / (focal * config.samples), lighting)
-
-
-def _render(worlds: Worlds, c2w: Tensor, K: Tensor, config: ProceduralConfig) -> tuple[Tensor, Tensor]:
-    """Light (N, H, W, 3) and depth (N, H, W) of N views, each in its own world."""
-    width, height, samples = config.width, config.height, config.samples
-    place = torch.arange(width * height, device=c2w.device)
-    centres = torch.stack([place % width + 0.5, place // width + 0.5])
-    offsets = (torch.arange(samples, device=c2w.device) + 0.5) / samples - 0.5
-    views = c2w.shape[0]
-    light = torch.zeros(views, 3, width * height, device=c2w.device)
-    depth = torch.empty(views, width * height, device=c2w.device)
-    limit = _CHUNK["cuda" if c2w.is_cuda else "cpu"]
-    together = max(1, limit // (width * height))
-    for first in range(0, views, together):
-        chosen = torch.arange(first, min(first + together, views), device=c2w.device)
-        group = worlds.select(chosen)
-        for start in range(0, width * height, limit):
-            part = slice(start, start + limit)
-            for dy in offsets:
-                for dx in offsets:
-                    pixels = centres[:, part] + torch.stack([dx, dy])[:, None]
-                    value, z, _ = _trace(group, c2w[chosen], K[chosen], config, pixels)
-                    light[chosen, :, part] += value / samples**2
-                    if samples == 1:
-                        depth[chosen, part] = z
-    return light.transpose(1, 2).unflatten(1, (height, width)), depth.unflatten(1, (height, width))
-
-
 def _make_group(seeds: Sequence[int], config: ProceduralConfig, device: torch.device) -> ProceduralBatch:
     drawn = [layout.sample_world(seed, config) for seed in seeds]
     count = len(drawn)
@@ -97,7 +57,7 @@ def _make_group(seeds: Sequence[int], config: ProceduralConfig, device: torch.de
     K = K[:, None].expand(-1, config.views, -1, -1).contiguous()
     owner = torch.arange(count, device=device).repeat_interleave(config.views)
     worlds = Worlds.stack(drawn, device).select(owner)
-    light, depth = _render(worlds, c2w.flatten(0, 1), K.flatten(0, 1), config)
+    light, depth = render(Views(worlds, c2w.flatten(0, 1), K.flatten(0, 1)), config)
     shape = (count, config.views)
     exposure = torch.tensor([w.exposure for w in drawn], device=device)
     images, depth = develop(light.unflatten(0, shape), exposure), depth.unflatten(0, shape)
@@ -129,8 +89,8 @@ def make_batch(
 ) -> ProceduralBatch:
     """Procedural scenes, one for each seed.
 
-    A seed and a config give the same scene bit for bit on the CPU (for one number of threads), whatever else is in
-    the batch; on CUDA the same scene up to rounding.
+    A seed and a config give the same scene bit for bit on the CPU, whatever else is in the batch and however many
+    threads torch uses; on CUDA the same scene up to rounding.
 
     Raises:
         ConfigError: no seed, or a negative one.
@@ -139,7 +99,9 @@ def make_batch(
     device = torch.device(device)
     if len(seeds) == 0 or min(seeds) < 0:
         raise ConfigError(f"seeds = {list(seeds)} cannot start a scene.", expected="one or more integers from 0")
-    group = 1 if device.type == "cpu" else max(1, _CHUNK["cuda"] // (config.views * config.height * config.width))
+    group = (
+        1 if device.type == "cpu" else max(1, 4 * RAYS_AT_ONCE["cuda"] // (config.views * config.height * config.width))
+    )
     made = [_make_group(seeds[k : k + group], config, device) for k in range(0, len(seeds), group)]
     names = ProceduralBatch.__dataclass_fields__
     return ProceduralBatch(**{name: torch.cat([getattr(part, name) for part in made]) for name in names})

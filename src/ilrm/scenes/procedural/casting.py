@@ -1,6 +1,6 @@
 """Rays against primitives: nearest hits, normals and soft shadows, exact for what is drawn.
 
-Shapes: N view (or batch) entries, P primitives, R rays, E / X / C ellipsoids, boxes and cylinders (in that order along P).
+Shapes: N views, each in its world; R rays a view; P primitives: first ellipsoids, then boxes, then cylinders.
 A primitive is a unit sphere, cube or z-cylinder behind an affine map, so a ray's parameter t means the same in the
 world and in the primitive's own frame. Masks are arithmetic (relu, clamp) rather than ``where``: on the CPU that is
 an order of magnitude faster.
@@ -21,7 +21,6 @@ WALLS, GROUND, SKY, BACKDROP = 0, 6, 7, 8
 # The winner's index rides in the low bits of its distance; primitives and backdrop must fit.
 _INDEX_BITS = 6
 MAX_PRIMITIVES = 2**_INDEX_BITS - BACKDROP
-HILL_WAVES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +34,8 @@ class Geometry:
         room: (N, 3) half extents of the room around ``room_centre``; huge where there is none.
         room_centre: (N, 3).
         dome: (N,) radius of the sky around the origin; huge in rooms.
-        ground: (N,) height of the ground's mean level; far down in rooms.
-        hills: (N, HILL_WAVES, 4) amplitude, wave vector x and y, phase of the waves on the ground.
+        ground: (N,) height of the ground; far down in rooms.
         counts: how many ellipsoids, boxes and cylinders there are.
-        hilly: whether any amplitude is positive.
     """
 
     to_local: Tensor
@@ -48,14 +45,12 @@ class Geometry:
     room_centre: Tensor
     dome: Tensor
     ground: Tensor
-    hills: Tensor
     counts: tuple[int, int, int]
-    hilly: bool
 
     def select(self, index: Tensor) -> Geometry:
         """The entries at ``index`` (N',)."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Geometry(**{k: v[index] if isinstance(v, Tensor) else v for k, v in moved.items()})
+        tensors = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "counts"}
+        return Geometry(counts=self.counts, **tensors)
 
     @property
     def primitives(self) -> int:
@@ -69,6 +64,12 @@ def _project(matrix: Tensor, vector: Tensor) -> list[Tensor]:
     return [
         torch.addcmul(torch.addcmul(rows[:, :, k, 0] * x, rows[:, :, k, 1], y), rows[:, :, k, 2], z) for k in range(3)
     ]
+
+
+def _local(geometry: Geometry, points: Tensor) -> list[Tensor]:
+    """Three (N, P, R) coordinates of points (N, 3, R) in the frames of the primitives."""
+    shift = (geometry.to_local @ geometry.centre[..., None])[..., 0]
+    return [part - shift[..., k, None] for k, part in enumerate(_project(geometry.to_local, points))]
 
 
 def _split(parts: list[Tensor], counts: tuple[int, int, int]) -> list[list[Tensor]]:
@@ -114,33 +115,6 @@ def _hit_cylinders(o: list[Tensor], d: list[Tensor]) -> Tensor:
     return _miss(near, torch.maximum(torch.maximum(near - far, -near), -discriminant))
 
 
-def hill_height(hills: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Height over the mean level and its two slopes at x, y (N, R), for hills (N, HILL_WAVES, 4)."""
-    amplitude, kx, ky, phase = hills[..., None].unbind(2)
-    angle = kx * x[:, None] + ky * y[:, None] + phase
-    wave = amplitude * angle.cos()
-    return (amplitude * angle.sin()).sum(1), (kx * wave).sum(1), (ky * wave).sum(1)
-
-
-def _hit_ground(geometry: Geometry, o: Tensor, d: Tensor) -> Tensor:
-    """Distance to the ground, (N, 1, R): the plane, then safe steps and Newton steps on the height field."""
-    height = o[:, 2] - geometry.ground[:, None]
-    if not geometry.hilly:
-        return _miss(height / (-d[:, 2]).clamp_min(1e-6), d[:, 2].clone())[:, None]
-    amplitude, kx, ky = geometry.hills[..., 0], geometry.hills[..., 1], geometry.hills[..., 2]
-    crest = amplitude.sum(1, keepdim=True)
-    slope = (amplitude * (kx * kx + ky * ky).sqrt()).sum(1, keepdim=True)
-    steepest = slope * (d[:, 0] ** 2 + d[:, 1] ** 2).sqrt() - d[:, 2]
-    t = ((height - crest) / (-d[:, 2]).clamp_min(1e-3)).clamp_min(0.0)
-    start, limit = t, 3.0 * geometry.dome[:, None]
-    for step in range(14):
-        g, gx, gy = hill_height(geometry.hills, o[:, 0] + t * d[:, 0], o[:, 1] + t * d[:, 1])
-        over = height + t * d[:, 2] - g
-        fall = gx * d[:, 0] + gy * d[:, 1] - d[:, 2] if step >= 9 else steepest
-        t = (t + over / fall.clamp_min(0.02)).maximum(start).minimum(limit)
-    return t[:, None]
-
-
 def _hit_backdrop(geometry: Geometry, o: Tensor, d: Tensor) -> Tensor:
     """Distances (N, BACKDROP, R) to walls, ground and sky from origins o (N, 3, 1) inside them."""
     inverse = d.abs().clamp_min(_TINY).reciprocal_() * (d >= 0).to(d).mul_(2.0).sub_(1.0)
@@ -150,7 +124,9 @@ def _hit_backdrop(geometry: Geometry, o: Tensor, d: Tensor) -> Tensor:
     walls = _miss(walls, -walls)
     b = (o * d).sum(1)
     sky = (b * b - (o * o).sum(1) + geometry.dome[:, None] ** 2).sqrt() - b
-    return torch.cat([walls, _hit_ground(geometry, o, d), sky[:, None]], dim=1)
+    fall = -d[:, 2]
+    ground = _miss((o[:, 2] - geometry.ground[:, None]) / fall.clamp_min(1e-6), -fall)
+    return torch.cat([walls, ground[:, None], sky[:, None]], dim=1)
 
 
 def nearest(geometry: Geometry, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,9 +139,7 @@ def nearest(geometry: Geometry, origins: Tensor, directions: Tensor) -> tuple[Te
     Returns:
         t (N, R) with hit = origin + t * direction, and the surface's index (N, R): primitives, then backdrop.
     """
-    o = _project(geometry.to_local, origins - 0.0)
-    shift = (geometry.to_local @ geometry.centre[..., None])[..., None, :, 0]  # (N, P, 1, 3)
-    o = [part - shift[..., k] for k, part in enumerate(o)]
+    o = _local(geometry, origins)
     d = _project(geometry.to_local, directions)
     (oe, ox, oc), (de, dx, dc) = _split(o, geometry.counts), _split(d, geometry.counts)
     backdrop = _hit_backdrop(geometry, origins, directions)
@@ -221,9 +195,8 @@ def visibility(geometry: Geometry, points: Tensor, index: Tensor, light: Tensor,
         light: (N, 3) position.
         size: (N,) radius of the light.
     """
-    shift = (geometry.to_local @ geometry.centre[..., None])[..., None, :, 0]
     lamp = (geometry.to_local @ (light[:, None, :, None] - geometry.centre[..., None]))[..., None, :, 0]
-    o = [part - shift[..., k] for k, part in enumerate(_project(geometry.to_local, points))]
+    o = _local(geometry, points)
     d = [lamp[..., k] - part for k, part in enumerate(o)]
     groups = zip(_split(o, geometry.counts), _split(d, geometry.counts), strict=True)
     casts = (_reach_ellipsoids, _reach_boxes, _reach_cylinders)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ilrm.scenes.procedural.config import ProceduralConfig
 
 Array = NDArray[np.float64]
+_NEAREST_FOCUS = 1.5
 _UP = np.array([0.0, 0.0, 1.0])
 
 
@@ -54,15 +55,10 @@ def _inside(space: Space, start: Array, moves: Array) -> Array:
 def handheld(rng: np.random.Generator, space: Space, config: ProceduralConfig) -> Array:
     """(V, 4, 4) cameras of somebody who walks a few steps with the eyes on the focus or along the way."""
     steps = np.linspace(-0.5, 0.5, config.views) if config.views > 1 else np.zeros(1)
-    for _ in range(20):
-        start = rng.uniform(space.low, space.high)
-        distance = float(np.linalg.norm((space.focus - start)[:2]))
-        if distance > 1.5:
-            break
-    else:
-        corner = np.where(space.focus[:2] > 0, space.low[:2], space.high[:2])
-        start = np.array([*corner, start[2]])
-        distance = float(np.linalg.norm((space.focus - start)[:2]))
+    candidates = rng.uniform(space.low, space.high, (20, 3))
+    distances = np.linalg.norm((space.focus - candidates)[:, :2], axis=1)
+    chosen = int(np.argmax(np.minimum(distances, _NEAREST_FOCUS)))  # the first that is far enough, else the farthest
+    start, distance = candidates[chosen], float(distances[chosen])
     target = space.focus + rng.normal(0.0, 0.25, 3) * np.array([1.0, 1.0, 0.5])
     ahead = (target - start) / np.linalg.norm(target - start)
     side = np.cross(ahead, _UP)

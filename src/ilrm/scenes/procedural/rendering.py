@@ -1,78 +1,27 @@
-"""Worlds as tensors, and the light that reaches each pixel."""
+"""The light that reaches each pixel: paint, lamps, soft shadows, highlights, exposure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ilrm.scenes.procedural import casting, table, textures
+from ilrm.scenes.procedural import casting, textures
 from ilrm.scenes.procedural.casting import Geometry
-from ilrm.scenes.procedural.layout import World
 from ilrm.scenes.procedural.table import Fetched
+from ilrm.scenes.procedural.worlds import Worlds
+
+_SUN = 40.0  # a light farther away than this does not decay with distance
+_DISPLAY_GAMMA = 2.2
 
 
-@dataclass(frozen=True, eq=False)
-class Worlds:
-    """N worlds on one device, with the primitives of each shape padded to the same number.
+@dataclass(frozen=True)
+class Lighting:
+    """Soft shadows on or off, and the strength of highlights."""
 
-    Attributes:
-        geometry: what rays hit.
-        surfaces: (N, P + BACKDROP, table.WIDTH).
-        lights: (N, 2, 7) position, colour, radius.
-        ambient: (N, 2, 3) light from above and from below.
-    """
-
-    geometry: Geometry
-    surfaces: Tensor
-    lights: Tensor
-    ambient: Tensor
-
-    def select(self, index: Tensor) -> Worlds:
-        """The worlds at ``index`` (N',)."""
-        return Worlds(self.geometry.select(index), self.surfaces[index], self.lights[index], self.ambient[index])
-
-    @staticmethod
-    def stack(worlds: Sequence[World], device: torch.device) -> Worlds:
-        """Tensors of several worlds; missing primitives become specks far outside."""
-        counts = [max(1, *(sum(p.shape == k for p in w.primitives) for w in worlds)) for k in range(3)]
-        to_local, centre, thickness, surfaces = [], [], [], []
-        for world in worlds:
-            groups = [[p for p in world.primitives if p.shape == k] for k in range(3)]
-            frame = np.tile(np.eye(3, dtype=np.float32) * 1e2, (sum(counts), 1, 1))
-            middle = np.full((sum(counts), 3), 3e4, dtype=np.float32)
-            depth = np.full(sum(counts), 1e-2, dtype=np.float32)
-            rows = np.zeros((sum(counts), table.WIDTH), dtype=np.float32)
-            for k, group in enumerate(groups):
-                for slot, p in enumerate(group, start=sum(counts[:k])):
-                    frame[slot], middle[slot], rows[slot] = (p.axes / p.half).T, p.centre, p.row
-                    depth[slot] = np.median(p.half)
-            to_local.append(frame)
-            centre.append(middle)
-            thickness.append(depth)
-            surfaces.append(np.concatenate([rows, world.backdrop]))
-
-        def tensor(values: Sequence[object]) -> Tensor:
-            return torch.from_numpy(np.stack([np.asarray(v, dtype=np.float32) for v in values])).to(device)
-
-        geometry = Geometry(
-            to_local=tensor(to_local),
-            centre=tensor(centre),
-            thickness=tensor(thickness),
-            room=tensor([w.room for w in worlds]),
-            room_centre=tensor([w.room_centre for w in worlds]),
-            dome=tensor([w.dome for w in worlds]),
-            ground=tensor([w.ground for w in worlds]),
-            hills=tensor([w.hills for w in worlds]),
-            counts=(counts[0], counts[1], counts[2]),
-            hilly=any(float(w.hills[:, 0].max()) > 0 for w in worlds),
-        )
-        return Worlds(
-            geometry, tensor(surfaces), tensor([w.lights for w in worlds]), tensor([w.ambient for w in worlds])
-        )
+    shadows: bool
+    specular: float
 
 
 def _unit(vectors: Tensor, dim: int = 0) -> Tensor:
@@ -81,48 +30,47 @@ def _unit(vectors: Tensor, dim: int = 0) -> Tensor:
     return vectors * (x * x + y * y + z * z).clamp_min(1e-20).rsqrt().unsqueeze(dim)
 
 
-def _facing(value: Tensor, most: Tensor) -> Tensor:
-    """1 where value equals the maximum, else 0."""
-    return ((value - most) * 1e6 + 1.0).clamp_(0.0, 1.0)
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(R,) dot products of vectors (3, R)."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def _normals(geometry: Geometry, surface: Fetched, points: Tensor) -> Tensor:
-    """(3, N * R) unit normals at points (N, 3, R)."""
-    flat = points.transpose(0, 1).flatten(1)
+def _flat(vectors: Tensor) -> Tensor:
+    """(3, N * R) of (N, 3, R)."""
+    return vectors.transpose(0, 1).flatten(1)
+
+
+def _spread(values: Tensor, rays: int) -> Tensor:
+    """(C, N * R) of per-world values (N, C)."""
+    return values.T[:, :, None].expand(-1, -1, rays).flatten(1)
+
+
+def _is_largest(value: Tensor, largest: Tensor) -> Tensor:
+    """1 where value equals the largest, else 0."""
+    return ((value - largest) * 1e6 + 1.0).clamp_(0.0, 1.0)
+
+
+def _normals(surface: Fetched, points: Tensor) -> Tensor:
+    """(3, R) unit normals at points (3, R)."""
     frame = surface["frame"].view(3, 3, -1)
-    local = (frame * (flat - surface["origin"])).sum(1)
-    round_, box, cylinder = surface["shape"]
+    offset = points - surface["origin"]
+    local = torch.stack([_dot(row, offset) for row in frame])
+    of_ellipsoid, of_box, of_cylinder = surface["shape"]
     size = local.abs()
-    most = size.amax(0)
-    on_box = local.sign() * _facing(size, most)
+    on_box = local.sign() * _is_largest(size, size.amax(0))
     radial = (local[0] ** 2 + local[1] ** 2).sqrt()
-    cap = _facing(size[2], torch.maximum(radial, size[2]))
+    cap = _is_largest(size[2], torch.maximum(radial, size[2]))
     on_cylinder = torch.stack([local[0] * (1 - cap), local[1] * (1 - cap), local[2].sign() * cap])
-    unit = round_ * local + box * on_box + cylinder * on_cylinder
-    normal = (frame * unit[:, None]).sum(0) + surface["normal"]
-    if geometry.hilly:
-        _, slope_x, slope_y = casting.hill_height(geometry.hills, points[:, 0], points[:, 1])
-        # Only the ground's constant normal points up and bears waves; rooms have waves of no height.
-        ground = (surface["normal"][2] > 0.5).to(normal)
-        normal[0] -= ground * slope_x.flatten()
-        normal[1] -= ground * slope_y.flatten()
-    return _unit(normal)
+    unit = of_ellipsoid * local + of_box * on_box + of_cylinder * on_cylinder
+    return _unit((frame * unit[:, None]).sum(0) + surface["normal"])
 
 
 def _openness(geometry: Geometry, points: Tensor) -> Tensor:
-    """(N, R) how little corners and the floor darken a point: a stand-in for ambient occlusion."""
-    room = geometry.room[..., None] - (points - geometry.room_centre[..., None]).abs()
-    darkness = torch.exp(-room.clamp_min(0.0) * 4.0)
-    floor = torch.exp(-(points[:, 2] - geometry.ground[:, None]).clamp_min(0.0) * 4.0)
-    return (1.0 - 0.4 * darkness).prod(1) * (1.0 - 0.3 * floor)
-
-
-@dataclass(frozen=True, eq=False)
-class Lighting:
-    """Switches of the light: soft shadows, and the strength of highlights."""
-
-    shadows: bool
-    specular: float
+    """(N, R) how little corners and the floor darken points (N, 3, R): a stand-in for ambient occlusion."""
+    gap = (geometry.room[..., None] - (points - geometry.room_centre[..., None]).abs()).clamp_min_(0.0)
+    x, y, z = (1.0 - 0.4 * torch.exp(-4.0 * gap)).unbind(1)
+    floor = torch.exp(-4.0 * (points[:, 2] - geometry.ground[:, None]).clamp_min(0.0))
+    return x * y * z * (1.0 - 0.3 * floor)
 
 
 def radiance(
@@ -138,54 +86,51 @@ def radiance(
     Returns:
         light (N, 3, R), z-depth (N, R) and surface index (N, R).
     """
-    geometry = worlds.geometry
-    depth, index = casting.nearest(geometry, origins, directions)
+    depth, index = casting.nearest(worlds.geometry, origins, directions)
     points = origins + depth[:, None] * directions
     surface = Fetched.fetch(worlds.surfaces, index)
-    normal = _normals(geometry, surface, points)
-    view = _unit(directions, 1).transpose(0, 1).flatten(1)
-    normal = normal * -((normal * view).sum(0)).sign()
-    slant = (normal * view).sum(0).abs().clamp_min(0.15)
-    footprint = (depth * pixel[:, None]).flatten() * slant.rsqrt()
-    flat = points.transpose(0, 1).flatten(1)
-    paint = textures.evaluate(surface, flat, footprint)
-    *_, bump = surface["detail"]
-    normal = _unit(normal + bump * paint.fine)
-    strength, exponent = surface["gloss"]
-    shape = depth.shape
+    where, view = _flat(points), _unit(_flat(directions))
+    normal = _normals(surface, where)
+    facing = _dot(normal, view)
+    footprint = (depth * pixel[:, None]).flatten() * facing.abs().clamp_min(0.15).rsqrt()
+    paint = textures.evaluate(surface, where, footprint)
+    normal = _unit(normal + surface["detail"][3] * paint.fine)
+    diffuse, highlight = _illuminate(worlds, points, index, normal, view, surface, lighting)
+    glow = surface["glow"]
+    light = (paint.albedo * diffuse + lighting.specular * highlight) * (1.0 - glow) + glow * paint.albedo
+    return light.view(3, *depth.shape).transpose(0, 1), depth, index
 
-    def spread(values: Tensor) -> Tensor:
-        """(3, N * R) of per-world values (N, 3)."""
-        return values.T[:, :, None].expand(-1, -1, shape[1]).flatten(1)
 
-    up = 0.5 + 0.5 * normal[2]
-    above, below = worlds.ambient.unbind(1)
-    ambient = spread(below) + (spread(above) - spread(below)) * up
-    diffuse = ambient * _openness(geometry, points).flatten()
+def _illuminate(
+    worlds: Worlds, points: Tensor, index: Tensor, normal: Tensor, view: Tensor, surface: Fetched, lighting: Lighting
+) -> tuple[Tensor, Tensor]:
+    """Diffuse light and highlights, each (3, N * R), at points (N, 3, R) with normals and view rays (3, N * R)."""
+    rays, where = points.shape[2], _flat(points)
+    above, below = (_spread(worlds.ambient[:, k], rays) for k in range(2))
+    openness = _openness(worlds.geometry, points).flatten()
+    diffuse = torch.lerp(below, above, 0.5 + 0.5 * normal[2]) * openness
     highlight = torch.zeros_like(diffuse)
+    strength, exponent = surface["gloss"]
     for k in range(worlds.lights.shape[1]):
         position, colour, radius = worlds.lights[:, k].split([3, 3, 1], dim=1)
-        toward = spread(position) - flat
-        reach = toward.square().sum(0).sqrt()
-        toward = toward / reach
-        seen = (normal * toward).sum(0).relu()
-        # Inverse-square decay, softened near the lamp; a sun at 60 units decays by nothing visible.
-        seen = seen * (2.2 / (1.0 + (reach * 0.35) ** 2 * (reach < 40.0)))
+        toward = _spread(position, rays) - where
+        distance = _dot(toward, toward).sqrt()
+        toward = toward / distance
+        # Inverse-square decay, softened near the lamp.
+        falloff = 2.2 / (1.0 + (0.35 * distance) ** 2 * (distance < _SUN))
+        arriving = _dot(normal, toward).relu() * falloff
         if lighting.shadows:
-            shadow = casting.visibility(geometry, points, index, position, radius[:, 0])
-            seen = seen * shadow.flatten()
-        diffuse = diffuse + seen * spread(colour)
-        half = _unit(toward - view)
-        glint = ((normal * half).sum(0).clamp_min(1e-3).log() * exponent).exp()
-        highlight = highlight + (seen * glint * strength * lighting.specular) * spread(colour)
-    glow = surface["glow"][0]
-    light = (paint.albedo * diffuse + highlight) * (1.0 - glow) + glow * paint.albedo
-    return light.view(3, *shape).transpose(0, 1), depth, index
+            seen = casting.visibility(worlds.geometry, points, index, position, radius[:, 0])
+            arriving = arriving * seen.flatten()
+        lit = arriving * _spread(colour, rays)
+        glint = torch.exp(_dot(normal, _unit(toward - view)).clamp_min(1e-3).log() * exponent)
+        diffuse = diffuse + lit
+        highlight = highlight + lit * (glint * strength)
+    return diffuse, highlight
 
 
 def develop(light: Tensor, exposure: Tensor) -> Tensor:
-    """Images in [0, 1] of linear light (B, ..., 3): one exposure for each scene, a soft shoulder, display gamma."""
-    mean = light.flatten(1).mean(1)
-    gain = exposure / mean.clamp_min(1e-4)
+    """Images in [0, 1] of linear light (B, ..., 3): one exposure (B,) a scene, a soft shoulder, display gamma."""
+    gain = exposure / light.flatten(1).mean(1).clamp_min(1e-4)
     scaled = light * gain.view(-1, *[1] * (light.ndim - 1))
-    return (1.0 - torch.exp(-1.25 * scaled)).clamp(0.0, 1.0) ** (1.0 / 2.2)
+    return (1.0 - torch.exp(-1.25 * scaled)).clamp(0.0, 1.0) ** (1.0 / _DISPLAY_GAMMA)

@@ -53,12 +53,8 @@ def _lookup(position: Tensor) -> Tensor:
     """(3, R) noise at positions (3, R) in noise cells."""
     where = position / _PERIOD
     where = ((where - where.floor()) * 2.0 - 1.0).T
-    rays = where.shape[0]
-    # The CPU kernel runs one thread for each batch entry only.
-    parts = 4 if rays % 4 == 0 else 1
-    volume = _noise_volume(position.device).expand(parts, -1, -1, -1, -1)
-    grid = where.reshape(parts, 1, 1, rays // parts, 3)
-    return F.grid_sample(volume, grid, align_corners=True).transpose(0, 1).reshape(3, rays)
+    volume = _noise_volume(position.device)
+    return F.grid_sample(volume, where[None, None, None], align_corners=True).view(3, -1)
 
 
 def _fractal(position: Tensor, footprint: Tensor, frequency: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,366 @@
+"""Post-prediction optimisation: Gaussians are fitted further to the photos they came from.
+
+Works in the unit frame of the input cameras, so that nothing depends on the scale of the world. Views are rendered
+one by one and their gradients summed: memory does not grow with the number of views.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ilrm.cameras import Cameras, normalise
+from ilrm.errors import ConfigError, GaussiansError, SceneError
+from ilrm.evaluate.metrics import SSIM_WINDOW, psnr, ssim_map
+from ilrm.gaussians import Gaussians
+from ilrm.render import render
+from ilrm.scene import Scene
+
+_OPACITY_RANGE = (1e-6, 1 - 1e-6)
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Adam's step sizes, one a parameter.
+
+    Attributes:
+        means: in units of the normalised frame, or of the distance to the nearest camera (``by_distance``).
+        sh, log_scales, quats, opacity_logits: of the free parameters as they are.
+        final: all of them fall exponentially to this share of their start.
+        by_distance: far Gaussians move in larger steps: what a pixel sees of a step is then the same everywhere.
+    """
+
+    means: float = 6e-4
+    sh: float = 1e-3
+    log_scales: float = 1e-3
+    quats: float = 1e-3
+    opacity_logits: float = 1e-3
+    final: float = 1.0
+    by_distance: bool = False
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How Gaussians are refined.
+
+    Attributes:
+        rates: step sizes.
+        views_per_step: input views that a step renders, drawn in seeded shuffled rounds; None is all of them.
+        l1: share of the absolute error in the photometric loss; the rest is squared error.
+        ssim: weight of 1 - SSIM beside it.
+        drop: share of the Gaussians left out of each rendering, so that none relies on its neighbours alone.
+        drift: weight that pulls centres back to where they started (squared, relative to the camera distance).
+        scale: weight on the mean scale, relative to the camera distance.
+        opacity: weight on the mean opacity.
+        prune_every: steps between prunings; None never prunes.
+        prune_opacity: Gaussians below this opacity go.
+        prune_scale: Gaussians larger than this share of their distance to the nearest camera go.
+        check_every: steps between measurements of the watched views.
+        patience: checks without improvement after which the optimisation stops.
+        seed: of the view order and the dropping.
+    """
+
+    rates: LearningRates = field(default_factory=LearningRates)
+    views_per_step: int | None = None
+    l1: float = 0.0
+    ssim: float = 0.0
+    drop: float = 0.0
+    drift: float = 0.0
+    scale: float = 0.0
+    opacity: float = 0.0
+    prune_every: int | None = None
+    prune_opacity: float = 0.005
+    prune_scale: float = 1.0
+    check_every: int = 25
+    patience: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("views_per_step", "prune_every", "check_every", "patience"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"RefineConfig was given {name} = {value}.", expected="at least 1")
+        for name in ("l1", "drop"):
+            if not 0 <= getattr(self, name) <= 1 or self.drop == 1:
+                raise ConfigError(f"RefineConfig was given {name} = {getattr(self, name)}.", expected="a share below 1")
+
+    @staticmethod
+    def paper() -> RefineConfig:
+        """Ten to fifty steps on all views with squared error alone, as published."""
+        return RefineConfig()
+
+    @staticmethod
+    def long(seed: int = 0) -> RefineConfig:
+        """Hundreds of steps on few views: mini-batches, decaying rates, and what keeps other views good."""
+        rates = LearningRates(1e-3, 5e-3, 5e-3, 2e-3, 2e-2, final=0.1, by_distance=True)
+        return RefineConfig(rates, views_per_step=2, l1=0.5, ssim=0.05, drop=0.1, drift=0.1, prune_every=100, seed=seed)
+
+
+@dataclass(frozen=True)
+class RefineStep:
+    """What is known after a step.
+
+    Attributes:
+        step: counts from 1; 0 is the state before the first step.
+        loss: of the step, regularisers included; NaN at step 0.
+        psnr: of the views that the step rendered, in dB; NaN at step 0.
+        watch_psnr: mean of the watched views, where they were measured at this step.
+        num_gaussians: after any pruning.
+    """
+
+    step: int
+    loss: float
+    psnr: float
+    watch_psnr: float | None
+    num_gaussians: int
+
+
+@dataclass(frozen=True)
+class RefineResult:
+    """Refined Gaussians and how they came about.
+
+    Attributes:
+        gaussians: in the scene's world frame; with watched views the best state measured, else the last.
+        history: one entry a step.
+        best_step: the step that ``gaussians`` come from.
+        stopped_early: whether the watched views stopped the optimisation.
+        skipped_steps: steps without effect because a gradient was not finite.
+    """
+
+    gaussians: Gaussians
+    history: tuple[RefineStep, ...]
+    best_step: int
+    stopped_early: bool
+    skipped_steps: int
+
+
+Progress = Callable[[RefineStep], None]
+
+
+def refine(
+    gaussians: Gaussians,
+    scene: Scene,
+    steps: int = 10,
+    *,
+    config: RefineConfig | None = None,
+    watch: Scene | None = None,
+    progress: Progress | None = None,
+) -> RefineResult:
+    """Fit Gaussians to photos.
+
+    Args:
+        gaussians: N Gaussians in the scene's world frame. Their device is computed on.
+        scene: the photos to fit.
+        steps: how many steps of Adam.
+        config: ``RefineConfig.paper()`` by default up to 50 steps, ``RefineConfig.long()`` above.
+        watch: other photos. They are only measured: when they get worse for ``patience`` checks the optimisation
+            stops, and the best state is returned.
+        progress: called after every step.
+
+    Raises:
+        GaussiansError: no Gaussians, batched ones, or values that are not finite.
+        SceneError: no views.
+        ConfigError: a negative number of steps.
+    """
+    config = config or (RefineConfig.paper() if steps <= 50 else RefineConfig.long())
+    _check(gaussians, scene, steps)
+    _, to_world = normalise(scene.cameras)
+    to_unit = to_world.inverse()
+    photos = scene.transform(to_unit)
+    watched = watch.transform(to_unit) if watch is not None and len(watch) > 0 else None
+    generator = torch.Generator().manual_seed(config.seed)
+    state = _State(gaussians.detach().to(dtype=torch.float32).transform(to_unit), photos.cameras, config)
+    best = _Best(state.gaussians(), config.patience)
+    if watched is not None:
+        best.measured(0, mean_psnr(best.gaussians, watched), best.gaussians)
+    history: list[RefineStep] = []
+    views = _view_rounds(len(photos), config.views_per_step, generator)
+    for step in range(1, steps + 1):
+        loss, train_psnr = state.step(photos, next(views), generator, progress=(step - 1) / max(steps - 1, 1))
+        if config.prune_every and step % config.prune_every == 0:
+            state.prune()
+        watch_psnr = None
+        if watched is not None and (step % config.check_every == 0 or step == steps):
+            watch_psnr = mean_psnr(state.gaussians(), watched)
+            best.measured(step, watch_psnr, state.gaussians())
+        history.append(RefineStep(step, loss, train_psnr, watch_psnr, len(state)))
+        if progress is not None:
+            progress(history[-1])
+        if best.worn_out:
+            break
+    if watched is None:
+        best.measured(len(history), math.inf, state.gaussians())
+    return RefineResult(
+        best.gaussians.transform(to_world), tuple(history), best.step, best.worn_out, state.skipped_steps
+    )
+
+
+@torch.no_grad()
+def mean_psnr(gaussians: Gaussians, scene: Scene, *, near: float = 0.01) -> float:
+    """Mean over the views of the PSNR of their renderings, in dB; one view is in memory at a time."""
+    values = []
+    for view in range(len(scene)):
+        rgb = render(gaussians, scene.cameras[view], near=near).rgb
+        values.append(psnr(rgb.cpu(), scene.images[[view]].cpu()).item())
+    return sum(values) / len(values)
+
+
+def _check(gaussians: Gaussians, scene: Scene, steps: int) -> None:
+    if steps < 0:
+        raise ConfigError(f"{steps} refinement steps were asked for.", expected="0 or more")
+    if len(scene) == 0:
+        raise SceneError("There are no photos to refine with.", expected="at least one view")
+    if gaussians.means.ndim != 2 or len(gaussians) == 0:
+        raise GaussiansError(f"Gaussians of shape {tuple(gaussians.means.shape)} cannot be refined.", expected="(N, 3)")
+    if not gaussians.finite().all():
+        raise GaussiansError(
+            "Some Gaussians hold NaN or infinite values.", fix="keep only gaussians[gaussians.finite()]"
+        )
+
+
+def _view_rounds(count: int, per_step: int | None, generator: torch.Generator) -> Iterator[list[int]]:
+    """Endless selections of views: all in order, or ``per_step`` at a time from shuffled rounds."""
+    if per_step is None or per_step >= count:
+        while True:
+            yield list(range(count))
+    queue: list[int] = []
+    while True:
+        if len(queue) < per_step:
+            queue += torch.randperm(count, generator=generator).tolist()
+        yield queue[:per_step]
+        del queue[:per_step]
+
+
+@dataclass
+class _Best:
+    """The best state that the watched views have seen."""
+
+    gaussians: Gaussians
+    patience: int
+    step: int = 0
+    value: float = -math.inf
+    failures: int = 0
+
+    def measured(self, step: int, value: float, gaussians: Gaussians) -> None:
+        if value > self.value:
+            self.gaussians, self.step, self.value, self.failures = gaussians, step, value, 0
+        else:
+            self.failures += 1
+
+    @property
+    def worn_out(self) -> bool:
+        return self.failures >= self.patience
+
+
+class _State:
+    """Free parameters, their optimiser and what they started from, in the unit frame."""
+
+    def __init__(self, gaussians: Gaussians, cameras: Cameras, config: RefineConfig) -> None:
+        self.config = config
+        self.centers = cameras.centers.to(gaussians.means)
+        self.start = gaussians.means
+        self.distance = torch.cdist(self.start, self.centers).amin(1, keepdim=True).clamp_min(1e-6)  # (N, 1)
+        self.parameters: dict[str, Tensor] = {
+            "means": torch.zeros_like(self.start),  # the way from the start, in units of self._unit()
+            "sh": gaussians.sh.clone(),
+            "log_scales": gaussians.scales.clamp_min(torch.finfo(torch.float32).tiny).log(),
+            "quats": gaussians.quats.clone(),
+            "opacity_logits": torch.logit(gaussians.opacities.double().clamp(*_OPACITY_RANGE)).float(),
+        }
+        for value in self.parameters.values():
+            value.requires_grad_()
+        groups = [{"params": [value], "name": name} for name, value in self.parameters.items()]
+        self.optimiser = torch.optim.Adam(groups, lr=0.0, eps=1e-15)
+        self.skipped_steps = 0
+
+    def __len__(self) -> int:
+        return self.start.shape[0]
+
+    def gaussians(self) -> Gaussians:
+        """The present state, without gradients."""
+        return self._gaussians().detach()
+
+    def _gaussians(self) -> Gaussians:
+        free = self.parameters
+        return Gaussians(
+            means=self.start + free["means"] * self._unit(),
+            scales=free["log_scales"].exp(),
+            quats=torch.nn.functional.normalize(free["quats"], dim=-1),
+            opacities=free["opacity_logits"].sigmoid(),
+            sh=free["sh"],
+        )
+
+    def _unit(self) -> Tensor | float:
+        return self.distance if self.config.rates.by_distance else 1.0
+
+    def step(self, photos: Scene, views: list[int], generator: torch.Generator, progress: float) -> tuple[float, float]:
+        """One step of Adam on the views; the loss and the PSNR it was taken at. ``progress`` runs from 0 to 1."""
+        decay = self.config.rates.final**progress
+        for group in self.optimiser.param_groups:
+            group["lr"] = getattr(self.config.rates, group["name"]) * decay
+        self.optimiser.zero_grad(set_to_none=True)
+        loss, decibels = 0.0, 0.0
+        for view in views:
+            gaussians = self._gaussians()
+            rgb = render(_dropped(gaussians, self.config.drop, generator), photos.cameras[view]).rgb
+            truth = photos.images[[view]].to(rgb)
+            view_loss = _photometric(rgb, truth, self.config) + self._regulariser(gaussians)
+            (view_loss / len(views)).backward()
+            loss += view_loss.item() / len(views)
+            decibels += psnr(rgb.detach(), truth).item() / len(views)
+        gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
+        if all(torch.isfinite(gradient).all() for gradient in gradients):
+            self.optimiser.step()
+        else:
+            self.skipped_steps += 1
+        return loss, decibels
+
+    def _regulariser(self, gaussians: Gaussians) -> Tensor | float:
+        config, total = self.config, 0.0
+        if config.drift:
+            total = total + config.drift * (self.parameters["means"] * self._unit() / self.distance).square().mean()
+        if config.scale:
+            total = total + config.scale * (gaussians.scales / self.distance).mean()
+        if config.opacity:
+            total = total + config.opacity * gaussians.opacities.mean()
+        return total
+
+    @torch.no_grad()
+    def prune(self) -> None:
+        """Remove transparent and oversized Gaussians, along with what the optimiser knows of them."""
+        gaussians = self.gaussians()
+        distance = torch.cdist(gaussians.means, self.centers).amin(1)
+        keep = gaussians.opacities >= self.config.prune_opacity
+        keep &= gaussians.scales.amax(1) <= self.config.prune_scale * distance
+        if keep.all() or not keep.any():
+            return
+        self.start, self.distance = self.start[keep], self.distance[keep]
+        for group in self.optimiser.param_groups:
+            (old,) = group["params"]
+            kept = old[keep].requires_grad_()
+            moments = self.optimiser.state.pop(old, {})
+            group["params"] = [kept]
+            self.optimiser.state[kept] = {k: v[keep] if v.ndim else v for k, v in moments.items()}
+            self.parameters[group["name"]] = kept
+
+
+def _dropped(gaussians: Gaussians, share: float, generator: torch.Generator) -> Gaussians:
+    """A random selection, its opacities raised to make up for the missing ones (as dropout does)."""
+    if share == 0:
+        return gaussians
+    keep = (torch.rand(len(gaussians), generator=generator) >= share).to(gaussians.device)
+    kept = gaussians[keep]
+    return replace(kept, opacities=(kept.opacities / (1 - share)).clamp_max(1.0))
+
+
+def _photometric(rgb: Tensor, truth: Tensor, config: RefineConfig) -> Tensor:
+    difference = rgb - truth
+    loss = (1 - config.l1) * difference.square().mean()
+    if config.l1:
+        loss = loss + config.l1 * difference.abs().mean()
+    if config.ssim and min(truth.shape[1:3]) >= SSIM_WINDOW:
+        loss = loss + config.ssim * (1 - ssim_map(rgb, truth).mean())
+    return loss

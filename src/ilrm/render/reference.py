@@ -46,7 +46,7 @@ def _composite(projected: Projected, pixels: Tensor, background: Tensor) -> tupl
     # Transmittance only falls, so this keeps everything up to the Gaussian that would go too far.
     kept = after.detach() > TRANSMITTANCE_MIN
     alpha = torch.where(kept, alpha, 0.0)
-    after = torch.cat([torch.ones_like(after[:, :1]), torch.cumprod(1 - alpha, dim=1)], dim=1)  # (P, M + 1)
+    after = torch.cat([alpha.new_ones(len(pixels), 1), torch.cumprod(1 - alpha, dim=1)], dim=1)  # (P, M + 1)
     weight = alpha * after[:, :-1]
     rgb = weight @ projected.colours + after[:, -1:] * background
     return rgb, 1 - after[:, -1], weight @ projected.depths

@@ -52,7 +52,7 @@ def find_images(paths: Sequence[Path], source: Path) -> list[Path]:
     Raises:
         SceneError: some exist in none of these forms; the message lists them.
     """
-    found = [next((candidate for candidate in _candidates(path) if candidate.is_file()), None) for path in paths]
+    found = [next((candidate for candidate in image_candidates(path) if candidate.is_file()), None) for path in paths]
     missing = [path for path, file in zip(paths, found, strict=True) if file is None]
     if missing:
         raise SceneError(
@@ -63,14 +63,17 @@ def find_images(paths: Sequence[Path], source: Path) -> list[Path]:
     return [file for file in found if file is not None]
 
 
-def _candidates(path: Path) -> Iterator[Path]:
+def image_candidates(path: Path) -> Iterator[Path]:
+    """Where a listed image may lie: as listed, with a suffix added, in a sibling folder of reduced copies."""
     yield path
     if path.suffix.lower() not in SUFFIXES:
         for suffix in SUFFIXES:
             yield path.with_name(path.name + suffix)
-    if path.parent.name == "images":
-        for folder in _REDUCED_FOLDERS:
-            yield path.parent.with_name(folder) / path.name
+    for folder in path.parents:
+        if folder.name == "images":
+            for reduced in _REDUCED_FOLDERS:
+                yield folder.with_name(reduced) / path.relative_to(folder)
+            return
 
 
 def same_aspect(a: Size, b: Size) -> bool:

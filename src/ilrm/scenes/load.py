@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from ilrm.errors import SceneError
 from ilrm.scene import Scene
+from ilrm.scenes.chunks import INDEX, is_chunk_index, read_chunk_scene
+from ilrm.scenes.colmap import find_model, read_colmap
 from ilrm.scenes.frames import Source, assemble
+from ilrm.scenes.images import SUFFIXES
 from ilrm.scenes.nerfstudio import read_nerfstudio
+from ilrm.scenes.opencv_json import read_opencv_json
+from ilrm.scenes.records import read_json
+
+_BLENDER_FILES = ("transforms_train.json", "transforms_test.json")
+_VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+_KINDS = (
+    "transforms.json (nerfstudio, instant-ngp), transforms_train.json (Blender), opencv_cameras.json, "
+    "another .json with posed frames, a COLMAP model (sparse/0, sparse, colmap/sparse/0 or the folder itself), "
+    "chunks (index.json, *.torch)"
+)
 
 
 def load_scene(
     path: str | Path, *, key: str | None = None, max_side: int | None = None, size: tuple[int, int] | None = None
 ) -> Scene:
+    """The scene at ``path``, whatever its format: photos undistorted, at one size, decoded when they are used.
+
+    Args:
+        path: a camera file (.json), a scene's or COLMAP project's folder, or a chunk file or folder. In a folder the
+            first of these counts: transforms.json, transforms_train.json (with transforms_test.json held out),
+            opencv_cameras.json, a COLMAP model, chunks, a single other .json with posed frames.
+        key: which scene of a chunk; the first by default.
+        max_side: reduce images, intrinsics and depth so that the longer side has at most this many pixels.
+        size: (width, height) to bring every image to: scaled to cover it, then centre-cropped.
+
+    Returns:
+        V views in the file's order (COLMAP: sorted by name), OpenCV axes, in the scene's own world frame and units
+        (depth maps in millimetres become metres).
+
+    Raises:
+        SceneError: nothing that can be loaded, or a file, frame or value that is missing, malformed or impossible.
+        CameraError: a pose or intrinsic that no camera can have.
+    """
     return assemble(read_source(Path(path), key), max_side=max_side, size=size)
 
 
@@ -22,4 +55,92 @@ def declared_holdout(path: str | Path) -> tuple[str, ...]:
 
 def read_source(path: Path, key: str | None = None) -> Source:
     """What the loader that fits found at ``path``; see ``load_scene``."""
-    return read_nerfstudio([path if path.is_file() else path / "transforms.json"])
+    if not path.exists():
+        raise SceneError(f"{path} does not exist.", expected="a scene's folder or camera file", fix="check the path")
+    if path.is_dir() and not _has_cameras(path) and _is_chunk_folder(path):
+        return read_chunk_scene(path, key)
+    if path.suffix == ".torch" and path.is_file():
+        return read_chunk_scene(path, key)
+    if path.name == INDEX and is_chunk_index(read_json(path)):
+        return read_chunk_scene(path.parent, key)
+    if key is not None:
+        raise SceneError(f"The scene {key!r} was asked for, but {path} holds one scene only.", fix="leave out the key")
+    return _read_folder(path) if path.is_dir() else _read_file(path)
+
+
+def _has_cameras(folder: Path) -> bool:
+    files = ("transforms.json", _BLENDER_FILES[0], "opencv_cameras.json")
+    return any((folder / name).is_file() for name in files) or find_model(folder) is not None
+
+
+def _is_chunk_folder(folder: Path) -> bool:
+    index = folder / INDEX
+    return any(folder.glob("*.torch")) or (index.is_file() and is_chunk_index(read_json(index)))
+
+
+def _read_folder(folder: Path) -> Source:
+    if (folder / "transforms.json").is_file():
+        return read_nerfstudio([folder / "transforms.json"])
+    if (folder / _BLENDER_FILES[0]).is_file():
+        return read_nerfstudio([folder / name for name in _BLENDER_FILES if (folder / name).is_file()])
+    if (folder / "opencv_cameras.json").is_file():
+        return read_opencv_json(folder / "opencv_cameras.json")
+    model = find_model(folder)
+    if model is not None:
+        return read_colmap(model)
+    camera_files = [file for file in sorted(folder.glob("*.json")) if _frame_reader(file)]
+    if len(camera_files) > 1:
+        names = ", ".join(file.name for file in camera_files)
+        raise SceneError(f"{folder} holds several camera files: {names}.", fix="give the path of one of them")
+    if camera_files:
+        return _read_file(camera_files[0])
+    raise _nothing_found(folder)
+
+
+def _read_file(file: Path) -> Source:
+    if file.suffix.lower() == ".json":
+        if reader := _frame_reader(file):
+            return reader(file)
+        raise SceneError(
+            f"{file} holds no posed frames.",
+            expected='"frames" with "transform_matrix" (nerfstudio) or "w2c" (OpenCV, LVSM)',
+            fix="give the scene's camera file; an evaluation index names scenes but holds none",
+        )
+    if file.suffix.lower() in (*SUFFIXES, *_VIDEO_SUFFIXES):
+        raise _poses_needed(f"{file} is a single photo or video without camera poses.")
+    model = find_model(file.parent)
+    if model is not None and file.stem in ("cameras", "images", "points3D"):
+        return read_colmap(model)
+    raise SceneError(f"{file} is not a scene.", expected=f"a folder or file of one of these kinds: {_KINDS}")
+
+
+def _frame_reader(file: Path) -> Callable[[Path], Source] | None:
+    """The reader for a JSON file of posed frames, by the keys of its first frame; None for other JSON."""
+    data = read_json(file)
+    frames = data.get("frames") if isinstance(data, dict) else None
+    if not isinstance(frames, list):
+        return None
+    first = frames[0] if frames and isinstance(frames[0], dict) else {}
+    return read_opencv_json if "w2c" in first else lambda path: read_nerfstudio([path])
+
+
+def _nothing_found(folder: Path) -> SceneError:
+    stages = [name for name in ("test", "train") if (folder / name / INDEX).is_file()]
+    if stages:
+        return SceneError(f"{folder} is the root of a dataset.", fix=f"give one of its stages, {folder / stages[0]}")
+    files = [file for place in (folder, folder / "images") if place.is_dir() for file in place.iterdir()]
+    if any(file.suffix.lower() in (*SUFFIXES, *_VIDEO_SUFFIXES) for file in files):
+        return _poses_needed(f"{folder} holds photos or a video, but no camera poses.")
+    return SceneError(
+        f"{folder} holds no scene.",
+        expected=f"one of: {_KINDS}",
+        fix="give the folder that holds the camera file",
+    )
+
+
+def _poses_needed(problem: str) -> SceneError:
+    return SceneError(
+        problem,
+        expected=f"poses beside the photos, as one of: {_KINDS}",
+        fix="estimate the poses first, for instance with COLMAP (colmap automatic_reconstructor)",
+    )

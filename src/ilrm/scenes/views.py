@@ -13,6 +13,8 @@ from ilrm.errors import SceneError
 
 _RESTARTS = 8
 _MOST_ITERATIONS = 100
+# Relative difference that single-precision poses cannot tell apart.
+_TIE = 1e-4
 
 
 def split_holdout(count: int, every: int = 8) -> tuple[list[int], list[int]]:
@@ -71,13 +73,13 @@ def farthest_points(positions: Tensor, count: int) -> list[int]:
 
 
 def _representatives(features: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """Indices of ``count`` distinct rows of the features (N, D): those nearest to the centres of the best clustering."""
+    """``count`` distinct rows of the features (N, D): the nearest one to each centre of the tightest clustering."""
     clusterings = [_cluster(features, _spread_start(features, count, rng)) for _ in range(_RESTARTS)]
-    centres = min(clusterings, key=lambda centres: _squared_distances(features, centres).min(1).sum())
-    distances = _squared_distances(features, centres)
+    spreads = np.array([_squared_distances(features, centres).min(1).sum() for centres in clusterings])
+    distances = _squared_distances(features, clusterings[_first_least(spreads)])
     owner = distances.argmin(1)
     chosen = [
-        int(members[distances[members, cluster].argmin()])
+        int(members[_first_least(distances[members, cluster])])
         for cluster in range(count)
         if len(members := np.flatnonzero(owner == cluster))
     ]
@@ -95,7 +97,6 @@ def _spread_start(features: np.ndarray, count: int, rng: np.random.Generator) ->
     while len(centres) < count:
         gap = _squared_distances(features, np.stack(centres)).min(1)
         total = gap.sum()
-        # Inverse transform rather than rng.choice: rounding noise in the weights then moves the draw only at a boundary.
         index = int(np.searchsorted(gap.cumsum(), rng.random() * total, side="right")) if total > 0 else 0
         centres.append(features[min(index, len(features) - 1)])
     return np.stack(centres)
@@ -113,6 +114,12 @@ def _cluster(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
             [features[owner == k].mean(0) if (owner == k).any() else centre for k, centre in enumerate(centres)]
         )
     return centres
+
+
+def _first_least(values: np.ndarray) -> int:
+    """Index of the least value; among equal ones (but for rounding: the two members of a pair lie equally far from
+    their centre) the first."""
+    return int(np.flatnonzero(values <= values.min() * (1 + _TIE) + _TIE**2)[0])
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def image_weights(rendering: Rendering, outputs: tuple[str, ...], seed: int = 0)
     draw = torch.Generator().manual_seed(seed)
     loss = torch.zeros((), dtype=torch.float64)
     for name in outputs:
-        image = getattr(rendering, name).double()
+        image = getattr(rendering, name).double().cpu()
         loss = loss + (image * torch.randn(image.shape, generator=draw, dtype=torch.float64)).sum()
     return loss
 

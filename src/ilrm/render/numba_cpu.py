@@ -93,11 +93,14 @@ class _Rasterise(torch.autograd.Function):
         arrays = [np.ascontiguousarray(p.detach().numpy()) for p in parameters]
         size = (len(job.views), job.height, job.width)
         rgb, alpha, depth = np.empty((*size, 3), np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+        traces = []
         with _threads():
-            traces = [_render(arrays, view, job, rgb[i], alpha[i], depth[i]) for i, view in enumerate(job.views)]
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*parameters)
-            ctx.job, ctx.traces = job, traces
+            for i, view in enumerate(job.views):
+                trace = _render(arrays, view, job, rgb[i], alpha[i], depth[i])
+                if any(ctx.needs_input_grad):
+                    traces.append(trace)
+        ctx.save_for_backward(*parameters)
+        ctx.job, ctx.traces = job, traces
         return torch.from_numpy(rgb), torch.from_numpy(alpha), torch.from_numpy(depth)
 
     @staticmethod

@@ -1,0 +1,16 @@
+"""The conventions page is executable: its snippets run as they stand, in order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "conventions.md"
+
+
+def test_the_conventions_page_holds() -> None:
+    snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert len(snippets) >= 4
+    source = "\n".join(snippets)
+    assert source.count("assert") >= 8
+    exec(compile(source, str(PAGE), "exec"), {})

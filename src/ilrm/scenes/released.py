@@ -1,0 +1,147 @@
+"""Image preparation exactly as the released networks were scored with, quirks included.
+
+Only evaluation against published numbers needs this; everything else uses ``load_scene``'s own resizing, which
+keeps the geometry exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ilrm.cameras import Cameras
+from ilrm.errors import SceneError
+from ilrm.scene import LazyImages, Scene
+
+PATCH_SHIM = 64  # patch size 8 times 8
+STRETCH_MULTIPLE = 16  # patch size 8 times viewpoint factor 2
+
+# OpenCV's fixed-point bilinear: 11-bit weights, and a vertical pass that drops 4, then 16, then 2 bits.
+_WEIGHT_ONE = 1 << 11
+
+
+def rescale_and_crop_released(scene: Scene, width: int, height: int) -> Scene:
+    """The two-view release's path to its input size: Pillow Lanczos to cover the size, then a centre crop.
+
+    The principal point keeps its share of the image (0.5 stays 0.5) although the crop can be half a pixel off
+    centre, and the focal lengths follow the crop only.
+
+    Raises:
+        SceneError: an image smaller than the size asked for.
+    """
+    h, w = scene.cameras.height, scene.cameras.width
+    if width > w or height > h:
+        raise SceneError(f"Images of {w}x{h} cannot be cropped to {width}x{height}.", expected="at least that size")
+    factor = max(height / h, width / w)
+    # Whole sizes by Python's rounding, half to even; the covered side is exact by construction.
+    scaled_height, scaled_width = round(h * factor), round(w * factor)
+
+    def prepare(image: Tensor) -> Tensor:
+        resized = Image.fromarray(image.numpy()).resize((scaled_width, scaled_height), Image.Resampling.LANCZOS)
+        return _centre_crop(torch.from_numpy(np.array(resized)), width, height)
+
+    K = _cropped_intrinsics(scene.cameras.K, (w, h), (scaled_width, scaled_height), (width, height))
+    return _replaced(scene, prepare, K, width, height)
+
+
+def crop_to_multiple_released(scene: Scene, multiple: int = PATCH_SHIM) -> Scene:
+    """The two-view release's patch shim: a centre crop to a multiple of ``multiple``, same rule for intrinsics."""
+    h, w = scene.cameras.height, scene.cameras.width
+    height, width = h // multiple * multiple, w // multiple * multiple
+    if not width or not height:
+        raise SceneError(f"Images of {w}x{h} are too small.", expected=f"at least {multiple}x{multiple}")
+    K = _cropped_intrinsics(scene.cameras.K, (w, h), (w, h), (width, height))
+    return _replaced(scene, lambda image: _centre_crop(image, width, height), K, width, height)
+
+
+def stretch_to_multiple(scene: Scene, multiple: int = STRETCH_MULTIPLE) -> Scene:
+    """The wide release's path to its input size: each side stretched to the nearest multiple, as OpenCV does it.
+
+    540x960 becomes 544x960. Intrinsics follow both factors, the principal point included.
+    """
+    h, w = scene.cameras.height, scene.cameras.width
+    width, height = nearest_multiple(w, multiple), nearest_multiple(h, multiple)
+    if not width or not height:
+        raise SceneError(f"Images of {w}x{h} are too small.", expected=f"more than {multiple // 2} pixels a side")
+
+    def prepare(image: Tensor) -> Tensor:
+        return torch.from_numpy(resize_bilinear_opencv(image.numpy(), width, height))
+
+    return _replaced(scene, prepare, scene.cameras.resize(width, height).K, width, height)
+
+
+def nearest_multiple(side: float, multiple: int = STRETCH_MULTIPLE) -> int:
+    """The multiple nearest to ``side``; halves go to the even multiple."""
+    return round(side / multiple) * multiple
+
+
+def resize_bilinear_opencv(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """uint8 (H, W, C) stretched as by ``cv2.resize`` with INTER_LINEAR, bit for bit.
+
+    Half-pixel aligned and without antialiasing; sums are integers with 11-bit weights, as in OpenCV's
+    ``resize.cpp``. Halving both sides exactly is a 2x2 mean there, and here.
+    """
+    h, w = image.shape[:2]
+    if (w, h) == (width, height):
+        return image.copy()
+    if (w, h) == (2 * width, 2 * height):
+        blocks = image.reshape(height, 2, width, 2, -1).astype(np.int32).sum((1, 3))
+        return ((blocks + 2) >> 2).astype(np.uint8)
+    left, right, weights = _linear_taps(w, width)
+    rows = image.astype(np.int32)
+    rows = rows[:, left] * weights[0][:, None] + rows[:, right] * weights[1][:, None]  # (H, width, C), scaled 2^11
+    above, below, weights = _linear_taps(h, height)
+    upper = (weights[0][:, None, None] * (rows[above] >> 4)) >> 16
+    lower = (weights[1][:, None, None] * (rows[below] >> 4)) >> 16
+    return np.clip((upper + lower + 2) >> 2, 0, 255).astype(np.uint8)
+
+
+def _linear_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of the two neighbours of every target pixel and their weights (2, target), clamped at the border."""
+    position = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32)
+    first = np.floor(position).astype(np.int64)
+    share = position - first.astype(np.float32)
+    outside = (first < 0) | (first >= source - 1)
+    share[outside] = 0.0
+    first = first.clip(0, source - 1)
+    weights = np.stack([np.float32(1.0) - share, share]) * np.float32(_WEIGHT_ONE)
+    return first, (first + 1).clip(max=source - 1), np.rint(weights).astype(np.int32)
+
+
+def _centre_crop(image: Tensor, width: int, height: int) -> Tensor:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width].contiguous()
+
+
+def _cropped_intrinsics(K: Tensor, size: Sequence[int], scaled: Sequence[int], target: Sequence[int]) -> Tensor:
+    """Pixel intrinsics for ``target`` (width, height) after scaling to ``scaled`` and a centre crop.
+
+    In units of the image size the focal lengths grow by scaled / target and the principal point stays.
+    """
+    out = K.clone()
+    for axis in (0, 1):
+        out[:, axis, axis] *= scaled[axis] / size[axis]
+        out[:, axis, 2] *= target[axis] / size[axis]
+    return out
+
+
+def _replaced(scene: Scene, prepare: Callable[[Tensor], Tensor], K: Tensor, width: int, height: int) -> Scene:
+    """The scene with every image prepared when it is read; depth is left out, the released code knows none."""
+    readers = [_reader(scene.images, view, prepare) for view in range(len(scene))]
+    cameras = Cameras(scene.cameras.c2w, K, width, height)
+    return replace(scene, images=LazyImages(readers, height, width), cameras=cameras, depth=None)
+
+
+def _reader(images: Tensor | LazyImages, view: int, prepare: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        if isinstance(images, LazyImages):
+            return prepare(images.readers[view]())
+        # Truncation is the released code's way from [0, 1] to 8 bits; it undoes the division by 255 exactly.
+        return prepare((images[view] * 255).to(torch.uint8))
+
+    return read

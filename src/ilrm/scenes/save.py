@@ -1,0 +1,124 @@
+"""A scene as files that this package and nerfstudio read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ilrm.errors import SceneError
+from ilrm.files import atomic_folder, write_json
+from ilrm.scene import Scene
+from ilrm.scenes.nerfstudio import OPENGL_TO_OPENCV
+
+CameraFile = Literal["transforms.json", "opencv_cameras.json"]
+_JPEG_QUALITY = 95
+_FARTHEST_MILLIMETRES = 65535
+
+
+def save_scene(
+    scene: Scene,
+    folder: Path | str,
+    *,
+    camera_file: CameraFile = "transforms.json",
+    image_format: Literal["png", "jpg"] = "png",
+) -> Path:
+    """Write images, cameras, depth and points into ``folder`` and return the camera file's path.
+
+    transforms.json (nerfstudio, OpenGL axes) carries everything; depth becomes 16-bit millimetres and points
+    points.ply. opencv_cameras.json carries images and cameras only. PNG images read back equal.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        SceneError: an image cannot be decoded, or depth does not fit into 16-bit millimetres.
+    """
+    target = Path(folder)
+    files = _file_names(scene.names, image_format)
+    opengl = camera_file == "transforms.json"
+    with atomic_folder(target, owns=("images", "depth", "points.ply", "transforms.json", "opencv_cameras.json")) as out:
+        for view, file in enumerate(files):
+            _write_image(scene.images[view], out / "images" / file)
+        if opengl and scene.depth is not None:
+            for view, file in enumerate(files):
+                _write_depth(scene.depth[view], out / "depth" / _depth_name(file), scene.names[view])
+        if opengl and scene.points is not None:
+            _write_points(scene.points, scene.points_rgb, out / "points.ply")
+        write_json(out / camera_file, (_transforms if opengl else _opencv_cameras)(scene, files, target.name))
+    return target / camera_file
+
+
+def _file_names(names: tuple[str, ...], image_format: str) -> list[str]:
+    """Flat image names that keep the views' names where those stay unique without folder and suffix."""
+    stems = [Path(name).stem for name in names]
+    if len(set(stems)) < len(stems):
+        stems = [f"{view:06d}" for view in range(len(names))]
+    return [f"{stem}.{image_format}" for stem in stems]
+
+
+def _depth_name(file: str) -> str:
+    return f"{Path(file).stem}.png"
+
+
+def _transforms(scene: Scene, files: list[str], _: str) -> dict[str, object]:
+    c2w = scene.cameras.c2w.double().cpu().numpy() @ OPENGL_TO_OPENCV
+    frames = []
+    for view, file in enumerate(files):
+        depth = {} if scene.depth is None else {"depth_file_path": f"depth/{_depth_name(file)}"}
+        intrinsics = _intrinsics(scene, view, "fl_x", "fl_y")
+        pose = c2w[view].tolist()
+        frames.append({"file_path": f"images/{file}", "transform_matrix": pose, **intrinsics, **depth})
+    points = {} if scene.points is None else {"ply_file_path": "points.ply"}
+    return {"camera_model": "OPENCV", **points, "frames": frames}
+
+
+def _opencv_cameras(scene: Scene, files: list[str], name: str) -> dict[str, object]:
+    w2c = np.linalg.inv(scene.cameras.c2w.double().cpu().numpy())
+    frames = [
+        {"file_path": f"images/{file}", "w2c": w2c[view].tolist(), **_intrinsics(scene, view, "fx", "fy")}
+        for view, file in enumerate(files)
+    ]
+    return {"scene_name": name, "frames": frames}
+
+
+def _intrinsics(scene: Scene, view: int, fx: str, fy: str) -> dict[str, float]:
+    K = scene.cameras.K[view].double()
+    values = {fx: K[0, 0].item(), fy: K[1, 1].item(), "cx": K[0, 2].item(), "cy": K[1, 2].item()}
+    return {**values, "w": scene.cameras.width, "h": scene.cameras.height}
+
+
+def _write_image(image: Tensor, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY)
+
+
+def _write_depth(depth: Tensor, path: Path, name: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    millimetres = (depth.double() * 1000).round().cpu().numpy()
+    if not (np.isfinite(millimetres).all() and 0 <= millimetres.min() <= millimetres.max() <= _FARTHEST_MILLIMETRES):
+        raise SceneError(
+            f"The depth of {name} goes from {depth.min():g} to {depth.max():g}.",
+            expected="0 (unknown) to 65.535 metres, what 16-bit millimetres can hold",
+            fix="rescale the scene, or leave out its depth",
+        )
+    Image.fromarray(millimetres.astype(np.uint16)).save(path)
+
+
+def _write_points(points: Tensor, rgb: Tensor | None, path: Path) -> None:
+    fields = [(axis, "<f4") for axis in "xyz"]
+    header = "".join(f"property float {axis}\n" for axis in "xyz")
+    if rgb is not None:
+        fields += [(colour, "u1") for colour in ("red", "green", "blue")]
+        header += "".join(f"property uchar {colour}\n" for colour in ("red", "green", "blue"))
+    table = np.empty(len(points), dtype=fields)
+    for column, axis in enumerate("xyz"):
+        table[axis] = points[:, column].float().cpu().numpy()
+    if rgb is not None:
+        for column, colour in enumerate(("red", "green", "blue")):
+            table[colour] = (rgb[:, column].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    start = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{header}end_header\n"
+    path.write_bytes(start.encode() + table.tobytes())

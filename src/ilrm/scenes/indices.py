@@ -65,7 +65,7 @@ def _views(entry: object, label: str) -> EvaluationViews:
 
 
 def _indices(value: object, label: str) -> tuple[int, ...]:
-    valid = isinstance(value, list) and all(type(index) is int and index >= 0 for index in value)
-    if not valid or not value:
+    indices = value if isinstance(value, list) else []
+    if not indices or not all(type(index) is int and index >= 0 for index in indices):
         raise SceneError(f"{label} is not a list of view indices.", expected="at least one whole number from 0 on")
-    return tuple(value)
+    return tuple(indices)

@@ -92,25 +92,29 @@ def resize_bilinear_opencv(image: np.ndarray, width: int, height: int) -> np.nda
     if (w, h) == (2 * width, 2 * height):
         blocks = image.reshape(height, 2, width, 2, -1).astype(np.int32).sum((1, 3))
         return ((blocks + 2) >> 2).astype(np.uint8)
-    left, right, weights = _linear_taps(w, width)
+    first, share = _bilinear_positions(w, width)
+    # Columns beyond the border take one weight of 1, rows two clamped neighbours: their rounding differs.
+    share[(first < 0) | (first >= w - 1)] = 0.0
+    weights = _fixed_point(share)[..., None]
     rows = image.astype(np.int32)
-    rows = rows[:, left] * weights[0][:, None] + rows[:, right] * weights[1][:, None]  # (H, width, C), scaled 2^11
-    above, below, weights = _linear_taps(h, height)
-    upper = (weights[0][:, None, None] * (rows[above] >> 4)) >> 16
-    lower = (weights[1][:, None, None] * (rows[below] >> 4)) >> 16
-    return np.clip((upper + lower + 2) >> 2, 0, 255).astype(np.uint8)
+    rows = rows[:, first.clip(0, w - 1)] * weights[0] + rows[:, (first + 1).clip(0, w - 1)] * weights[1]
+    first, share = _bilinear_positions(h, height)
+    weights = _fixed_point(share)[..., None, None]
+    upper = (weights[0] * (rows[first.clip(0, h - 1)] >> 4)) >> 16
+    lower = (weights[1] * (rows[(first + 1).clip(0, h - 1)] >> 4)) >> 16
+    return ((upper + lower + 2) >> 2).clip(0, 255).astype(np.uint8)
 
 
-def _linear_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the two neighbours of every target pixel and their weights (2, target), clamped at the border."""
+def _bilinear_positions(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """The neighbour before every target pixel's centre (-1 to source - 1) and the share of the one after it."""
     position = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32)
-    first = np.floor(position).astype(np.int64)
-    share = position - first.astype(np.float32)
-    outside = (first < 0) | (first >= source - 1)
-    share[outside] = 0.0
-    first = first.clip(0, source - 1)
-    weights = np.stack([np.float32(1.0) - share, share]) * np.float32(_WEIGHT_ONE)
-    return first, (first + 1).clip(max=source - 1), np.rint(weights).astype(np.int32)
+    first = np.floor(position)
+    return first.astype(np.int64), position - first
+
+
+def _fixed_point(share: np.ndarray) -> np.ndarray:
+    """(2, N) integer weights of the two neighbours."""
+    return np.rint(np.stack([np.float32(1.0) - share, share]) * np.float32(_WEIGHT_ONE)).astype(np.int32)
 
 
 def _centre_crop(image: Tensor, width: int, height: int) -> Tensor:

@@ -14,7 +14,7 @@ from ilrm.scenes.procedural.rendering import Lighting, radiance
 from ilrm.scenes.procedural.worlds import Worlds
 
 # Rays at once: what stays in a CPU's cache, and what fills a GPU.
-RAYS_AT_ONCE = {"cpu": 2**13, "cuda": 2**20}
+RAYS_AT_ONCE = {"cpu": 2**14, "cuda": 2**20}
 # With the pixel's centre, four well spread samples where two surfaces meet.
 _SILHOUETTE_OFFSETS = ((0.38, 0.1), (-0.28, 0.28), (-0.1, -0.38))
 

@@ -14,7 +14,7 @@ from ilrm.cameras import Cameras
 from ilrm.errors import ConfigError, GaussiansError, MissingExtraError
 from ilrm.gaussians import Gaussians
 from ilrm.render import render
-from tests.conftest import make_cameras, make_gaussians
+from tests.conftest import ROOT, make_cameras, make_gaussians
 from tests.render.scenes import IMAGES, PARAMETERS, change, image_weights, render_with_gradients
 
 
@@ -47,6 +47,21 @@ def test_number_of_threads_does_not_matter() -> None:
         assert torch.equal(getattr(single, image), getattr(double, image))
     for name in PARAMETERS:
         assert torch.equal(single_gradients[name], double_gradients[name])
+
+
+def test_threads_of_torch_are_respected_from_the_first_call_on() -> None:
+    """Numba's OpenMP start-up would set torch's number of threads back to that of all cores."""
+    code = """
+import numba, torch
+torch.set_num_threads(1)
+from tests.conftest import ROOT, make_cameras, make_gaussians
+from ilrm.render import numba_cpu, render
+with numba_cpu._threads():
+    assert numba.get_num_threads() == 1
+render(make_gaussians(4), make_cameras(1, 8, 8))
+assert torch.get_num_threads() == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_several_python_threads_may_render() -> None:

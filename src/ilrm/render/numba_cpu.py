@@ -38,8 +38,12 @@ _LOCK = threading.RLock()
 def _threads() -> Iterator[None]:
     """As many numba threads as torch has been told to use."""
     with _LOCK:
+        wanted = torch.get_num_threads()
         before = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+        # That call starts numba's threads if nothing has before; where both use the same OpenMP, torch's own
+        # number is lost in it.
+        torch.set_num_threads(wanted)
+        numba.set_num_threads(max(1, min(wanted, numba.config.NUMBA_NUM_THREADS)))
         try:
             yield
         finally:

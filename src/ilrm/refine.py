@@ -98,6 +98,11 @@ class RefineConfig:
         rates = LearningRates(1e-3, 5e-3, 5e-3, 2e-3, 2e-2, final=0.1, by_distance=True)
         return RefineConfig(rates, views_per_step=2, l1=0.5, ssim=0.05, drop=0.1, drift=0.1, prune_every=100, seed=seed)
 
+    @staticmethod
+    def for_steps(steps: int, seed: int = 0) -> RefineConfig:
+        """The preset for so many steps: ``paper`` up to 50, ``long`` above."""
+        return RefineConfig.paper() if steps <= 50 else RefineConfig.long(seed)
+
 
 @dataclass(frozen=True)
 class RefineStep:
@@ -155,7 +160,7 @@ def refine(
         gaussians: N Gaussians in the scene's world frame. Their device is computed on.
         scene: the photos to fit.
         steps: how many steps of Adam.
-        config: ``RefineConfig.paper()`` by default up to 50 steps, ``RefineConfig.long()`` above.
+        config: ``RefineConfig.for_steps(steps)`` by default.
         watch: other photos. They are only measured: when they get worse for ``patience`` checks the optimisation
             stops, and the best state is returned.
         progress: called after every step.
@@ -165,7 +170,7 @@ def refine(
         SceneError: no views.
         ConfigError: a negative number of steps.
     """
-    config = config or (RefineConfig.paper() if steps <= 50 else RefineConfig.long())
+    config = config or RefineConfig.for_steps(steps)
     _check(gaussians, scene, steps)
     _, to_world = normalise(scene.cameras)
     to_unit = to_world.inverse()

@@ -1,0 +1,95 @@
+"""The command line ``ilrm``. One file a command; whatever is heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from threading import current_thread, main_thread
+from typing import Annotated, NoReturn
+
+import tyro
+
+from ilrm.cli.console import Console
+from ilrm.cli.data import Data
+from ilrm.cli.demo import Demo
+from ilrm.cli.reconstruct import Reconstruct
+from ilrm.cli.refine import Refine
+from ilrm.cli.render import Render
+from ilrm.cli.weights import Weights
+from ilrm.errors import IlrmError
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
+    | Annotated[Render, tyro.conf.subcommand("render")]
+    | Annotated[Refine, tyro.conf.subcommand("refine")]
+    | Annotated[Weights, tyro.conf.subcommand("weights")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+)
+
+FAILED, INTERRUPTED, TERMINATED, BROKEN_PIPE = 1, 130, 143, 141
+_LOWER_MEMORY = "lower --size or --views, or choose --device cpu"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 if everything that was asked for exists; 1 if the user can mend what went wrong (the message says how);
+        130 after Ctrl-C; 141 when nobody reads the output. Arguments that cannot be parsed exit with 2, and our own
+        mistakes keep their traceback.
+    """
+    command = tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType]
+        prog="ilrm",
+        description="Photos with cameras in, 3D Gaussians out.",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
+    )
+    console = Console(quiet=command.json)
+    try:
+        with _TerminateCleanly():
+            console.answer(command.run(console))
+        return 0
+    except IlrmError as error:
+        return _fail(str(error), FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted, nothing written", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
+        return BROKEN_PIPE
+    except (MemoryError, RuntimeError) as error:
+        if (where := _out_of_memory(error)) is None:
+            raise
+        return _fail(f"Out of memory{where}; nothing was written.\n  to do:    {_LOWER_MEMORY}", FAILED)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"ilrm: {message}", file=sys.stderr)
+    return status
+
+
+def _out_of_memory(error: BaseException) -> str | None:
+    """Where memory ran out (" on the GPU" or nothing); None if the error is about something else."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return ""
+    return " on the GPU" if type(error).__name__ == "OutOfMemoryError" else None
+
+
+class _TerminateCleanly:
+    """While inside, SIGTERM unwinds the stack like Ctrl-C does, so that temporary files are removed."""
+
+    def __enter__(self) -> None:
+        self.before = None
+        if current_thread() is main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._stop)
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+    @staticmethod
+    def _stop(*_: object) -> NoReturn:
+        raise SystemExit(TERMINATED)

@@ -1,0 +1,35 @@
+"""``ilrm demo``: a capture that comes with the package, end to end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ilrm.cli.arguments import Output
+from ilrm.cli.console import Console
+from ilrm.cli.pipeline import Options, run, show_results
+from ilrm.errors import SceneError
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Reconstruct a capture that comes with the package, in under a minute on two cores."""
+
+    output: Output = Path("ilrm-demo")
+    """Folder to write."""
+    refine: int = 300
+    """Steps of refinement after the forward pass."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        capture = Path(str(resources.files("ilrm"))) / "assets" / "capture"
+        if not capture.is_dir():
+            raise SceneError("The bundled capture is missing from this installation.", fix="reinstall ilrm")
+        metrics = run(Options(capture, self.output, refine=self.refine, device=self.device), console)
+        show_results(metrics, console)
+        return metrics

@@ -1,0 +1,79 @@
+"""Renderings as PNG files, and their scores."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from ilrm.files import write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ilrm.cameras import Cameras
+    from ilrm.cli.console import Console
+    from ilrm.gaussians import Gaussians
+    from ilrm.scene import Scene
+
+_NEAR = 0.01  # of the cameras' extent: the rule of the released network, whatever the world's unit is
+
+
+def near_plane(cameras: Cameras) -> float:
+    """The near plane in world units that goes with these cameras."""
+    from ilrm.cameras import normalise
+
+    return _NEAR * normalise(cameras)[1].scale
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write an image (H, W, 3) in [0, 1], rounded to 8 bits."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image.detach().clamp(0, 1).mul(255).round().byte().cpu().numpy()).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def file_stems(names: Sequence[str]) -> list[str]:
+    """One flat file name a view, without suffix; views whose names would collide get their number in front."""
+    stems = [
+        str(PurePosixPath(name.replace("\\", "/")).with_suffix("")).strip("/.").replace("/", "_") for name in names
+    ]
+    return [stem if stems.count(stem) == 1 and stem else f"{i:04d}_{stem}" for i, stem in enumerate(stems)]
+
+
+def score(gaussians: Gaussians, scene: Scene, near: float) -> tuple[float, float] | None:
+    """Mean PSNR in dB and mean SSIM over the views of a scene; None without views."""
+    from ilrm.evaluate import psnr, ssim
+
+    if len(scene) == 0:
+        return None
+    values = []
+    for view in range(len(scene)):
+        rgb, truth = render_view(gaussians, scene.cameras[view], near), scene.images[[view]]
+        values.append((psnr(rgb[None], truth).item(), ssim(rgb[None], truth).item()))
+    return sum(p for p, _ in values) / len(values), sum(s for _, s in values) / len(values)
+
+
+def render_view(gaussians: Gaussians, camera: Cameras, near: float) -> Tensor:
+    """What one camera sees, (H, W, 3) on the CPU, not clamped."""
+    import torch
+
+    from ilrm.render import render
+
+    with torch.no_grad():
+        return render(gaussians, camera, near=near).rgb[0].cpu()
+
+
+def save_comparisons(gaussians: Gaussians, scene: Scene, folder: Path, near: float, console: Console) -> None:
+    """For every view NAME.png, the rendering, and NAME_vs_truth.png, the rendering beside the photo."""
+    import torch
+
+    with console.progress("rendering", len(scene)) as advance:
+        for view, stem in enumerate(file_stems(scene.names)):
+            rgb = render_view(gaussians, scene.cameras[view], near)
+            save_png(rgb, folder / f"{stem}.png")
+            save_png(torch.cat([rgb, scene.images[view].cpu()], dim=1), folder / f"{stem}_vs_truth.png")
+            advance("")

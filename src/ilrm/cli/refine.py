@@ -1,0 +1,90 @@
+"""``ilrm refine``: fit existing Gaussians further to photos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ilrm.cli.arguments import Output, check_at_least, check_size, check_suffix, find_device
+from ilrm.cli.console import Console
+
+
+@dataclass(frozen=True)
+class Refine:
+    """Optimise a splat file on the photos of a scene.
+
+    The photos must share the world frame of the Gaussians. Held-out photos are not optimised on; their PSNR is measured
+    before and after.
+    """
+
+    gaussians: tyro.conf.Positional[Path]
+    """Splat file (.ply)."""
+    scene: tyro.conf.Positional[Path]
+    """A scene's folder or camera file."""
+    output: Output
+    """Splat file to write (.ply)."""
+    steps: int = 300
+    """Steps of optimisation."""
+    views: int | None = None
+    """Number of photos to optimise on; all that are not held out by default."""
+    holdout: int | None = None
+    """Keep every such photo out, to measure on it; 0 keeps none out. Default as in `ilrm reconstruct`."""
+    size: int = 256
+    """Longer side of the photos in pixels; larger ones are reduced."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Of everything that is drawn at random."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        check_size(self.size)
+        check_at_least("--steps", self.steps, 1)
+        check_suffix(self.output, ".ply")
+        device = find_device(self.device)
+        from ilrm.cli.images import near_plane, score
+        from ilrm.cli.views import split_views
+        from ilrm.export import load_ply, save_ply
+        from ilrm.files import atomic_file
+        from ilrm.refine import RefineConfig, refine
+        from ilrm.scenes import load_scene
+
+        gaussians = load_ply(self.gaussians).to(device)
+        scene = load_scene(self.scene, max_side=self.size)
+        split = split_views(scene, self.scene, self.views, self.holdout, seed=self.seed)
+        inputs, held_out = scene.select(split.inputs), scene.select(split.held_out)
+        near = near_plane(inputs.cameras)
+        with atomic_file(self.output) as temporary:
+            before = score(gaussians, held_out, near)
+            with console.progress("refining", self.steps) as advance:
+                result = refine(
+                    gaussians,
+                    inputs,
+                    self.steps,
+                    config=RefineConfig.for_steps(self.steps, self.seed),
+                    watch=scene.select(split.spare),
+                    progress=lambda step: advance(f"loss {step.loss:.4f}  inputs {step.psnr:.2f} dB"),
+                )
+            after = score(result.gaussians, held_out, near)
+            save_ply(result.gaussians, temporary)
+        report = {
+            "output": str(self.output),
+            "psnr": after and after[0],
+            "ssim": after and after[1],
+            "psnr_before_refine": before and before[0],
+            "ssim_before_refine": before and before[1],
+            "num_gaussians": len(result.gaussians),
+            "num_inputs": len(inputs),
+            "input_names": list(inputs.names),
+            "held_out_names": list(held_out.names),
+            "refine_steps": self.steps,
+            "refine_steps_done": len(result.history),
+            "refine_best_step": result.best_step,
+            "early_stop": result.stopped_early,
+        }
+        console.show("", {k: v for k, v in report.items() if not isinstance(v, list)})
+        return report

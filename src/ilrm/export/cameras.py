@@ -1,0 +1,51 @@
+"""Cameras as a JSON file, in the layout of opencv_cameras.json: pixels and world-to-camera matrices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ilrm.cameras import Cameras
+from ilrm.errors import CameraError
+from ilrm.files import write_json
+
+_EXPECTED = 'a JSON file {"frames": [{"file_path", "w", "h", "fx", "fy", "cx", "cy", "w2c"}]} with frames of one size'
+
+
+def save_cameras(cameras: Cameras, names: Sequence[str], path: Path | str) -> None:
+    """Write V cameras with their names. Raises OutputError."""
+    K, w2c = cameras.K.double().cpu(), torch.linalg.inv(cameras.c2w.double().cpu())
+    frames = [
+        {
+            "file_path": name,
+            "w": cameras.width,
+            "h": cameras.height,
+            **{"fx": K[i, 0, 0].item(), "fy": K[i, 1, 1].item(), "cx": K[i, 0, 2].item(), "cy": K[i, 1, 2].item()},
+            "w2c": w2c[i].tolist(),
+        }
+        for i, name in enumerate(names)
+    ]
+    write_json(path, {"frames": frames})
+
+
+def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
+    """Read what ``save_cameras`` wrote; no images are needed.
+
+    Raises:
+        CameraError: not such a file, or impossible cameras.
+    """
+    try:
+        frames = json.loads(Path(path).read_text())["frames"]
+        w2c = torch.tensor([frame["w2c"] for frame in frames], dtype=torch.float64)
+        K = torch.tensor(
+            [[[f["fx"], 0, f["cx"]], [0, f["fy"], f["cy"]], [0, 0, 1]] for f in frames], dtype=torch.float64
+        )
+        ((width, height),) = {(int(frame["w"]), int(frame["h"])) for frame in frames}
+        names = tuple(str(frame["file_path"]) for frame in frames)
+        c2w = torch.linalg.inv(w2c)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+        raise CameraError(f"Cannot read cameras from {path}: {error!r}.", expected=_EXPECTED) from error
+    return Cameras(c2w.float(), K.float(), width, height).check(names), names

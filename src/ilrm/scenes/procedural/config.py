@@ -37,7 +37,7 @@ class ProceduralConfig:
     path: Path = "mixed"
     baseline: tuple[float, float] = (0.1, 1.2)
     fov: tuple[float, float] = (45.0, 70.0)
-    objects: tuple[int, int] = (4, 14)
+    objects: tuple[int, int] = (6, 18)
     clearance: float = 0.2
     shadows: bool = True
     specular: float = 1.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ilrm.errors import SceneError
 from ilrm.scenes.records import listing
@@ -24,7 +24,16 @@ _REDUCED_FOLDERS = ("images_2", "images_4", "images_8")
 Size = tuple[int, int]
 
 _ORIENTATION_TAG = 0x0112
-# Orientations 5 to 8 exchange width and height.
+# What brings the stored pixels upright (EXIF 2.3, tag 0x0112); 5 to 8 exchange width and height.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _FIRST_TRANSPOSED_ORIENTATION = 5
 # Relative difference below which two aspect ratios are the same photo at another resolution.
 SAME_ASPECT = 0.01
@@ -106,7 +115,8 @@ def _photo(label: str, opener: Callable[[], Image.Image], declared: Size | None,
     try:
         with opener() as image:
             stored = image.size
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            # The base class's method: that of PNG files would decode the whole image to look behind it.
+            orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except FileNotFoundError as error:
         raise SceneError(f"The image {label} does not exist.", fix="restore the file, or remove its frame") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -115,20 +125,22 @@ def _photo(label: str, opener: Callable[[], Image.Image], declared: Size | None,
             expected="a JPEG, PNG, WebP, TIFF or BMP file",
             fix="restore the file, or remove its frame",
         ) from error
-    upright = _turned(stored, orientation)
+    upright = _upright_size(stored, orientation)
     turn = _measured_upright(stored, upright, declared, stored_pixels)
     width, height = upright if turn else stored
 
     def decode() -> np.ndarray:
         try:
             with opener() as image:
-                pixels = _rgb(ImageOps.exif_transpose(image) if turn else image, label)
+                pixels = _rgb(image, label)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise SceneError(
                 f"{label} cannot be decoded: {error}.",
                 expected="a complete image file",
                 fix="restore the file, or remove its frame",
             ) from error
+        if turn and orientation in _TURNS:
+            pixels = np.array(Image.fromarray(pixels).transpose(_TURNS[orientation]))
         if pixels.shape != (height, width, 3):
             raise SceneError(f"{label} changed its size while the scene was in use.", fix="load the scene again")
         return pixels
@@ -136,8 +148,8 @@ def _photo(label: str, opener: Callable[[], Image.Image], declared: Size | None,
     return Photo(label, width, height, decode)
 
 
-def _turned(size: Size, orientation: int) -> Size:
-    return (size[1], size[0]) if _FIRST_TRANSPOSED_ORIENTATION <= orientation <= 8 else size
+def _upright_size(stored: Size, orientation: int) -> Size:
+    return (stored[1], stored[0]) if _FIRST_TRANSPOSED_ORIENTATION <= orientation <= 8 else stored
 
 
 def _measured_upright(stored: Size, upright: Size, declared: Size | None, stored_pixels: bool) -> bool:

@@ -21,7 +21,8 @@ from ilrm.scenes.lenses import Lens
 from ilrm.scenes.points import read_points
 from ilrm.scenes.records import Record, read_frames, unique_names
 
-OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+# Signs of the columns right, up (down), back (forward), centre; the same both ways.
+OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0, 1.0])
 
 _DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
 _FISHEYE_MODELS = ("OPENCV_FISHEYE", "FISHEYE")
@@ -60,7 +61,7 @@ def _frame(record: Record, name: str, file: Path, folder: Path) -> Frame:
     photo = open_photo(file, record.size())
     depth = folder / record.text("depth_file_path") if "depth_file_path" in record else None
     lens = fit_lens(_lens(record, photo), photo)
-    return Frame(name, photo, lens, record.pose("transform_matrix") @ OPENGL_TO_OPENCV, depth)
+    return Frame(name, photo, lens, record.pose("transform_matrix") * OPENGL_TO_OPENCV, depth)
 
 
 def _lens(record: Record, photo: Photo) -> Lens:

@@ -64,7 +64,7 @@ def _depth_name(file: str) -> str:
 
 
 def _transforms(scene: Scene, files: list[str], _: str) -> dict[str, object]:
-    c2w = scene.cameras.c2w.double().cpu().numpy() @ OPENGL_TO_OPENCV
+    c2w = scene.cameras.c2w.double().cpu().numpy() * OPENGL_TO_OPENCV
     frames = []
     for view, file in enumerate(files):
         depth = {} if scene.depth is None else {"depth_file_path": f"depth/{_depth_name(file)}"}

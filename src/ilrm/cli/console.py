@@ -13,6 +13,11 @@ from rich.table import Table
 Advance = Callable[[str], None]
 
 
+class _Pipe(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit with 1, as if something had failed
+
+
 class Console:
     """Rich output for people.
 
@@ -23,7 +28,7 @@ class Console:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._messages = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
-        self._results = rich.console.Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._results = _Pipe(quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, message: str) -> None:
         """A line about what is going on."""

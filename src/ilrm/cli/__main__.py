@@ -1,0 +1,7 @@
+"""``python -m ilrm.cli``."""
+
+import sys
+
+from ilrm.cli import main
+
+sys.exit(main())

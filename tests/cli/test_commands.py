@@ -1,0 +1,210 @@
+"""Every command does what it says, and says so to people and machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ilrm.cli import main
+from ilrm.evaluate import psnr
+from ilrm.export import load_ply
+from ilrm.export.cameras import load_cameras
+from ilrm.scenes import load_scene
+
+HEAVY = ("torch", "numba", "viser", "pycolmap")
+
+
+def png(path: Path) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(path))).float() / 255
+
+
+def test_reconstruct_writes_everything(result: Path, scene_folder: Path) -> None:
+    metrics = json.loads((result / "metrics.json").read_text())
+    scene = load_scene(scene_folder)
+    assert metrics["held_out_names"] == [scene.names[0], scene.names[3]]
+    assert metrics["num_inputs"] == len(metrics["input_names"]) == 3
+    assert not set(metrics["input_names"]) & set(metrics["held_out_names"])
+    assert (metrics["width"], metrics["height"]) == (64, 48)
+    assert metrics["refine_steps"] == 4
+    assert set(metrics["seconds"]) == {"load", "reconstruct", "score_before_refine", "refine", "score", "write"}
+    assert metrics["peak_memory_gb"] > 0.1
+    assert metrics["watched"] == "spare"
+    assert len(load_ply(result / "scene.ply")) == metrics["num_gaussians"] == 3 * 64 * 48 // 4
+    assert sorted(p.name for p in result.iterdir()) == ["cameras.json", "metrics.json", "renders", "scene.ply"]
+    assert len(list((result / "renders").iterdir())) == 4
+
+
+def test_scores_are_those_of_the_written_files(result: Path, scene_folder: Path) -> None:
+    """Rendering the written splats at the held-out poses gives the reported PSNR."""
+    from ilrm.refine import mean_psnr
+
+    metrics = json.loads((result / "metrics.json").read_text())
+    scene = load_scene(scene_folder)
+    held_out = scene.select([scene.names.index(name) for name in metrics["held_out_names"]])
+    assert mean_psnr(load_ply(result / "scene.ply"), held_out) == pytest.approx(metrics["psnr"], abs=1e-3)
+
+
+def test_renders_show_prediction_beside_truth(result: Path, scene_folder: Path) -> None:
+    scene = load_scene(scene_folder)
+    (pair,) = (p for p in sorted((result / "renders").iterdir()) if p.name.endswith("0_vs_truth.png"))
+    both, alone = png(pair), png(pair.with_name(pair.name.replace("_vs_truth", "")))
+    assert both.shape == (48, 128, 3)
+    assert torch.equal(both[:, :64], alone)
+    assert psnr(both[None, :, 64:], scene.images[[0]]) > 50
+
+
+def test_cameras_return(result: Path, scene_folder: Path) -> None:
+    cameras, names = load_cameras(result / "cameras.json")
+    scene = load_scene(scene_folder)
+    expected = scene.cameras[[scene.names.index(name) for name in names]]
+    torch.testing.assert_close(cameras.c2w, expected.c2w, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cameras.K, expected.K)
+
+
+def test_json_is_the_only_output(scene_folder: Path, weights: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["reconstruct", str(scene_folder), "-o", str(tmp_path / "out"), "--weights", str(weights), "--json"]
+    assert main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["psnr"] is None  # six photos: none is held out unless asked for
+    assert report["held_out_names"] == []
+    assert report["num_inputs"] == 6
+    assert report == {**json.loads((tmp_path / "out" / "metrics.json").read_text()), "output": str(tmp_path / "out")}
+
+
+def test_same_seed_same_file(scene_folder: Path, weights: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        arguments = ["--weights", str(weights), "--views", "3", "--refine", "60", "--size", "32", "--device", "cpu"]
+        assert main(["reconstruct", str(scene_folder), "-o", str(tmp_path / name), *arguments]) == 0
+    a, b = load_ply(tmp_path / "a" / "scene.ply"), load_ply(tmp_path / "b" / "scene.ply")
+    assert len(a) == len(b)
+    torch.testing.assert_close(a.means, b.means, atol=1e-4, rtol=1e-4)
+
+
+def test_existing_folder_is_updated(result: Path, scene_folder: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "renders").mkdir()
+    (tmp_path / "renders" / "stale.png").write_text("old")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["reconstruct", str(scene_folder), "-o", str(tmp_path), "--weights", str(weights)]) == 0
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "renders" / "stale.png").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("cameras.json", "metrics.json", "notes.txt", "renders", "scene.ply")
+    ]
+
+
+def test_held_out_photos_steer_only_when_asked(scene_folder: Path, weights: Path, tmp_path: Path) -> None:
+    watched = []
+    for name, extra in (("a", []), ("b", ["--watch", "held-out"])):
+        arguments = ["--weights", str(weights), "--holdout", "3", "--refine", "2", *extra]
+        assert main(["reconstruct", str(scene_folder), "-o", str(tmp_path / name), *arguments]) == 0
+        watched.append(json.loads((tmp_path / name / "metrics.json").read_text())["watched"])
+    assert watched == ["none", "held-out"]  # all four photos that are not held out are inputs: none is spare
+
+
+def test_render_orbit(result: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["render", str(result / "scene.ply"), "-o", str(tmp_path / "orbit"), "--frames", "3", "--json"]
+    assert main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["files"] == ["frame_0000.png", "frame_0001.png", "frame_0002.png"]
+    frames = [png(tmp_path / "orbit" / name) for name in report["files"]]
+    assert frames[0].shape == (48, 64, 3)
+    assert not torch.equal(frames[0], frames[1])
+
+
+def test_render_poses_equals_the_reconstruction(result: Path, scene_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--path", "poses", "--cameras", str(scene_folder)]
+    assert main(["render", str(result / "scene.ply"), "-o", str(tmp_path / "poses"), *arguments]) == 0
+    (name,) = (p.name for p in (result / "renders").iterdir() if p.name.endswith("3.png"))
+    # near differs a little: it follows the extent of the cameras that were given
+    assert (png(tmp_path / "poses" / name) - png(result / "renders" / name)).abs().max() <= 2 / 255
+    assert len(list((tmp_path / "poses").iterdir())) == 6
+
+
+def test_render_one_file(result: Path, tmp_path: Path) -> None:
+    one = ["--frames", "1", "--size", "128"]
+    assert main(["render", str(result / "scene.ply"), "-o", str(tmp_path / "a.png"), *one]) == 0
+    assert png(tmp_path / "a.png").shape == (96, 128, 3)
+
+
+def test_refine_file(result: Path, scene_folder: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--steps", "60", "--holdout", "3", "--json"]
+    output = tmp_path / "better.ply"
+    assert main(["refine", str(result / "scene.ply"), str(scene_folder), "-o", str(output), *arguments]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["psnr"] > report["psnr_before_refine"]
+    assert len(load_ply(output)) == report["num_gaussians"]
+
+
+def test_data_make_and_check(tmp_path: Path, capsys) -> None:
+    assert main(["data", "make", "-o", str(tmp_path / "made"), "--scenes", "2", "--views", "3", "--size", "32"]) == 0
+    names = sorted(p.name for p in (tmp_path / "made").iterdir())
+    assert names == ["scene_000000", "scene_000001"]
+    assert len(load_scene(tmp_path / "made" / "scene_000001")) == 3
+    capsys.readouterr()
+    assert main(["data", "check", str(tmp_path / "made" / "scene_000000"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["usable"] is True
+
+
+def test_weights_commands(weights: Path, tmp_path: Path, capsys) -> None:
+    assert main(["weights", "list", "--json"]) == 0
+    assert "ilrm-small" in [entry["name"] for entry in json.loads(capsys.readouterr().out)["weights"]]
+    assert main(["weights", "convert", str(weights), "-o", str(tmp_path / "half"), "--bf16"]) == 0
+    capsys.readouterr()
+    assert main(["weights", "show", str(tmp_path / "half"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] > 1000
+
+
+@pytest.mark.parametrize("command", ["", "demo", "reconstruct", "render", "refine", "weights", "data", "data make"])
+def test_help(command: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    assert "usage: ilrm" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom ilrm.cli import main\ntry:\n    main(['reconstruct', '--help'])\n"
+        f"except SystemExit:\n    print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("HEAVY []")
+
+
+def test_closed_pipe_is_quiet() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "ilrm.cli", "weights", "list"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
+def test_interrupted_run_leaves_the_earlier_result(scene_folder: Path, weights: Path, tmp_path: Path) -> None:
+    import signal
+
+    (tmp_path / "scene.ply").write_text("earlier")
+    command = [sys.executable, "-m", "ilrm.cli", "reconstruct", str(scene_folder), "-o", str(tmp_path)]
+    command += ["--weights", str(weights), "--refine", "100000"]
+    for sent, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 60
+            while not list(tmp_path.glob(".*.partial")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(1.0)
+            process.send_signal(sent)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == status, errors
+        assert "Traceback" not in errors
+        assert [p.name for p in tmp_path.iterdir()] == ["scene.ply"]
+        assert (tmp_path / "scene.ply").read_text() == "earlier"

@@ -188,14 +188,14 @@ def _reach_boxes(o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _reach_cylinders(o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]:
-    # The round profile against the caps is taken as an octagon's four half-turns; round against itself is exact.
-    planar = torch.addcmul(d[0] * d[0], d[1], d[1]) + _TINY
-    reach = (o[0] * d[1] - o[1] * d[0]).abs_() / planar.sqrt()
-    for cos, sin in ((1.0, 0.0), (0.0, 1.0), (0.70710678, 0.70710678), (0.70710678, -0.70710678)):
-        turned = _pair(o[0] * cos + o[1] * sin, d[0] * cos + d[1] * sin, o[2], d[2])
-        reach = torch.maximum(reach, turned)
-    b = torch.addcmul(torch.addcmul(o[0] * d[0], o[1], d[1]), o[2], d[2])
-    return reach, -b / torch.addcmul(planar, d[2], d[2])
+    # Round profile against itself: exact. Against the caps it counts as the rectangle that the line's vertical plane
+    # cuts out through the axis, so a shadow's end is a little square.
+    square = torch.addcmul(d[0] * d[0], d[1], d[1]) + _TINY
+    speed = square.sqrt()
+    forward = torch.addcmul(o[0] * d[0], o[1], d[1])
+    beside = (o[0] * d[1] - o[1] * d[0]).abs_() / speed
+    reach = torch.maximum(beside, _pair(forward / speed, speed, o[2], d[2]))
+    return reach, -torch.addcmul(forward, o[2], d[2]) / torch.addcmul(square, d[2], d[2])
 
 
 def visibility(geometry: Geometry, points: Tensor, index: Tensor, light: Tensor, size: Tensor) -> Tensor:

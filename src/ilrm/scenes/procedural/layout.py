@@ -144,9 +144,9 @@ def _tinted(rng: np.random.Generator, strength: float) -> Array:
 
 
 def _lights(rng: np.random.Generator, room: Array | None) -> tuple[Array, Array]:
-    """Two lights (2, 7) and the ambient light (2, 3): lamps under the ceiling of a room, suns outside."""
+    """Key and fill light (2, 7) and the ambient light (2, 3): lamps under the ceiling of a room, suns outside."""
     lights = np.zeros((2, 7))
-    share = rng.uniform(0.1, 0.6)
+    share = rng.uniform(0.1, 0.45)
     for k, strength in enumerate((1.0 - share, share)):
         if room is not None:
             position = room * np.array([*rng.uniform(-0.8, 0.8, 2), rng.uniform(1.75, 1.95)])

@@ -47,7 +47,11 @@ def material(rng: np.random.Generator, size: float, style: str | None = None) ->
         "palette": palette(rng),
         "noise": (1.0 / wave, rng.uniform(0.5, 0.85)),
         "ramp": (rng.choice([0.3, 0.6, 1.5, 5.0]), rng.uniform(-0.3, 0.3)),
-        "patch": (rng.uniform(0.3, 1.3), rng.choice([1.0, 4.0, 12.0], p=[0.45, 0.35, 0.2]), rng.choice([0.0, 0.8], p=[0.55, 0.45])),
+        "patch": (
+            rng.uniform(0.3, 1.3),
+            rng.choice([1.0, 4.0, 12.0], p=[0.45, 0.35, 0.2]),
+            rng.choice([0.0, 0.8], p=[0.55, 0.45]),
+        ),
         "mix": (1.0, 0.0, 0.0, 0.0),
         "cell": (1.0 / (size * rng.uniform(0.12, 0.5)), 0.0, 0.0, 1.0),
         "line": (0.0, 0.0),

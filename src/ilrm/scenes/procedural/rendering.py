@@ -14,6 +14,8 @@ from ilrm.scenes.procedural.worlds import Worlds
 
 _SUN = 40.0  # a light farther away than this does not decay with distance
 _DISPLAY_GAMMA = 2.2
+# The first light casts shadows; the second, weaker one only fills them.
+KEY_LIGHT = 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _illuminate(
         # Inverse-square decay, softened near the lamp.
         falloff = 2.2 / (1.0 + (0.35 * distance) ** 2 * (distance < _SUN))
         arriving = _dot(normal, toward).relu() * falloff
-        if lighting.shadows:
+        if lighting.shadows and k == KEY_LIGHT:
             seen = casting.visibility(worlds.geometry, points, index, position, radius[:, 0])
             arriving = arriving * seen.flatten()
         lit = arriving * _spread(colour, rays)

@@ -44,7 +44,7 @@ _CENTRE, _FOCAL, _LIMITS, _RANGE, _SIZE = 12, 15, 19, 23, 25
 # Pieces that the Gaussians are dealt out in.
 _SHARES = 64
 
-_jit = njit(cache=True, nogil=True, error_model="numpy")
+_jit = njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 _parallel = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 Array = Any
 

@@ -42,7 +42,7 @@ _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 # exp on [-1, 0]; relative error 1e-8, far below float32.
 _EXP = tuple(np.float32(c) for c in Chebyshev.interpolate(np.exp, 6, [-1, 0]).convert(kind=Polynomial).coef)
 
-_jit = njit(cache=True, nogil=True, error_model="numpy")
+_jit = njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 _parallel = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 Array = Any
 

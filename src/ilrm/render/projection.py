@@ -32,16 +32,12 @@ class Pinhole:
         """One for each camera; poses are inverted in float64 and then rounded to ``dtype``."""
         c2w, K = cameras.c2w.detach().double().cpu(), cameras.K.detach().double().cpu()
         w2c = torch.linalg.inv(c2w).to(dtype)
-        return [
-            Pinhole(
-                w2c[i],
-                c2w[i, :3, 3].to(dtype),
-                *(float(K[i, row, column]) for row, column in ((0, 0), (1, 1), (0, 2), (1, 2))),
-                cameras.width,
-                cameras.height,
-            )
-            for i in range(len(cameras))
-        ]
+        views = []
+        for i in range(len(cameras)):
+            (fx, _, cx), (_, fy, cy), _ = K[i].tolist()
+            centre = c2w[i, :3, 3].to(dtype)
+            views.append(Pinhole(w2c[i], centre, fx, fy, cx, cy, cameras.width, cameras.height))
+        return views
 
     @property
     def jacobian_limits(self) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -9,18 +9,22 @@ lanes into one AVX-512, two AVX or four SSE/NEON registers.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.datamodel import PrimitiveModel, register_default
+from numba.core.datamodel.models import PrimitiveModel
+from numba.core.datamodel.registry import register_default
 from numba.core.imputils import lower_builtin, lower_cast
-from numba.core.typeconv import Conversion
-from numba.core.typing import signature
-from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.core.typeconv.castgraph import Conversion
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic
 
 LANES = 16
+# Kernels call an intrinsic without its typing context, which type checkers cannot know.
+_intrinsic: Callable[..., Any] = intrinsic
+_infer_global: Any = infer_global
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _BOOLS = ir.VectorType(ir.IntType(1), LANES)
 _INDICES = ir.VectorType(ir.IntType(32), LANES)
@@ -73,7 +77,7 @@ def _widen(context: Any, builder: ir.IRBuilder, fromty: types.Type, toty: types.
 
 
 def _define_binary(op: Any, result: types.Type, emit: Any) -> None:
-    @infer_global(op)
+    @_infer_global(op)
     class _Typing(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             if len(args) == 2 and floats in args and all(a == floats or isinstance(a, types.Number) for a in args):
@@ -100,7 +104,7 @@ def _is_flat(array: types.Type) -> bool:
     return isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C" and array.dtype == types.float32
 
 
-@intrinsic
+@_intrinsic
 def load(typingctx: Any, array: types.Type, offset: types.Type) -> Any:
     """The 16 values of a contiguous float32 array that start at ``offset`` (not checked)."""
     if not _is_flat(array):
@@ -112,7 +116,7 @@ def load(typingctx: Any, array: types.Type, offset: types.Type) -> Any:
     return floats(array, types.intp), codegen
 
 
-@intrinsic
+@_intrinsic
 def store(typingctx: Any, array: types.Type, offset: types.Type, value: types.Type) -> Any:
     """Write 16 values into a contiguous float32 array from ``offset`` on (not checked)."""
     if not _is_flat(array):
@@ -125,20 +129,20 @@ def store(typingctx: Any, array: types.Type, offset: types.Type, value: types.Ty
     return types.void(array, types.intp, floats), codegen
 
 
-@intrinsic
+@_intrinsic
 def splat(typingctx: Any, value: types.Type) -> Any:
     """One number in all lanes."""
     return floats(types.float32), lambda context, builder, sig, args: _splat(builder, args[0], _FLOATS)
 
 
-@intrinsic
+@_intrinsic
 def iota(typingctx: Any) -> Any:
     """0, 1, .. 15."""
     values = ir.Constant(_FLOATS, [float(i) for i in range(LANES)])
     return floats(), lambda context, builder, sig, args: values
 
 
-@intrinsic
+@_intrinsic
 def where(typingctx: Any, condition: types.Type, yes: types.Type, no: types.Type) -> Any:
     """Lane by lane, ``yes`` where the condition holds, else ``no``."""
     return floats(mask, floats, floats), lambda context, builder, sig, args: builder.select(*args)
@@ -156,13 +160,13 @@ def _reduction(name: str, start: Any, vector: ir.VectorType) -> Any:
     return codegen
 
 
-@intrinsic
+@_intrinsic
 def total(typingctx: Any, value: types.Type) -> Any:
     """The sum over the lanes."""
     return types.float32(floats), _reduction("fadd", ir.Constant(ir.FloatType(), -0.0), _FLOATS)
 
 
-@intrinsic
+@_intrinsic
 def any_lane(typingctx: Any, condition: types.Type) -> Any:
     """Whether the condition holds in some lane."""
     return types.boolean(mask), _reduction("or", None, _BOOLS)

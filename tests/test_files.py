@@ -129,6 +129,11 @@ def test_failed_swap_puts_the_earlier_result_back(tmp_path: Path, monkeypatch: p
     assert tree(tmp_path) == before
 
 
+def test_folder_with_a_long_name(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="shorter name"), files.atomic_folder(tmp_path / ("n" * 300)):
+        pytest.fail("the body must not run")
+
+
 def test_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
     with pytest.raises(OutputError, match="not a folder"), files.atomic_folder(tmp_path / "out"):

@@ -118,7 +118,8 @@ def atomic_folder(path: Path | str, owns: Sequence[str] | None = None) -> Iterat
         OutputError: the folder cannot be written; raised on entering where that is known by then.
     """
     target = Path(os.path.realpath(path))
-    existed = target.is_dir()
+    with _explained(target):
+        existed = target.is_dir()
     # Inside an existing folder, because its parent may be another disk or closed to us.
     holder = target if existed else target.parent
     staging = holder / f".{target.name[:80]}-{secrets.token_hex(4)}.partial"

@@ -71,7 +71,7 @@ class _Builder:
             mapping: (3, 4) texture map shared by all parts, instead of one that follows each part's axes.
         """
         size = max(float(part.half.max()) for part in made)
-        margin = self.clearance + 0.25 * min(size, 2.0)
+        margin = self.clearance + 0.5 * min(size, 1.5)
         counts = np.bincount([p.shape for p in (*self.primitives, *made)], minlength=3)
         if (counts > MOST).any() or any(part.distance(self.cameras).min() < margin for part in made):
             return False

@@ -46,7 +46,7 @@ def material(rng: np.random.Generator, size: float, style: str | None = None) ->
     columns: dict[str, object] = {
         "palette": palette(rng),
         "noise": (1.0 / wave, rng.uniform(0.5, 0.85)),
-        "ramp": (rng.choice([0.3, 0.6, 1.5, 5.0]), rng.uniform(-0.3, 0.3)),
+        "ramp": (rng.choice([0.3, 0.6, 1.5, 5.0], p=[0.33, 0.35, 0.24, 0.08]), rng.uniform(-0.3, 0.3)),
         "patch": (
             rng.uniform(0.3, 1.3),
             rng.choice([1.0, 4.0, 12.0], p=[0.45, 0.35, 0.2]),

@@ -117,7 +117,9 @@ def test_equal_base_names_keep_their_folders(tmp_path):
 
 def test_slightly_skewed_rotations_are_cleaned(tmp_path):
     cameras, data = write_scene(tmp_path)
-    data["frames"][0]["transform_matrix"] = [[round(x, 4) for x in row] for row in data["frames"][0]["transform_matrix"]]
+    data["frames"][0]["transform_matrix"] = [
+        [round(x, 4) for x in row] for row in data["frames"][0]["transform_matrix"]
+    ]
     write_transforms(tmp_path, data)
     c2w = load_scene(tmp_path).cameras.c2w
     rotation = c2w[0, :3, :3].double()

@@ -98,5 +98,5 @@ def _images(scene: Scene) -> Iterator[Finding]:
         except SceneError as error:
             yield Finding("error", str(error))
             continue
-        if image.amin() == image.amax():
+        if torch.equal(image.amin((0, 1)), image.amax((0, 1))):
             yield Finding("warning", f"{name} is a single flat colour")

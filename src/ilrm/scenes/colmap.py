@@ -18,7 +18,7 @@ from ilrm.scenes.lenses import Lens
 if TYPE_CHECKING:
     import pycolmap
 
-MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", ".")
+MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "0", ".")
 _FILES = ("cameras", "images", "points3D")
 
 

@@ -60,14 +60,16 @@ def crop_to_multiple_released(scene: Scene, multiple: int = PATCH_SHIM) -> Scene
 
 
 def stretch_to_multiple(scene: Scene, multiple: int = STRETCH_MULTIPLE) -> Scene:
-    """The wide release's path to its input size: each side stretched to the nearest multiple, as OpenCV does it.
-
-    540x960 becomes 544x960. Intrinsics follow both factors, the principal point included.
-    """
+    """The wide release's path to its input size: each side stretched to the nearest multiple (540x960: 544x960)."""
     h, w = scene.cameras.height, scene.cameras.width
     width, height = nearest_multiple(w, multiple), nearest_multiple(h, multiple)
     if not width or not height:
         raise SceneError(f"Images of {w}x{h} are too small.", expected=f"more than {multiple // 2} pixels a side")
+    return stretch_released(scene, width, height)
+
+
+def stretch_released(scene: Scene, width: int, height: int) -> Scene:
+    """Images stretched to width x height by OpenCV's bilinear; intrinsics follow, the principal point included."""
 
     def prepare(image: Tensor) -> Tensor:
         return torch.from_numpy(resize_bilinear_opencv(image.numpy(), width, height))

@@ -72,6 +72,7 @@ DEGENERATE = {
     "behind the camera": one_gaussian(mean=(0.0, 0.0, -3.0)),
     "at the near plane": one_gaussian(mean=(0.001, 0.0, -3.985), scale=(0.003, 0.003, 0.003)),
     "huge": one_gaussian(scale=(50.0, 40.0, 60.0)),
+    "beyond all measure": one_gaussian(scale=(1e12, 1e12, 1e12)),
     "tiny": one_gaussian(scale=(1e-7, 1e-7, 1e-7)),
     "flat": one_gaussian(scale=(0.3, 0.0, 0.0)),
     "a point": one_gaussian(scale=(0.0, 0.0, 0.0)),

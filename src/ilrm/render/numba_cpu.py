@@ -15,9 +15,11 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba.core import config
 from torch import Tensor
 
 from ilrm.cameras import Cameras
+from ilrm.errors import GaussiansError
 from ilrm.gaussians import Gaussians
 from ilrm.render.numba_projection import GRADIENT, project_all, unproject, view_vector
 from ilrm.render.numba_tiles import (
@@ -43,7 +45,7 @@ def _threads() -> Iterator[None]:
         # That call starts numba's threads if nothing has before; where both use the same OpenMP, torch's own
         # number is lost in it.
         torch.set_num_threads(wanted)
-        numba.set_num_threads(max(1, min(wanted, numba.config.NUMBA_NUM_THREADS)))
+        numba.set_num_threads(max(1, min(wanted, config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
         try:
             yield
         finally:
@@ -127,6 +129,12 @@ def _render(
     records, depth_bits = project_all(view, *arrays)
     order = sort_by_depth(depth_bits)
     slot_starts, tile_of_slot = slots_of_gaussians(records, depth_bits, job.tiles_x, job.tiles_y)
+    if len(tile_of_slot) > np.iinfo(np.int32).max:
+        raise GaussiansError(
+            f"The Gaussians cover {len(tile_of_slot)} tiles of one image, each counted on its own.",
+            expected=f"at most {np.iinfo(np.int32).max}",
+            fix="remove Gaussians as large as the scene, or render at a smaller size",
+        )
     tile_starts, members, slots = list_by_tile(slot_starts, tile_of_slot, order, job.tiles_x * job.tiles_y)
     transmittance, last_seen = np.empty(alpha.shape, np.float32), np.empty(alpha.shape, np.int32)
     images = (rgb, alpha, depth, transmittance, last_seen)

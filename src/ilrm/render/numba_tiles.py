@@ -1,7 +1,8 @@
 """Tiles of 16x16 pixels: which Gaussians touch them, and compositing with its derivative.
 
 A tile row is one vector of 16 lanes (``simd.py``). The transmittance of a pixel is kept negative once the pixel
-has stopped, so that one comparison serves both rules.
+has stopped, so that one comparison serves both rules. Positions in a tile's list are kept as float32, exact up to
+16 million.
 """
 
 from __future__ import annotations
@@ -94,9 +95,10 @@ def sort_by_depth(depth_bits: Array) -> Array:
 @_jit
 def _span(low: float, high: float, tiles: int) -> tuple[int, int]:
     """First and one past the last tile with a pixel centre between two positions."""
-    first = max(math.floor((low - 0.5 - _SLACK) / TILE), 0)
-    last = min(math.floor((high - 0.5 + _SLACK) / TILE) + 1, tiles)
-    return first, last
+    # Limited as floats first: the extent of a huge Gaussian does not fit an integer.
+    first = math.floor(max((low - 0.5 - _SLACK) / TILE, 0.0))
+    last = math.floor(min((high - 0.5 + _SLACK) / TILE, tiles - 1.0)) + 1
+    return max(first, 0), min(last, tiles)
 
 
 @_jit
@@ -208,7 +210,7 @@ def list_by_tile(slot_starts: Array, tile_of_slot: Array, order: Array, tiles: i
 def _rows(record: Array, top: int) -> tuple[int, int]:
     """First and one past the last row, counted within the tile, that the ellipse reaches."""
     y, half_y = record[REC_Y] - top - 0.5, record[REC_HALF_Y] + _SLACK
-    return max(math.ceil(y - half_y), 0), min(math.floor(y + half_y) + 1, TILE)
+    return math.ceil(max(y - half_y, 0.0)), math.floor(min(y + half_y, TILE - 1.0)) + 1
 
 
 @_jit

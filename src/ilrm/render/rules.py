@@ -8,6 +8,8 @@ What remains of the transmittance shows the background.
 gsplat also limits a Gaussian to the 16-pixel tiles that its radius, min(3.33, sqrt(2 ln(255 opacity))) standard
 deviations, touches. For an opacity of at most 1 the root is at most 3.3291, so the limit never removes a pixel
 whose alpha is at least ALPHA_MIN: it only saves work. Here the alpha alone decides.
+
+Numba's cache of compiled kernels does not notice changes of this file: delete __pycache__ after one.
 """
 
 ALPHA_MIN = 1 / 255

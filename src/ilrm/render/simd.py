@@ -4,6 +4,8 @@ LLVM's own vectoriser gives up on the compositing loops (it cannot prove that th
 overlap), so they are written with vectors. ``load``, ``store``, ``splat``, ``iota``, ``where``, ``total`` and
 ``any_lane`` work on them, besides + - * / and the comparisons; scalars widen by themselves. LLVM turns 16
 lanes into one AVX-512, two AVX or four SSE/NEON registers.
+
+Numba's cache of compiled kernels does not notice changes of this file: delete __pycache__ after one.
 """
 
 from __future__ import annotations

@@ -83,9 +83,9 @@ class RefineConfig:
         for name in ("views_per_step", "prune_every", "check_every", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"RefineConfig was given {name} = {value}.", expected="at least 1")
-        for name in ("l1", "drop"):
-            if not 0 <= getattr(self, name) <= 1 or self.drop == 1:
-                raise ConfigError(f"RefineConfig was given {name} = {getattr(self, name)}.", expected="a share below 1")
+        for name, most in (("l1", 1.0), ("drop", 0.9)):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise ConfigError(f"RefineConfig was given {name} = {value}.", expected=f"a share from 0 to {most}")
 
     @staticmethod
     def paper() -> RefineConfig:
@@ -285,8 +285,10 @@ class _State:
         return self.start.shape[0]
 
     def gaussians(self) -> Gaussians:
-        """The present state, without gradients."""
-        return self._gaussians().detach()
+        """A copy of the present state, without gradients: the optimiser changes its parameters in place."""
+        with torch.no_grad():
+            now = self._gaussians()
+            return replace(now, sh=now.sh.clone())
 
     def _gaussians(self) -> Gaussians:
         free = self.parameters

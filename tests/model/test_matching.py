@@ -10,7 +10,7 @@ import torch
 from ilrm.cameras import Cameras, normalise
 from ilrm.errors import ConfigError
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
-from ilrm.model.matching import match_depth, source_views
+from ilrm.model.matching import _fill, match_depth, source_views
 from ilrm.scenes.procedural import ProceduralConfig, make_batch
 
 CONFIG = ILRMConfig(
@@ -41,7 +41,8 @@ def test_depth_of_a_textured_wall() -> None:
     relative = (depth / 6 - 1).abs()[:, 4:-4, 4:-4]
     assert relative.median() < 0.01
     assert (relative < 0.05).float().mean() > 0.95
-    assert match.score[0, :, 4:-4, 4:-4].median() > 0.95
+    assert match.score[0, :, 4:-4, 4:-4].median() > 0.9
+    assert match.agreement[0, :, 4:-4, 4:-4].median() > 0.8
 
 
 def test_plain_walls_score_low() -> None:
@@ -50,11 +51,22 @@ def test_plain_walls_score_low() -> None:
     assert match.score.abs().max() < 0.05
 
 
+def test_disagreeing_pixels_are_filled_from_around_them() -> None:
+    values = torch.full((1, 1, 13, 10), 0.25)
+    weights = torch.ones_like(values)
+    values[..., 3:6, 4:7], weights[..., 3:6, 4:7] = 0.9, 0.0
+    assert (_fill(values, weights) - 0.25).abs().max() < 1e-6
+    untouched = torch.rand(1, 1, 7, 5)
+    torch.testing.assert_close(_fill(untouched, torch.ones_like(untouched)), untouched)
+    assert torch.isfinite(_fill(values, torch.zeros_like(values))).all()
+
+
 def test_single_view_has_no_opinion() -> None:
     images, cameras = textured_plane(1)
     match = match_depth(images[None], cameras.c2w[None], cameras.K[None], CONFIG)
     assert (match.fraction == 0.5).all()
     assert (match.score == -1).all()
+    assert (match.agreement == 0).all()
 
 
 def test_views_that_see_nothing_in_common_are_unseen() -> None:
@@ -70,8 +82,8 @@ def test_sources_are_the_nearest_views_that_look_the_same_way() -> None:
     c2w = torch.eye(4).repeat(4, 1, 1)
     c2w[:, 0, 3] = torch.tensor([0.0, 1.0, 2.5, 0.1])
     c2w[3, :3, :3] = torch.diag(torch.tensor([-1.0, 1, -1]))
-    assert source_views(c2w[None], 2)[0].tolist() == [[1, 2], [0, 2], [1, 0], [0, 1]]
-    assert source_views(c2w[None], 9).shape == (1, 4, 3)
+    assert source_views(c2w, 2).tolist() == [[1, 2], [0, 2], [1, 0], [0, 1]]
+    assert source_views(c2w, 9).shape == (4, 3)
 
 
 def test_most_pixels_of_procedural_scenes_are_matched() -> None:

@@ -13,7 +13,7 @@ ImageChannel = Literal["rgb", "origin", "direction", "moment", "match"]
 MiniBatch = Literal["none", "half", "quarter", "random"]
 
 # Channels that each named part of a token contributes per pixel.
-CHANNEL_WIDTH = {"rgb": 3, "origin": 3, "direction": 3, "moment": 3, "match": 2}
+CHANNEL_WIDTH = {"rgb": 3, "origin": 3, "direction": 3, "moment": 3, "match": 3}
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,20 @@ class ReleasedDecoder:
 class FootprintDecoder:
     """Gaussian parametrisation that small training budgets learn faster from.
 
-    The untrained network already shows the photos on a smooth surface: log-depth between ``near`` and ``far``
-    (normalised frame), scale relative to one viewpoint pixel at that depth, rotation relative to the camera and
-    colour as a residual on the view's own pixels.
+    The untrained network already shows the photos on a smooth (or the matched) surface: log-depth between ``near``
+    and ``far`` (normalised frame), scale relative to one viewpoint pixel at that depth, rotation relative to the
+    camera and colour as a residual on the view's own pixels. The decoder's projection starts at zero.
 
     Attributes:
         near, far: range of the distance along the ray, in the normalised frame.
         scale_range: the scale lies between 1 / scale_range and scale_range footprints.
         opacity_bias: opacity = sigmoid(raw + opacity_bias).
-        match_gate_bias: with matched depth among the inputs, its starting weight is sigmoid(match_gate_bias).
     """
 
     near: float = 0.2
     far: float = 400.0
     scale_range: float = 8.0
     opacity_bias: float = 2.0
-    match_gate_bias: float = 2.0
     kind: Literal["footprint"] = "footprint"
 
     def __post_init__(self) -> None:
@@ -68,7 +66,7 @@ class FootprintDecoder:
 
 @dataclass(frozen=True)
 class MatchingConfig:
-    """Plane-sweep matching between the input views, read by the network as two more image channels.
+    """Plane-sweep matching between the input views, read by the network as three more image channels.
 
     Attributes:
         planes: depth hypotheses, uniform in log-depth over the decoder's range.

@@ -105,8 +105,8 @@ def _decode_footprint(
     origins, directions = _rays(inputs, offset.sigmoid() - 0.5)
     logit = depth[..., 0]
     if inputs.match is not None:
-        weight = (gate[..., 0] + decoder.match_gate_bias).sigmoid()
-        logit = logit + weight * torch.logit(inputs.match.fraction, eps=_MATCH_MARGIN)
+        # The gate starts at one: until the network knows better, depth is what was matched.
+        logit = logit + (1 + gate[..., 0].tanh()) * torch.logit(inputs.match.fraction, eps=_MATCH_MARGIN)
     log_range = math.log(decoder.far / decoder.near)
     distance = decoder.near * torch.exp(log_range * logit.sigmoid())  # (B, V, H, W)
     # One viewpoint pixel seen at that distance; half of it is the standard deviation of a gap-free blanket.

@@ -43,6 +43,8 @@ class ILRM(nn.Module):
         self.decoder_norm = nn.LayerNorm(d, eps=LAYER_NORM_EPS, bias=False)
         self.decoder = nn.Linear(d, config.gaussian_channels * p**2, bias=False)
         self.apply(_initialise)
+        if config.decoder.kind == "footprint":
+            nn.init.zeros_(self.decoder.weight)
 
     def forward(self, images: Tensor, c2w: Tensor, K: Tensor, *, iterations: bool = False) -> Gaussians:
         """Gaussians of posed images, in the frame of the cameras it is given.

@@ -1,10 +1,11 @@
 """Plane-sweep matching between input views: an optional, learned-from but not learned, extra input of the network.
 
 Not part of the paper. A small network trained for an hour learns the layout of scenes but hardly learns to match
-across views, while a winner-takes-all sweep matches well wherever there is texture. The sweep's depth and score are
-two more channels of the image tokens, and the footprint decoder starts from it through a gate that it can close.
+across views, while a winner-takes-all sweep matches well wherever there is texture. The sweep's depth, its score and
+its agreement between views are more channels of the image tokens, and the footprint decoder starts from that depth
+through a gate that it can close.
 
-Shape suffixes: N = B * V reference views, S source views of each, H W rows and columns of the viewpoint grid, P planes.
+Shape suffixes: V views of one sample, S source views of each, H W rows and columns of the viewpoint grid, P planes.
 """
 
 from __future__ import annotations
@@ -24,31 +25,65 @@ from ilrm.model.config import FootprintDecoder, ILRMConfig
 _PLAIN_VARIANCE = (2 / 255) ** 2
 # Score of a hypothesis that no source view sees: worse than any correlation.
 _UNSEEN = -1.0
+# Error in log-distance at which a source view's own depth half contradicts a pixel's (factor 1 / e).
+_AGREEMENT_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """Matched depth of every viewpoint pixel.
+    """Matched depth of every viewpoint pixel, three maps (B, V, H, W).
 
-    fraction (B, V, H, W): log(distance / near) / log(far / near) in [0, 1]; score (B, V, H, W): correlation in [-1, 1].
+    fraction: log(distance / near) / log(far / near) in [0, 1], filled in smoothly where views disagree.
+    score: correlation in [-1, 1] of the hypothesis that won.  agreement: of the views' own depths, in [0, 1].
     """
 
     fraction: Tensor
     score: Tensor
+    agreement: Tensor
 
     def channels(self, factor: int) -> Tensor:
-        """(B, V, H * factor, W * factor, 2) image channels: fraction mapped to [-1, 1], score."""
-        both = torch.stack([2 * self.fraction - 1, self.score], dim=-1)
-        return both.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        """(B, V, H * factor, W * factor, 3) image channels, all in [-1, 1]."""
+        maps = torch.stack([2 * self.fraction - 1, self.score, 2 * self.agreement - 1], dim=-1)
+        return maps.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class _Views:
+    """One sample: c2w (V, 4, 4), K (V, 3, 3), rays of its pixels (V, H, W, 3), and S sources of each view (V, S)."""
+
+    c2w: Tensor
+    K: Tensor
+    origins: Tensor
+    directions: Tensor
+    sources: Tensor
+
+    def project(self, slot: int) -> tuple[Tensor, Tensor]:
+        """(slope, base), (V, H, W, 3) and (V, 1, 1, 3): the point at distance t on a pixel's ray has the homogeneous
+        pixel coordinates t * slope + base in that pixel's source number ``slot``."""
+        source = self.sources[:, slot]
+        to_pixel = self.K[source] @ self.c2w[source, :3, :3].transpose(1, 2)
+        slope = torch.einsum("vij,vhwj->vhwi", to_pixel, self.directions)
+        apart = self.c2w[:, :3, 3] - self.c2w[source, :3, 3]
+        return slope, torch.einsum("vij,vj->vi", to_pixel, apart)[:, None, None]
+
+    def sampling_grid(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates for ``grid_sample`` (V, H, W, 2) of homogeneous pixels, and where they lie in the image."""
+        height, width = self.directions.shape[1:3]
+        size = torch.tensor([width, height], dtype=pixels.dtype, device=pixels.device)
+        grid = 2 * pixels[..., :2] / pixels[..., 2:].clamp_min(1e-6) / size - 1
+        seen = (grid.abs() < 1).all(-1) & (pixels[..., 2] > 1e-6)
+        return grid.clamp(-2, 2), seen
 
 
 @torch.no_grad()
 def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig) -> Match:
-    """Winner-takes-all depth of every pixel by correlation with the nearest other views.
+    """Depth of every pixel by correlation with the nearest other views.
 
     Hypotheses are distances along the pixel's ray, uniform in log between the decoder's near and far. The score of
     one is the zero-mean normalised correlation of grey windows, averaged over the better half of the source views
-    that see it (the others may be occluded). The winner is refined by a parabola through its neighbours.
+    that see it (the others may be occluded) and over a window of neighbours. The winner is refined by a parabola
+    through its neighbours, then compared with what the source views found at the same place: where they disagree it
+    is replaced by what lies around it.
 
     Args:
         rgb: (B, V, H, W, 3) in [0, 1] on the viewpoint grid.
@@ -60,69 +95,54 @@ def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig) -> Matc
     B, V, H, W, _ = rgb.shape
     if V == 1:
         middle = torch.full((B, V, H, W), 0.5, device=rgb.device)
-        return Match(middle, torch.full_like(middle, _UNSEEN))
+        return Match(middle, torch.full_like(middle, _UNSEEN), torch.zeros_like(middle))
+    log_range = math.log(decoder.far / decoder.near)
+    planes_P = torch.linspace(0, 1, matching.planes, device=rgb.device)
+    distances_P = decoder.near * torch.exp(log_range * planes_P)
+    found = []
     with torch.autocast(rgb.device.type, enabled=False):
-        grey_NHW = rgb.float().mean(-1).flatten(0, 1)
-        sources_NS = source_views(c2w, matching.sources)
-        planes_P = torch.linspace(0, 1, matching.planes, device=rgb.device)
-        distances_P = decoder.near * torch.exp(math.log(decoder.far / decoder.near) * planes_P)
-        # One sample at a time bounds memory by the views of one sample.
-        scores = [
-            _sweep(part, c2w[b].float(), K[b].float(), sources_NS[b], distances_P, matching.window)
-            for b, part in enumerate(grey_NHW.split(V))
-        ]
-        fraction, score = zip(*(_winner(x) for x in scores), strict=True)
-    return Match(torch.stack(fraction), torch.stack(score))
+        for b in range(B):  # one sample at a time bounds memory by the views of one sample
+            poses, K_V33 = c2w[b].float(), K[b].float()
+            views = _Views(poses, K_V33, *rays(poses, K_V33, W, H), source_views(poses, matching.sources))
+            scores = _sweep(rgb[b].float().mean(-1), views, distances_P, matching.window)
+            fraction, score = _winner(scores)
+            agreement = _agreement(fraction, views, decoder.near, log_range)
+            fraction = _fill(fraction[:, None], (agreement.square() * score.clamp_min(0))[:, None])[:, 0]
+            found.append(torch.stack([fraction, score, agreement]))
+    return Match(*torch.stack(found, dim=1))
 
 
-def source_views(c2w_BV44: Tensor, count: int) -> Tensor:
-    """(B, V, S) indices of the views most like each view: near by, looking the same way. S <= V - 1."""
-    centre, forward = c2w_BV44[..., :3, 3].float(), c2w_BV44[..., :3, 2].float()
+def source_views(c2w_V44: Tensor, count: int) -> Tensor:
+    """(V, S) indices of the views most like each view: near by, looking the same way. S <= V - 1."""
+    centre, forward = c2w_V44[:, :3, 3].float(), c2w_V44[:, :3, 2].float()
     apart = torch.cdist(centre, centre)
-    spread = apart.amax((1, 2), keepdim=True).clamp_min(1e-12)
-    cost = apart / spread + (1 - forward @ forward.transpose(1, 2))
-    cost.diagonal(dim1=1, dim2=2).fill_(float("inf"))
-    count = min(count, c2w_BV44.shape[1] - 1)
-    return cost.argsort(dim=-1, stable=True)[..., :count]
+    cost = apart / apart.max().clamp_min(1e-12) + (1 - forward @ forward.T)
+    cost.fill_diagonal_(float("inf"))
+    return cost.argsort(dim=-1, stable=True)[:, : min(count, len(c2w_V44) - 1)]
 
 
-def _sweep(
-    grey_VHW: Tensor, c2w_V44: Tensor, K_V33: Tensor, sources_VS: Tensor, distances_P: Tensor, window: int
-) -> Tensor:
+def _sweep(grey_VHW: Tensor, views: _Views, distances_P: Tensor, window: int) -> Tensor:
     """Scores (V, P, H, W) of all hypotheses of one sample."""
-    V, H, W = grey_VHW.shape
-    origins, directions = rays(c2w_V44, K_V33, W, H)
     reference = grey_VHW[:, None]
     mean_r = _box(reference, window)
-    var_r = _box(reference.square(), window) - mean_r.square()
-    better = (sources_VS.shape[1] + 1) // 2
-    scores = torch.empty(V, len(distances_P), H, W, device=grey_VHW.device)
-
-    projections = []  # a source sees the point at distance t at pixel-homogeneous t * slope + base
-    for s in range(sources_VS.shape[1]):
-        source = sources_VS[:, s]
-        to_pixel = K_V33[source] @ c2w_V44[source, :3, :3].transpose(1, 2)
-        slope = torch.einsum("vij,vhwj->vhwi", to_pixel, directions)
-        base = torch.einsum("vij,vhwj->vhwi", to_pixel, origins - c2w_V44[source, None, None, :3, 3])
-        projections.append((grey_VHW[source][:, None], slope, base))
-    size = torch.tensor([W, H], dtype=torch.float32, device=grey_VHW.device)
+    spread_r = (_box(reference.square(), window) - mean_r.square()).clamp_min(0) + _PLAIN_VARIANCE
+    slots = range(views.sources.shape[1])
+    projections = [(grey_VHW[views.sources[:, s]][:, None], *views.project(s)) for s in slots]
+    better = (len(slots) + 1) // 2
+    scores = torch.empty(len(grey_VHW), len(distances_P), *grey_VHW.shape[1:], device=grey_VHW.device)
     for p, distance in enumerate(distances_P):
         of_sources = []
         for image, slope, base in projections:
-            point = slope * distance + base
-            z = point[..., 2:]
-            grid = 2 * point[..., :2] / z.clamp_min(1e-6) / size - 1
-            seen = ((grid.abs() < 1).all(-1) & (z[..., 0] > 1e-6))[:, None]
-            warped = F.grid_sample(image, grid.clamp(-2, 2), padding_mode="border", align_corners=False)
+            grid, seen = views.sampling_grid(slope * distance + base)
+            warped = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
             mean_s = _box(warped, window)
-            var_s = _box(warped.square(), window) - mean_s.square()
+            spread_s = (_box(warped.square(), window) - mean_s.square()).clamp_min(0) + _PLAIN_VARIANCE
             covariance = _box(warped * reference, window) - mean_s * mean_r
-            spread = (var_r.clamp_min(0) + _PLAIN_VARIANCE) * (var_s.clamp_min(0) + _PLAIN_VARIANCE)
-            of_sources.append(torch.where(seen, covariance * spread.rsqrt(), _UNSEEN))
+            of_sources.append(torch.where(seen[:, None], covariance * (spread_r * spread_s).rsqrt(), _UNSEEN))
         best = torch.cat(of_sources, dim=1).topk(better, dim=1).values  # (V, better, H, W)
-        count = (best > _UNSEEN).sum(1).clamp_min(1)
-        seen_sum = torch.where(best > _UNSEEN, best, 0.0).sum(1)
-        scores[:, p] = torch.where(best[:, 0] > _UNSEEN, seen_sum / count, _UNSEEN)
+        counted = best > _UNSEEN
+        mean = torch.where(counted, best, 0.0).sum(1) / counted.sum(1).clamp_min(1)
+        scores[:, p] = _box(torch.where(counted[:, 0], mean, _UNSEEN)[:, None], window)[:, 0]
     return scores
 
 
@@ -144,3 +164,35 @@ def _winner(scores_VPHW: Tensor) -> tuple[Tensor, Tensor]:
     inside = (index > 0) & (index < planes - 1) & (before > _UNSEEN) & (after > _UNSEEN)
     fraction = (index + torch.where(inside, shift, 0.0)) / (planes - 1)
     return fraction[:, 0], score[:, 0]
+
+
+def _agreement(fraction_VHW: Tensor, views: _Views, near: float, log_range: float) -> Tensor:
+    """How well each pixel's depth fits the depth that the source views found there, in [0, 1] (V, H, W).
+
+    Mean over the better half of the sources, as for the scores; a source that does not see the point counts as 0.
+    """
+    distance = near * torch.exp(log_range * fraction_VHW)[..., None]
+    points = views.origins + views.directions * distance
+    fits = []
+    for s in range(views.sources.shape[1]):
+        slope, base = views.project(s)
+        grid, seen = views.sampling_grid(slope * distance + base)
+        source = views.sources[:, s]
+        theirs = F.grid_sample(
+            fraction_VHW[source][:, None], grid, mode="nearest", padding_mode="border", align_corners=False
+        )[:, 0]
+        from_source = (points - views.c2w[source, None, None, :3, 3]).norm(dim=-1)
+        error = log_range * theirs - torch.log(from_source / near)
+        fits.append(torch.where(seen, torch.exp(-error.abs() / _AGREEMENT_TOLERANCE), 0.0))
+    return torch.stack(fits, dim=1).topk((len(fits) + 1) // 2, dim=1).values.mean(1)
+
+
+def _fill(values: Tensor, weights: Tensor) -> Tensor:
+    """Replace values (V, 1, H, W) of low weight in [0, 1] by weighted means of ever wider surroundings (push-pull)."""
+    size = values.shape[-2:]
+    weight = F.avg_pool2d(weights, 2, ceil_mode=True, count_include_pad=False)
+    mean = F.avg_pool2d(values * weights, 2, ceil_mode=True, count_include_pad=False) / weight.clamp_min(1e-6)
+    if max(mean.shape[-2:]) > 1:
+        mean = _fill(mean, (4 * weight).clamp_max(1))
+    around = F.interpolate(mean, size=size, mode="bilinear", align_corners=False)
+    return weights * values + (1 - weights) * around

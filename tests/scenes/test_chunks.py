@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from PIL import Image
 from ilrm.cameras import Cameras
 from ilrm.errors import CameraError, SceneError
 from ilrm.scenes import list_keys, load_scene
-from ilrm.scenes import chunks as chunks_module
 from tests.conftest import make_cameras
 from tests.scenes.files import smooth
 
@@ -142,8 +142,7 @@ def test_a_missing_chunk_is_named(tmp_path):
         load_scene(tmp_path, key="ccc")
 
 
-def test_compressed_archives_are_read_too(tmp_path, monkeypatch):
-    import zipfile
+def test_compressed_archives_are_read_too(tmp_path):
 
     file = write_chunks(tmp_path) / "000001.torch"
     with zipfile.ZipFile(file) as archive:
@@ -151,4 +150,4 @@ def test_compressed_archives_are_read_too(tmp_path, monkeypatch):
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in entries.items():
             archive.writestr(name, data)
-    assert chunks_module.list_keys(file) == ("ccc",)
+    assert list_keys(file) == ("ccc",)

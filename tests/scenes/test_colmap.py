@@ -26,6 +26,8 @@ LENSES = {
     "FULL_OPENCV": (80, 84, 47, 37, -0.1, 0.02, 0.002, -0.001, 0.01, 0, 0, 0),
     "OPENCV_FISHEYE": (80, 84, 47, 37, 0.05, -0.01, 0.001, 0),
     "SIMPLE_RADIAL_FISHEYE": (80, 47, 37, 0.05),
+    "OPENCV_FISHEYE without coefficients": (80, 84, 47, 37, 0, 0, 0, 0),
+    "OPENCV without coefficients": (80, 84, 47, 37, 0, 0, 0, 0),
 }
 
 
@@ -38,14 +40,15 @@ def light(rays: np.ndarray) -> np.ndarray:
 def photograph(camera: pycolmap.Camera) -> np.ndarray:
     """What the camera with its distortion sees: every pixel's centre traced back through COLMAP's own model."""
     x, y = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
-    rays = camera.cam_from_img(np.stack([x, y], -1).reshape(-1, 2))[:, :2]
+    rays = np.asarray(camera.cam_from_img(np.stack([x, y], -1).reshape(-1, 2)))[:, :2]
     return np.rint(light(rays.reshape(camera.height, camera.width, 2))).astype(np.uint8)
 
 
 def write_model(root: Path, model: str, *, text: bool = False, views: int = 3, folder: str = "") -> Cameras:
     """A COLMAP project of one camera and its photographs of the far world; returns the poses."""
     cameras = make_cameras(views, WIDTH, HEIGHT)
-    camera = pycolmap.Camera(model=model, width=WIDTH, height=HEIGHT, params=LENSES[model], camera_id=7)
+    lens = {"model": model.split()[0], "params": LENSES[model]}
+    camera = pycolmap.Camera(width=WIDTH, height=HEIGHT, camera_id=7, **lens)
     reconstruction = pycolmap.Reconstruction()
     reconstruction.add_camera_with_trivial_rig(camera)
     w2c = cameras.w2c.double().numpy()
@@ -82,7 +85,7 @@ def test_reads_poses_points_and_names(tmp_path, text):
 @pytest.mark.parametrize("place", ["", "sparse", "sparse/0", "sparse/0/cameras.bin"])
 def test_any_of_its_folders_will_do(tmp_path, place):
     write_model(tmp_path, "PINHOLE", folder="left/")
-    assert load_scene(tmp_path / place).names == ("left/0.png", "left/1.png", "left/2.png")
+    assert load_scene(tmp_path / place).names == ("0.png", "1.png", "2.png")
 
 
 @pytest.mark.parametrize("model", LENSES)
@@ -94,19 +97,26 @@ def test_distortion_is_removed(tmp_path, model):
     x, y = np.meshgrid(np.arange(scene.cameras.width) + 0.5, np.arange(scene.cameras.height) + 0.5)
     expected = light(np.stack([(x - K[0, 2]) / K[0, 0], (y - K[1, 2]) / K[1, 1]], -1))
     error = np.abs(scene.images[0].numpy() * 255 - expected)
-    assert error.max() < 3.0  # bilinear interpolation and two roundings; half a pixel of shift gives over 4
-    assert error.mean() < 0.6
+    assert error.max() < 1.5  # bilinear interpolation and two roundings; half a pixel of shift gives over 2.3
+    assert error.mean() < 0.5  # and over 0.7
     assert min(scene.cameras.width, scene.cameras.height) > 60
 
 
-@pytest.mark.parametrize("model", ["OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV"])
+def test_a_lens_without_distortion_leaves_the_pixels_alone(tmp_path):
+    write_model(tmp_path, "OPENCV without coefficients", views=2)
+    scene = load_scene(tmp_path)
+    photo = np.asarray(Image.open(tmp_path / "images/0.png"))
+    assert np.array_equal((scene.images[0] * 255).round().byte().numpy(), photo)
+
+
+@pytest.mark.parametrize("model", ["OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV", "OPENCV_FISHEYE without coefficients"])
 def test_nerfstudio_and_colmap_agree(tmp_path, model):
     cameras = write_model(tmp_path, model)
     fl_x, fl_y, cx, cy, *extra = LENSES[model]
-    keys = ("k1", "k2", "k3", "k4") if model == "OPENCV_FISHEYE" else ("k1", "k2", "p1", "p2", "k3")
+    camera_model = "OPENCV_FISHEYE" if "FISHEYE" in model else "OPENCV"
+    keys = ("k1", "k2", "k3", "k4") if "FISHEYE" in model else ("k1", "k2", "p1", "p2", "k3")
     lens = {"fl_x": fl_x, "fl_y": fl_y, "cx": cx, "cy": cy, **dict(zip(keys, extra, strict=False))}
     names = [f"images/{view}.png" for view in range(3)]
-    camera_model = "OPENCV_FISHEYE" if model == "OPENCV_FISHEYE" else "OPENCV"
     write_transforms(tmp_path, transforms(cameras, names, camera_model=camera_model, **lens))
     by_json, by_colmap = load_scene(tmp_path / "transforms.json"), load_scene(tmp_path / "sparse/0")
     torch.testing.assert_close(by_json.cameras.c2w, by_colmap.cameras.c2w, atol=1e-5, rtol=0)
@@ -178,10 +188,9 @@ def test_random_damage_never_crashes(tmp_path, seed, text):
     file.write_bytes(data)
     try:
         scene = load_scene(tmp_path)
-    except IlrmError as error:
-        assert str(error)
-    else:
-        assert len(scene) > 0
+    except IlrmError:
+        return
+    assert len(scene) > 0
 
 
 def test_a_model_without_images_is_refused(tmp_path):

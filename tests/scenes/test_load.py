@@ -101,7 +101,7 @@ def test_other_json_files_are_told_apart(tmp_path):
 def test_a_dataset_root_asks_for_its_stage(tmp_path):
     (tmp_path / "test").mkdir()
     (tmp_path / "test/index.json").write_text('{"a": "0.torch"}')
-    with pytest.raises(SceneError, match="root of a dataset(.|\n)*test"):
+    with pytest.raises(SceneError, match=r"root of a dataset(.|\n)*test"):
         load_scene(tmp_path)
 
 

@@ -151,6 +151,10 @@ def test_slightly_skewed_rotations_are_cleaned(tmp_path):
         (lambda d: d.update(k4=0.1), "k4 = 0.1"),
         (lambda d: d.update(w=20, h=40), "is 32x24, but its intrinsics are for 20x40"),
         (lambda d: d.update(w=-32), '"w" is -32'),
+        (lambda d: d.update(w=0.3), "declares an image of 0x24"),
+        (lambda d: d.update(fl_x=10**400), '"fl_x" is 10000'),
+        (lambda d: d["frames"][1].update(file_path="/"), "1 of the 3 images"),
+        (lambda d: d["frames"][1].update(file_path="x" * 5000), "1 of the 3 images"),
     ],
 )
 def test_malformed_values_are_named(tmp_path, spoil, message):
@@ -162,7 +166,7 @@ def test_malformed_values_are_named(tmp_path, spoil, message):
 
 
 def test_many_missing_files_are_counted(tmp_path):
-    _, data = write_scene(tmp_path, views=8)
+    write_scene(tmp_path, views=8)
     for view in range(7):
         (tmp_path / f"images/{view}.png").unlink()
     with pytest.raises(SceneError, match=r"7 of the 8 images.*4\.png \.\.\. \(7 in all\)"):
@@ -194,7 +198,7 @@ def test_other_files_are_refused(tmp_path, text):
 
 
 def test_points_beside_the_file(tmp_path):
-    cameras, data = write_scene(tmp_path)
+    write_scene(tmp_path)
     ply = "ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty double y\nproperty float z\n"
     (tmp_path / "points.ply").write_text(ply + "end_header\n1 2 3\n-4 5e-1 6\n")
     scene = load_scene(tmp_path)

@@ -151,7 +151,7 @@ def test_opencv_cameras_through_the_whole_released_road(tmp_path, number):
     frames = []
     for view, (w2c, lens) in enumerate(zip(golden["w2c_float64"], golden["fx_fy_cx_cy_h_w"], strict=True)):
         fx, fy, cx, cy, h, w = lens.tolist()
-        pixels = golden.get("frame8_source_hwc_u8", None) if view == 8 else None
+        pixels = golden.get("frame8_source_hwc_u8") if view == 8 else None
         blank = np.zeros((int(h), int(w), 3), np.uint8)
         Image.fromarray(blank if pixels is None else pixels).save(tmp_path / f"{view:03d}.png")
         values = {"fx": fx, "fy": fy, "cx": cx, "cy": cy, "h": int(h), "w": int(w)}

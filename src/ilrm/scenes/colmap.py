@@ -12,13 +12,15 @@ import torch
 from ilrm.errors import SceneError
 from ilrm.scenes.colmap_binary import check_binary
 from ilrm.scenes.frames import Frame, Source, fit_lens
-from ilrm.scenes.images import find_images, image_candidates, open_photo
+from ilrm.scenes.images import find_images, image_candidates, is_file, open_photo
 from ilrm.scenes.lenses import Lens
+from ilrm.scenes.records import unique_names
 
 if TYPE_CHECKING:
     import pycolmap
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "0", ".")
+_PINHOLE_WITHOUT_COEFFICIENTS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
 _FILES = ("cameras", "images", "points3D")
 
 
@@ -48,7 +50,8 @@ def read_colmap(model: Path) -> Source:
         )
     folder = _image_folder(model, registered[0].name)
     files = find_images([folder / image.name for image in registered], model)
-    frames = [_frame(image, reconstruction, file) for image, file in zip(registered, files, strict=True)]
+    names = unique_names([image.name for image in registered], model)
+    frames = [_frame(*view, reconstruction) for view in zip(names, registered, files, strict=True)]
     xyz = np.array([point.xyz for point in reconstruction.points3D.values()], dtype=np.float32)
     rgb = np.array([point.color for point in reconstruction.points3D.values()], dtype=np.float32) / 255.0
     if not len(xyz):
@@ -89,7 +92,7 @@ def _open(model: Path) -> pycolmap.Reconstruction:
 def _image_folder(model: Path, first: str) -> Path:
     folders = list(_image_folders(model))
     for folder in folders:
-        if any(candidate.is_file() for candidate in image_candidates(folder / first)):
+        if any(is_file(candidate) for candidate in image_candidates(folder / first)):
             return folder
     raise SceneError(
         f"The image {first} of the COLMAP model {model} was not found.",
@@ -104,19 +107,21 @@ def _image_folders(model: Path) -> Iterator[Path]:
     yield from near
 
 
-def _frame(image: pycolmap.Image, reconstruction: pycolmap.Reconstruction, file: Path) -> Frame:
+def _frame(name: str, image: pycolmap.Image, file: Path, reconstruction: pycolmap.Reconstruction) -> Frame:
     camera = reconstruction.cameras[image.camera_id]
+    if min(camera.width, camera.height) < 1:
+        raise SceneError(f"The COLMAP camera {image.camera_id} has an image size of {camera.width}x{camera.height}.")
     # COLMAP detects features on the pixels as stored and does not turn photos by their EXIF orientation.
     photo = open_photo(file, (camera.width, camera.height), stored_pixels=True)
     pose = image.cam_from_world
     w2c = np.eye(4)
     w2c[:3] = (pose() if callable(pose) else pose).matrix()  # a method since pycolmap 3.12, with rigs
-    return Frame(image.name, photo, fit_lens(_lens(camera), photo), np.linalg.inv(w2c))
+    return Frame(name, photo, fit_lens(_lens(camera), photo), np.linalg.inv(w2c))
 
 
 def _lens(camera: pycolmap.Camera) -> Lens:
-    model, params = camera.model_name, tuple(float(x) for x in camera.params)
-    if model == "SIMPLE_PINHOLE":
-        f, cx, cy = params
-        return Lens.pinhole(f, f, cx, cy, camera.width, camera.height)
-    return Lens(model, params, camera.width, camera.height)
+    # COLMAP also calls a fisheye undistorted when its coefficients are zero, although it is no pinhole then.
+    if camera.model_name in _PINHOLE_WITHOUT_COEFFICIENTS and camera.is_undistorted():
+        K = camera.calibration_matrix()
+        return Lens.pinhole(K[0, 0], K[1, 1], K[0, 2], K[1, 2], camera.width, camera.height)
+    return Lens(camera.model_name, tuple(float(x) for x in camera.params), camera.width, camera.height)

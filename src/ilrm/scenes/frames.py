@@ -159,7 +159,7 @@ def _boxed(K: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
 def _reader(frame: Frame, pinhole: Lens, box: Box, width: int, height: int) -> Callable[[], Tensor]:
     def read() -> Tensor:
         pixels = torch.from_numpy(frame.photo.decode())
-        if frame.lens.distorted and frame.lens.params != pinhole.params:
+        if frame.lens.distorted:
             pixels = remap(pixels, frame.lens, pinhole).round().clamp(0, 255).to(torch.uint8)
         if (width, height) == pinhole.size and box == (0.0, 0.0, *pinhole.size):
             return pixels
@@ -186,7 +186,7 @@ def _depth(
                 f"but its image is {frame.lens.width}x{frame.lens.height}.",
                 expected="a depth map of the image's shape",
             )
-        if frame.lens.distorted and frame.lens.params != pinhole.params:
+        if frame.lens.distorted:
             depth = remap(torch.from_numpy(depth)[..., None], frame.lens, pinhole, nearest=True)[..., 0].numpy()
         x, y = depth.shape[1] / pinhole.width, depth.shape[0] / pinhole.height
         scaled = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
@@ -203,7 +203,7 @@ def read_depth(path: Path) -> np.ndarray:
         else:
             with Image.open(path) as image:
                 millimetres = np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SceneError(f"The depth map {path} cannot be read: {error}.", fix="restore or remove it") from error
     if millimetres.ndim != 2:
         raise SceneError(f"The depth map {path} has shape {millimetres.shape}.", expected="one channel")

@@ -61,7 +61,7 @@ def find_images(paths: Sequence[Path], source: Path) -> list[Path]:
     Raises:
         SceneError: some exist in none of these forms; the message lists them.
     """
-    found = [next((candidate for candidate in image_candidates(path) if candidate.is_file()), None) for path in paths]
+    found = [next(filter(is_file, image_candidates(path)), None) for path in paths]
     missing = [path for path, file in zip(paths, found, strict=True) if file is None]
     if missing:
         raise SceneError(
@@ -72,10 +72,18 @@ def find_images(paths: Sequence[Path], source: Path) -> list[Path]:
     return [file for file in found if file is not None]
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file can be seen there; a name that no file can have, or a closed folder, is a plain no."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def image_candidates(path: Path) -> Iterator[Path]:
     """Where a listed image may lie: as listed, with a suffix added, in a sibling folder of reduced copies."""
     yield path
-    if path.suffix.lower() not in SUFFIXES:
+    if path.name and path.suffix.lower() not in SUFFIXES:
         for suffix in SUFFIXES:
             yield path.with_name(path.name + suffix)
     for folder in path.parents:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -73,7 +72,15 @@ class Lens:
         """
         if not self.distorted:
             return self
-        return _undistorted(self, label)
+        straight = _undistorted(self)
+        if straight is None:
+            values = ", ".join(f"{value:g}" for value in self.params)
+            raise SceneError(
+                f"{label} was taken through the lens {self.model} ({values}), which no pinhole camera can stand for.",
+                expected="a perspective or fisheye lens with plausible distortion",
+                fix="calibrate the camera again; cut panoramas into perspective views first",
+            )
+        return straight
 
 
 def remap(pixels: Tensor, lens: Lens, pinhole: Lens, *, nearest: bool = False) -> Tensor:
@@ -93,25 +100,19 @@ def remap(pixels: Tensor, lens: Lens, pinhole: Lens, *, nearest: bool = False) -
 
 
 @lru_cache(maxsize=64)
-def _undistorted(lens: Lens, label: str) -> Lens:
+def _undistorted(lens: Lens) -> Lens | None:
+    """The pinhole lens, or None where there is none."""
     import pycolmap
 
     camera = _colmap_camera(lens)
-    if getattr(camera, "is_spherical", lambda: False)():
-        raise SceneError(
-            f"{label} was taken with the panorama model {lens.model}.",
-            expected="a perspective or fisheye camera",
-            fix="cut the panoramas into perspective views first",
-        )
-    if camera.is_undistorted():
-        return Lens.pinhole(*_pinhole_params(camera), lens.width, lens.height)
+    if getattr(camera, "is_spherical", lambda: False)():  # panoramas came with pycolmap 4
+        return None
     straight = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
-    if not all(math.isfinite(x) for x in straight.params) or min(straight.width, straight.height) < 2:
-        raise SceneError(
-            f"The distortion of {label} ({lens.model} {', '.join(f'{x:g}' for x in lens.params)}) cannot be removed.",
-            fix="calibrate the camera again",
-        )
-    return Lens.pinhole(*_pinhole_params(straight), straight.width, straight.height)
+    K = straight.calibration_matrix()
+    if not np.isfinite(K).all() or min(straight.width, straight.height) < 2:
+        return None
+    fx, fy, cx, cy = float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
+    return Lens.pinhole(fx, fy, cx, cy, straight.width, straight.height)
 
 
 # A few grids at a time: most scenes have one lens, and a grid takes 8 bytes a pixel.
@@ -125,11 +126,6 @@ def _remap_grid(lens: Lens, pinhole: Lens) -> Tensor:
     points = np.asarray(_colmap_camera(lens).img_from_cam(rays.reshape(-1, 3)))
     grid = points / [lens.width, lens.height] * 2.0 - 1.0
     return torch.from_numpy(grid.reshape(pinhole.height, pinhole.width, 2)).float()
-
-
-def _pinhole_params(camera: pycolmap.Camera) -> tuple[float, float, float, float]:
-    K = camera.calibration_matrix()
-    return float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
 
 
 def _colmap_camera(lens: Lens) -> pycolmap.Camera:

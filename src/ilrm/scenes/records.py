@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 
 from ilrm.errors import SceneError
+
+# JSON integers have any length; beyond this no float can hold them.
+_LARGEST_INTEGER = 10**300
 
 
 def read_json(path: Path) -> Any:
@@ -115,7 +119,10 @@ class Record:
         """The declared image size ("w", "h") in pixels; None where absent."""
         if "w" not in self or "h" not in self:
             return None
-        return round(self.positive("w")), round(self.positive("h"))
+        size = round(self.positive("w")), round(self.positive("h"))
+        if min(size) < 1:
+            raise SceneError(f"{self.label} declares an image of {size[0]}x{size[1]}.", expected="at least 1x1 pixel")
+        return size
 
 
 def unique_names(files: Sequence[str | Path], source: Path) -> list[str]:
@@ -125,7 +132,7 @@ def unique_names(files: Sequence[str | Path], source: Path) -> list[str]:
         SceneError: a file is listed twice.
     """
     paths = [str(Path(file)) for file in files]
-    repeated = sorted({path for path in paths if paths.count(path) > 1})
+    repeated = sorted(path for path, times in Counter(paths).items() if times > 1)
     if repeated:
         raise SceneError(
             f"{source} lists {listing(repeated)} more than once.",
@@ -143,7 +150,9 @@ def listing(items: Sequence[object], most: int = 5) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= _LARGEST_INTEGER
+    return isinstance(value, float)
 
 
 def _shown(value: object) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -44,11 +46,12 @@ def _project(points: torch.Tensor, batch: ProceduralBatch, view: int) -> tuple[t
 
 
 def test_a_seed_gives_the_same_bits_in_any_batch_and_on_any_number_of_threads() -> None:
-    alone, among = make_batch([5], SMALL), make_batch([9, 5, 2], SMALL)
+    config = replace(SMALL, width=128, height=96)  # large enough that torch would share its operations among threads
+    alone, among = make_batch([5], config), make_batch([9, 5, 2], config)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3 if threads == 1 else 1)
-        again = make_batch([5], SMALL)
+        again = make_batch([5], config)
     finally:
         torch.set_num_threads(threads)
     for name in ProceduralBatch.__dataclass_fields__:
@@ -242,3 +245,13 @@ def test_cuda_makes_the_same_scenes() -> None:
     here, there = make_batch([0, 1], SMALL), make_batch([0, 1], SMALL, "cuda")
     assert (here.images - there.images.cpu()).abs().median() < 1e-3
     assert ((here.depth - there.depth.cpu()).abs() < 1e-3 * here.depth).float().mean() > 0.99
+
+
+def test_the_bundled_capture_is_eight_inputs_and_four_held_out() -> None:
+    folder = files("ilrm") / "assets" / "capture"
+    listed = json.loads((folder / "transforms.json").read_text())
+    names = [frame["file_path"] for frame in listed["frames"]]
+    assert sorted(listed["train_filenames"] + listed["test_filenames"]) == names
+    assert len(listed["train_filenames"]) == 8
+    assert {names[0], names[-1]} <= set(listed["train_filenames"])
+    assert all((folder / name).is_file() for name in names)

@@ -15,7 +15,6 @@ from ilrm.errors import ConfigError
 from ilrm.scene import Scene
 from ilrm.scenes.procedural import layout
 from ilrm.scenes.procedural.config import ProceduralConfig
-from ilrm.scenes.procedural.rendering import develop
 from ilrm.scenes.procedural.views import RAYS_AT_ONCE, Views, render
 from ilrm.scenes.procedural.worlds import Worlds
 
@@ -57,10 +56,8 @@ def _make_group(seeds: Sequence[int], config: ProceduralConfig, device: torch.de
     K = K[:, None].expand(-1, config.views, -1, -1).contiguous()
     owner = torch.arange(count, device=device).repeat_interleave(config.views)
     worlds = Worlds.stack(drawn, device).select(owner)
-    light, depth = render(Views(worlds, c2w.flatten(0, 1), K.flatten(0, 1)), config)
-    shape = (count, config.views)
     exposure = torch.tensor([w.exposure for w in drawn], device=device)
-    images, depth = develop(light.unflatten(0, shape), exposure), depth.unflatten(0, shape)
+    images, depth = render(Views(worlds, c2w.flatten(0, 1), K.flatten(0, 1)), exposure, config)
     points, rgb = _surface_points(seeds, images, depth, c2w, K, config)
     return ProceduralBatch(images, depth, c2w, K, points, rgb)
 

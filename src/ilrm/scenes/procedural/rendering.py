@@ -131,8 +131,7 @@ def _illuminate(
     return diffuse, highlight
 
 
-def develop(light: Tensor, exposure: Tensor) -> Tensor:
-    """Images in [0, 1] of linear light (B, ..., 3): one exposure (B,) a scene, a soft shoulder, display gamma."""
-    gain = exposure / light.flatten(1).mean(1).clamp_min(1e-4)
+def develop(light: Tensor, gain: Tensor) -> Tensor:
+    """Images in [0, 1] of linear light (N, ...): gain (N,), a soft shoulder, display gamma."""
     scaled = light * gain.view(-1, *[1] * (light.ndim - 1))
     return (1.0 - torch.exp(-1.25 * scaled)).clamp(0.0, 1.0) ** (1.0 / _DISPLAY_GAMMA)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ilrm.scenes.procedural.config import ProceduralConfig
-from ilrm.scenes.procedural.rendering import Lighting, radiance
+from ilrm.scenes.procedural.rendering import Lighting, develop, radiance
 from ilrm.scenes.procedural.worlds import Worlds
 
 # Rays at once: what stays in a CPU's cache, and what fills a GPU.
@@ -91,26 +91,36 @@ def _render(views: Views, config: ProceduralConfig) -> tuple[Tensor, Tensor]:
     return light.transpose(1, 2).unflatten(1, size), depth.unflatten(1, size)
 
 
-def _each(job: Callable[[Tensor], tuple[Tensor, Tensor]], items: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Run a job for every item on as many threads as torch may use.
+def _each(job: Callable[[Tensor], tuple[Tensor, ...]], items: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The results of a job for every item, joined along their first axis.
 
-    The threads run torch serially: splitting views instead of operations scales, and the result does not depend
-    on the number of threads.
+    On the CPU the items are shared among as many threads as torch may use, each of which runs torch serially:
+    splitting views instead of operations scales, and no result depends on the number of threads.
     """
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        done = list(pool.map(job, items))
-    # The workers' setting is also the default of threads started later.
-    torch.set_num_threads(threads)
-    return done
+    job = torch.no_grad()(job)
+    if items[0].device.type == "cpu":
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            done = list(pool.map(job, items))
+        # The workers' setting is also the default of threads started later.
+        torch.set_num_threads(threads)
+    else:
+        done = [job(item) for item in items]
+    return tuple(torch.cat(part) for part in zip(*done, strict=True))
 
 
-def render(views: Views, config: ProceduralConfig) -> tuple[Tensor, Tensor]:
-    """Linear light (N, H, W, 3) and z-depth (N, H, W) of N views."""
-    device = views.c2w.device
-    together = max(1, RAYS_AT_ONCE[device.type] // (config.width * config.height))
-    chunks = torch.arange(views.c2w.shape[0], device=device).split(together)
-    job = torch.no_grad()(lambda chosen: _render(views.select(chosen), config))
-    done = _each(job, chunks) if device.type == "cpu" else [job(chunk) for chunk in chunks]
-    light, depth = (torch.cat(part) for part in zip(*done, strict=True))
-    return light, depth
+def render(views: Views, exposure: Tensor, config: ProceduralConfig) -> tuple[Tensor, Tensor]:
+    """Images (B, V, H, W, 3) and z-depth (B, V, H, W) of B * V views, developed to one exposure (B,) a scene."""
+    count, scenes = views.c2w.shape[0], exposure.shape[0]
+    together = max(1, RAYS_AT_ONCE[views.c2w.device.type] // (config.width * config.height))
+    chunks = torch.arange(count, device=views.c2w.device).split(together)
+
+    def cast(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        light, depth = _render(views.select(chosen), config)
+        return light, depth, light.flatten(1).mean(1)
+
+    light, depth, brightness = _each(cast, chunks)
+    gain = exposure / brightness.view(scenes, -1).mean(1).clamp_min(1e-4)
+    gains = gain.repeat_interleave(count // scenes)
+    (images,) = _each(lambda chosen: (develop(light[chosen], gains[chosen]),), chunks)
+    return images.unflatten(0, (scenes, -1)), depth.unflatten(0, (scenes, -1))

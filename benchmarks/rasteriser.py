@@ -11,11 +11,11 @@ the input views, so the layers of all views overlap in it. Prints a Markdown tab
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +40,8 @@ class Size:
         return self.views * self.grid**2
 
 
-SIZES = (Size(4, 64, 128), Size(8, 128, 256), Size(8, 192, 512))
+# The reference is timed on the first only: its memory grows with Gaussians times pixels.
+SIZES = (Size(4, 16, 32), Size(4, 64, 128), Size(8, 128, 256), Size(8, 192, 512))
 
 
 def arc_cameras(angles: torch.Tensor, pixels: int) -> Cameras:
@@ -105,12 +106,15 @@ def processor() -> str:
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
+def git(*words: str) -> str:
+    """What a git command prints about this checkout."""
+    result = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent, check=True)
+    return result.stdout.strip()
+
+
 def commit() -> str:
-    """The short hash of the checkout, with a plus sign if it has changes."""
-    ask: Callable[..., str] = lambda *words: subprocess.run(  # noqa: E731
-        ["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-    return ask("rev-parse", "--short", "HEAD") + ("+" if ask("status", "--porcelain", "-uno") else "")
+    """The short hash of the checkout, with a plus sign if the package has uncommitted changes."""
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno", ":/src/ilrm") else "")
 
 
 def main() -> None:
@@ -121,6 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numba", "llvmlite", "numpy"))
     print(f"Commit {commit()}; {processor()}; Python {platform.python_version()}, {packages}.")
+    print(f"Load average over the last minute at the start: {os.getloadavg()[0]:.1f}.")
     print(f"Median (fastest .. slowest) of {arguments.repeats} runs after one warm-up, in milliseconds.\n")
     print("| backend | threads | Gaussians | image | forward | backward |")
     print("|---|---|---|---|---|---|")
@@ -130,7 +135,7 @@ def main() -> None:
     for backend, size in jobs:
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            forward, backward = measure(size, backend, arguments.repeats if backend == "numba" else 1)
+            forward, backward = measure(size, backend, arguments.repeats)
             label = f"| {backend} | {threads} | {size.count} | {size.pixels} x {size.pixels} |"
             print(label, milliseconds(forward), "|", milliseconds(backward), "|", flush=True)
 

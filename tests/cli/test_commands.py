@@ -18,6 +18,7 @@ from ilrm.cli import main
 from ilrm.evaluate import psnr
 from ilrm.export import load_ply
 from ilrm.export.cameras import load_cameras
+from ilrm.model.ilrm import ILRM
 from ilrm.scenes import load_scene
 
 HEAVY = ("torch", "numba", "viser", "pycolmap")
@@ -208,3 +209,15 @@ def test_interrupted_run_leaves_the_earlier_result(scene_folder: Path, weights: 
         assert "Traceback" not in errors
         assert [p.name for p in tmp_path.iterdir()] == ["scene.ply"]
         assert (tmp_path / "scene.ply").read_text() == "earlier"
+
+
+def test_demo_holds_out_what_the_capture_declares(weights: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """With a small random network in place of the bundled one."""
+    network = ILRM.from_pretrained(weights)
+    monkeypatch.setattr(ILRM, "from_pretrained", lambda name: network)
+    assert main(["demo", "-o", str(tmp_path / "demo"), "--refine", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["held_out_names"] == ["view_002.jpg", "view_004.jpg", "view_007.jpg", "view_009.jpg"]
+    assert report["num_inputs"] == 8
+    assert report["psnr"] is not None
+    assert (tmp_path / "demo" / "renders" / "view_004_vs_truth.png").is_file()

@@ -199,9 +199,9 @@ def project_all(
     count = len(means)
     records, depth_bits = np.empty((count, RECORD), np.float32), np.zeros(count, np.int32)
     depths = depth_bits.view(np.float32)
-    for lane in prange(_SHARES):
+    for share in prange(_SHARES):
         work, basis = np.empty((10, 3)), np.empty(sh.shape[1])
-        for i in range(lane * count // _SHARES, (lane + 1) * count // _SHARES):
+        for i in range(share * count // _SHARES, (share + 1) * count // _SHARES):
             out = records[i]
             if _project_one(view, means[i], scales[i], quats[i], opacities[i], sh[i], work, basis, out):
                 depths[i] = out[REC_Z]
@@ -335,10 +335,10 @@ def unproject(
     that order, so results do not depend on the number of threads.
     """
     count = len(means)
-    for lane in prange(_SHARES):
+    for share in prange(_SHARES):
         work, v, out, sums = np.empty((10, 3)), np.empty((10, 3)), np.empty(10), np.empty(GRADIENT)
         basis, weights = np.empty(sh.shape[1]), np.empty(sh.shape[1])
-        for i in range(lane * count // _SHARES, (lane + 1) * count // _SHARES):
+        for i in range(share * count // _SHARES, (share + 1) * count // _SHARES):
             if slot_starts[i] == slot_starts[i + 1]:
                 continue
             sums[:] = 0.0

@@ -167,16 +167,16 @@ def slots_of_gaussians(records: Array, seen: Array, tiles_x: int, tiles_y: int) 
     """
     count = len(records)
     slot_starts = np.zeros(count + 1, np.int64)
-    for lane in prange(_SHARES):
+    for share in prange(_SHARES):
         nothing = np.empty(0, np.int32)
-        for i in range(lane * count // _SHARES, (lane + 1) * count // _SHARES):
+        for i in range(share * count // _SHARES, (share + 1) * count // _SHARES):
             if seen[i] != 0:
                 slot_starts[i + 1] = _visit_tiles(records[i], tiles_x, tiles_y, nothing)
     for i in range(count):
         slot_starts[i + 1] += slot_starts[i]
     tile_of_slot = np.empty(slot_starts[count], np.int32)
-    for lane in prange(_SHARES):
-        for i in range(lane * count // _SHARES, (lane + 1) * count // _SHARES):
+    for share in prange(_SHARES):
+        for i in range(share * count // _SHARES, (share + 1) * count // _SHARES):
             if slot_starts[i + 1] > slot_starts[i]:
                 _visit_tiles(records[i], tiles_x, tiles_y, tile_of_slot[slot_starts[i] : slot_starts[i + 1]])
     return slot_starts, tile_of_slot
@@ -276,11 +276,11 @@ def composite(
     """
     height, width = transmittance.shape
     tiles = len(tile_starts) - 1
-    # Strided lanes, not blocks: what is crowded lies together.
-    lanes = min(_TILE_SHARES, tiles)
-    for lane in prange(lanes):
+    # Strided shares, not blocks: what is crowded lies together.
+    shares = min(_TILE_SHARES, tiles)
+    for share in prange(shares):
         planes, alive = np.empty(7 * _AREA, np.float32), np.empty(TILE, np.bool_)
-        for tile in range(lane, tiles, lanes):
+        for tile in range(share, tiles, shares):
             left, top = tile % tiles_x * TILE, tile // tiles_x * TILE
             rows, columns = min(TILE, height - top), min(TILE, width - left)
             planes[:] = _ZERO
@@ -371,10 +371,10 @@ def composite_gradient(
     """Fill slot_gradients (S, GRADIENT), given as zeros, from the gradients of the images."""
     height, width = transmittance.shape
     tiles = len(tile_starts) - 1
-    lanes = min(_TILE_SHARES, tiles)
-    for lane in prange(lanes):
+    shares = min(_TILE_SHARES, tiles)
+    for share in prange(shares):
         planes, row_last = np.empty(7 * _AREA, np.float32), np.empty(TILE, np.int64)
-        for tile in range(lane, tiles, lanes):
+        for tile in range(share, tiles, shares):
             left, top = tile % tiles_x * TILE, tile // tiles_x * TILE
             planes[:] = _ZERO
             planes[6 * _AREA :] = -_ONE

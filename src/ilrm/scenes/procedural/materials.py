@@ -60,7 +60,7 @@ def material(rng: np.random.Generator, size: float, style: str | None = None) ->
         "gloss": (rng.choice([0.0, 0.05, 0.2], p=[0.5, 0.35, 0.15]), rng.uniform(8.0, 50.0)),
         "glow": (0.0,),
     }
-    density, *_ = columns["cell"]  # type: ignore[misc]
+    density = np.asarray(columns["cell"])[0]
     changes: dict[str, dict[str, object]] = {
         "clouds": {},
         "patches": {"ramp": (rng.uniform(5.0, 20.0), rng.uniform(-0.3, 0.3))},

@@ -128,7 +128,7 @@ def _table(rng: np.random.Generator, at: Array, axes: Array, size: float) -> lis
         back = np.array([half[0], 0.03 * size, 0.4 * size])
         made.append(box(top + axes @ np.array([0.0, half[1], 0.0]) + _UP * back[2], axes, back))
     elif rng.random() < 0.7:
-        thing = rng.choice([_egg, _block, _pillar])  # type: ignore[arg-type]
+        thing = (_egg, _block, _pillar)[int(rng.choice(3))]
         made += thing(rng, top + axes @ np.array([*(0.4 * half * rng.uniform(-1, 1, 2)), 0.0]), axes, 0.5 * size)
     return made
 

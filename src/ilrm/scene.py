@@ -57,6 +57,9 @@ class LazyImages:
 class Scene:
     """V posed images of one size, in their own world frame.
 
+    Scenes that come from files hold cameras and points in float64, as precise as the file, so that two worlds that
+    differ by a similarity stay the same scene; made ones may hold float32.
+
     Attributes:
         images: (V, H, W, 3) float in [0, 1]; a tensor, or ``LazyImages`` that decode on access.
         cameras: V cameras of the same size.

@@ -17,7 +17,7 @@ from ilrm.cameras import Cameras
 from ilrm.errors import CameraError, SceneError
 from ilrm.scenes import list_keys, load_scene
 from tests.conftest import make_cameras
-from tests.scenes.files import smooth
+from tests.scenes.files import assert_close, smooth
 
 
 def encoded(pixels: np.ndarray, kind: str = "png") -> torch.Tensor:
@@ -54,8 +54,8 @@ def test_scenes_are_found_by_key(tmp_path):
     assert list_keys(folder / "000000.torch") == ("a", "bb")
     for path in (folder, folder / "index.json", folder / "000000.torch"):
         scene = load_scene(path, key="bb")
-        torch.testing.assert_close(scene.cameras.K, expected_cameras("bb", width=40).K)
-        torch.testing.assert_close(scene.cameras.c2w, expected_cameras("bb", width=40).c2w, atol=1e-6, rtol=1e-6)
+        assert_close(scene.cameras.K, expected_cameras("bb", width=40).K)
+        assert_close(scene.cameras.c2w, expected_cameras("bb", width=40).c2w, atol=1e-6, rtol=1e-6)
         assert torch.equal((scene.images[1] * 255).round().byte(), torch.from_numpy(smooth(40, 24, 1)))
     assert len(load_scene(folder)) == 3, "the first scene by default"
     (folder / "index.json").unlink()

@@ -14,7 +14,7 @@ from ilrm.cameras import Cameras
 from ilrm.errors import IlrmError, SceneError
 from ilrm.scenes import load_scene
 from tests.conftest import make_cameras
-from tests.scenes.files import transforms, write_transforms
+from tests.scenes.files import assert_close, transforms, write_transforms
 
 WIDTH, HEIGHT = 96, 72
 LENSES = {
@@ -74,12 +74,12 @@ def test_reads_poses_points_and_names(tmp_path, text):
     cameras = write_model(tmp_path, "SIMPLE_PINHOLE", text=text)
     scene = load_scene(tmp_path)
     assert scene.names == ("0.png", "1.png", "2.png"), "sorted by name, not by id"
-    torch.testing.assert_close(scene.cameras.c2w, cameras.c2w, atol=1e-5, rtol=0)
+    assert_close(scene.cameras.c2w, cameras.c2w, atol=1e-5, rtol=0)
     assert scene.cameras.K[0].tolist() == [[80, 0, 47], [0, 80, 37], [0, 0, 1]]
     assert scene.points is not None
     assert scene.points_rgb is not None
     assert sorted(scene.points.tolist()) == [[0, 2, 3], [1, 2, 3]]
-    torch.testing.assert_close(scene.points_rgb[0], torch.tensor([1.0, 0.2, 0.0]))
+    assert_close(scene.points_rgb[0], torch.tensor([1.0, 0.2, 0.0]))
 
 
 @pytest.mark.parametrize("place", ["", "sparse", "sparse/0", "sparse/0/cameras.bin"])
@@ -119,8 +119,8 @@ def test_nerfstudio_and_colmap_agree(tmp_path, model):
     names = [f"images/{view}.png" for view in range(3)]
     write_transforms(tmp_path, transforms(cameras, names, camera_model=camera_model, **lens))
     by_json, by_colmap = load_scene(tmp_path / "transforms.json"), load_scene(tmp_path / "sparse/0")
-    torch.testing.assert_close(by_json.cameras.c2w, by_colmap.cameras.c2w, atol=1e-5, rtol=0)
-    torch.testing.assert_close(by_json.cameras.K, by_colmap.cameras.K)
+    assert_close(by_json.cameras.c2w, by_colmap.cameras.c2w, atol=1e-5, rtol=0)
+    assert_close(by_json.cameras.K, by_colmap.cameras.K)
     assert torch.equal(by_json.images[1], by_colmap.images[1])
 
 
@@ -130,7 +130,7 @@ def test_intrinsics_follow_reduced_distorted_images(tmp_path):
     photo = Image.open(tmp_path / "images/0.png")
     photo.resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.BOX).save(tmp_path / "images/0.png")
     half = load_scene(tmp_path)
-    torch.testing.assert_close(half.cameras.K[0, 0, 0] * 2, full.cameras.K[0, 0, 0], rtol=0.02, atol=0)
+    assert_close(half.cameras.K[0, 0, 0] * 2, full.cameras.K[0, 0, 0], rtol=0.02, atol=0)
     assert half.images.shape[2] == pytest.approx(full.images.shape[2] / 2, abs=1)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ilrm.errors import CameraError, SceneError
 from ilrm.scenes import load_scene
 from tests.conftest import shared_path
-from tests.scenes.files import smooth, visible, write_scene
+from tests.scenes.files import assert_close, smooth, visible, write_scene
 
 
 def write_opencv(folder, lvsm: bool = False):
@@ -38,8 +38,8 @@ def test_opencv_and_lvsm_cameras(tmp_path, lvsm):
     cameras, file = write_opencv(tmp_path, lvsm)
     for path in (tmp_path, file):
         scene = load_scene(path)
-        torch.testing.assert_close(scene.cameras.c2w, cameras.c2w, atol=1e-6, rtol=0)
-        torch.testing.assert_close(scene.cameras.K, cameras.K)
+        assert_close(scene.cameras.c2w, cameras.c2w, atol=1e-6, rtol=0)
+        assert_close(scene.cameras.K, cameras.K)
         assert torch.equal((scene.images[2] * 255).round().byte(), torch.from_numpy(smooth(32, 24, 2)))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ilrm.errors import CameraError, SceneError
 from ilrm.scenes import declared_holdout, load_scene
-from tests.scenes.files import smooth, write_scene, write_transforms
+from tests.scenes.files import assert_close, smooth, write_scene, write_transforms
 
 
 def test_reads_what_was_written(tmp_path):
@@ -19,8 +19,8 @@ def test_reads_what_was_written(tmp_path):
     for path in (tmp_path, str(tmp_path / "transforms.json")):
         scene = load_scene(path)
         assert scene.names == ("0.png", "1.png", "2.png")
-        torch.testing.assert_close(scene.cameras.c2w, cameras.c2w, atol=1e-6, rtol=0)
-        torch.testing.assert_close(scene.cameras.K, cameras.K)
+        assert_close(scene.cameras.c2w, cameras.c2w, atol=1e-6, rtol=0)
+        assert_close(scene.cameras.K, cameras.K)
         assert torch.equal((scene.images[2] * 255).round().byte(), torch.from_numpy(smooth(32, 24, 2)))
 
 
@@ -33,9 +33,9 @@ def test_max_side_scales_images_intrinsics_and_depth(tmp_path):
     write_transforms(tmp_path, data)
     scene = load_scene(tmp_path, max_side=16)
     assert scene.images.shape == (3, 12, 16, 3)
-    torch.testing.assert_close(scene.cameras.K, cameras.resize(16, 12).K)
+    assert_close(scene.cameras.K, cameras.resize(16, 12).K)
     assert scene.depth is not None
-    torch.testing.assert_close(scene.depth, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(3, 12, 16))
+    assert_close(scene.depth, torch.tensor([1.0, 2.0, 3.0])[:, None, None].expand(3, 12, 16))
     assert load_scene(tmp_path, max_side=64).images.shape == (3, 24, 32, 3), "never enlarged"
 
 
@@ -43,7 +43,7 @@ def test_size_covers_and_crops_with_the_principal_point(tmp_path):
     cameras, _ = write_scene(tmp_path)
     scene = load_scene(tmp_path, size=(20, 20))
     expected = cameras.crop(4, 0, 24, 24).resize(20, 20)
-    torch.testing.assert_close(scene.cameras.K, expected.K)
+    assert_close(scene.cameras.K, expected.K)
     whole = Image.fromarray(smooth(32, 24, 0)).crop((4, 0, 28, 24)).resize((20, 20), Image.Resampling.LANCZOS)
     difference = (scene.images[0] * 255).round() - torch.from_numpy(np.array(whole)).float()
     assert difference.abs().max() <= 1  # Pillow rounds a box differently from a crop
@@ -59,10 +59,10 @@ def test_mixed_sizes_follow_the_most_common_one(tmp_path):
     write_transforms(tmp_path, data)
     scene = load_scene(tmp_path)
     assert scene.images.shape == (4, 24, 32, 3)
-    torch.testing.assert_close(scene.cameras.K[1], cameras.K[1])  # declared 32x24, stored twice as large
+    assert_close(scene.cameras.K[1], cameras.K[1])  # declared 32x24, stored twice as large
     factor = 32 / 24
     expected = torch.tensor([[20 * factor, 0, 16], [0, 20 * factor, 11 * factor - 4], [0, 0, 1]])
-    torch.testing.assert_close(scene.cameras.K[2], expected)
+    assert_close(scene.cameras.K[2], expected)
     # The same waves at twice the resolution look the same.
     difference = (scene.images[1] * 255 - torch.from_numpy(smooth(32, 24, 1)).float()).abs()
     assert difference.max() < 4
@@ -76,7 +76,7 @@ def test_reduced_copies_are_found_and_intrinsics_follow(tmp_path):
         (tmp_path / f"images/{view}.png").unlink()
     scene = load_scene(tmp_path)
     assert scene.images.shape == (3, 6, 8, 3)
-    torch.testing.assert_close(scene.cameras.K, cameras.resize(8, 6).K)
+    assert_close(scene.cameras.K, cameras.resize(8, 6).K)
 
 
 def test_blender_files_without_suffix_and_with_held_out_views(tmp_path):
@@ -88,7 +88,7 @@ def test_blender_files_without_suffix_and_with_held_out_views(tmp_path):
     (tmp_path / "transforms_test.json").write_text(json.dumps({"camera_angle_x": 0.8, "frames": frames[2:]}))
     scene = load_scene(tmp_path)
     focal = 16 / math.tan(0.4)
-    torch.testing.assert_close(scene.cameras.K[0], torch.tensor([[focal, 0, 16], [0, focal, 12], [0, 0, 1]]))
+    assert_close(scene.cameras.K[0], torch.tensor([[focal, 0, 16], [0, focal, 12], [0, 0, 1]]))
     assert scene.names == ("0.png", "1.png", "2.png")
     assert declared_holdout(tmp_path) == ("2.png",)
 
@@ -124,7 +124,7 @@ def test_slightly_skewed_rotations_are_cleaned(tmp_path):
     c2w = load_scene(tmp_path).cameras.c2w
     rotation = c2w[0, :3, :3].double()
     assert (rotation.T @ rotation - torch.eye(3)).abs().max() < 1e-6
-    torch.testing.assert_close(c2w[0], cameras.c2w[0], atol=2e-4, rtol=0)
+    assert_close(c2w[0], cameras.c2w[0], atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ilrm.scenes.released import (
     stretch_to_multiple,
 )
 from tests.conftest import shared_path
+from tests.scenes.files import assert_close
 from tests.scenes.test_chunks import encoded
 
 
@@ -59,7 +60,7 @@ def test_rescale_and_crop(case, lazy):
     out = rescale_and_crop_released(scene, width, height)
     expected = torch.from_numpy(golden["out_image_u8"]).permute(0, 2, 3, 1)
     assert torch.equal(as_bytes(out.images[:]), expected)
-    torch.testing.assert_close(out.cameras.K, in_pixels(golden["out_intrinsics"], width, height), atol=1e-5, rtol=1e-6)
+    assert_close(out.cameras.K, in_pixels(golden["out_intrinsics"], width, height), atol=1e-5, rtol=1e-6)
 
 
 def test_eight_bit_values_survive_the_way_through_floats():
@@ -74,7 +75,7 @@ def test_patch_shim_by_the_specified_numbers():
     assert out.images.shape == (1, 256, 448, 3)
     assert torch.equal(as_bytes(out.images[:]), image[:, 7:263, 16:464])
     expected = [[0.9 * 480, 0, 224], [0, 1.6 * 270, 128], [0, 0, 1]]
-    torch.testing.assert_close(out.cameras.K[0], torch.tensor(expected))
+    assert_close(out.cameras.K[0], torch.tensor(expected))
 
 
 def test_enlarging_is_refused():
@@ -95,7 +96,7 @@ def test_stretch(case):
     out = stretch_released(scene_of(source, K), width, height)
     assert torch.equal(as_bytes(out.images[0]), torch.from_numpy(golden["out_image_hwc_u8"]))
     values = out.cameras.K[0, [0, 1, 0, 1], [0, 1, 2, 2]]
-    torch.testing.assert_close(values, torch.from_numpy(golden["out_fx_fy_cx_cy"]), atol=1e-12, rtol=1e-7)
+    assert_close(values, torch.from_numpy(golden["out_fx_fy_cx_cy"]), atol=1e-12, rtol=1e-7)
 
 
 def test_rounding_rule():
@@ -134,9 +135,9 @@ def test_a_chunk_through_the_whole_released_road(tmp_path, number):
     cameras, _ = normalise(scene.cameras, context, rule="raw")
     for part, views in (("context", context), ("target", target)):
         expected = torch.from_numpy(golden[f"{prefix}{part}_extrinsics_c2w_normalised"])
-        torch.testing.assert_close(cameras.c2w[views], expected, atol=2e-6, rtol=2e-6)
+        assert_close(cameras.c2w[views], expected, atol=2e-6, rtol=2e-6)
         K = in_pixels(golden[f"{prefix}{part}_intrinsics_after_crop"], 256, 256)
-        torch.testing.assert_close(cameras.K[views], K, atol=1e-4, rtol=1e-6)
+        assert_close(cameras.K[views], K, atol=1e-4, rtol=1e-6)
         box = f"{prefix}{part}_image_rows100to108_cols120to136_u8"
         if box in golden:
             pixels = as_bytes(scene.images[views]).permute(0, 3, 1, 2)
@@ -165,9 +166,9 @@ def test_opencv_cameras_through_the_whole_released_road(tmp_path, number):
     cameras, _ = normalise(scene.cameras, inputs)
     for views, part in ((inputs, "input"), (targets, "target")):
         expected = torch.from_numpy(golden[f"{part}_c2w_normalised"])
-        torch.testing.assert_close(cameras.c2w[views], expected, atol=2e-6, rtol=2e-6)
+        assert_close(cameras.c2w[views], expected, atol=2e-6, rtol=2e-6)
     K = cameras.K[inputs + targets][:, [0, 1, 0, 1], [0, 1, 2, 2]]
-    torch.testing.assert_close(K, torch.from_numpy(golden["fxfycxcy_out"]), atol=1e-5, rtol=1e-6)
+    assert_close(K, torch.from_numpy(golden["fxfycxcy_out"]), atol=1e-5, rtol=1e-6)
     if "frame8_out_chw_u8" in golden:
         assert torch.equal(as_bytes(scene.images[8]).permute(2, 0, 1), torch.from_numpy(golden["frame8_out_chw_u8"]))
 

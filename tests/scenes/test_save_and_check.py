@@ -8,7 +8,7 @@ from ilrm.errors import SceneError
 from ilrm.scene import Scene
 from ilrm.scenes import check_scene, load_scene, save_scene
 from tests.conftest import make_cameras
-from tests.scenes.files import write_scene, write_transforms
+from tests.scenes.files import assert_close, write_scene, write_transforms
 
 
 def small_scene(views: int = 3) -> Scene:
@@ -26,19 +26,19 @@ def test_saved_scenes_read_back_equal(tmp_path):
     assert file == tmp_path / "out/transforms.json"
     back = load_scene(file)
     assert back.names == ("photo 0.png", "photo 1.png", "photo 2.png")
-    torch.testing.assert_close(back.cameras.c2w, scene.cameras.c2w, atol=1e-6, rtol=0)
-    torch.testing.assert_close(back.cameras.K, scene.cameras.K)
-    torch.testing.assert_close(back.images[:], scene.images[:])
-    torch.testing.assert_close(back.depth, scene.depth)
-    torch.testing.assert_close(back.points, scene.points)
-    torch.testing.assert_close(back.points_rgb, scene.points_rgb)
+    assert_close(back.cameras.c2w, scene.cameras.c2w, atol=1e-6, rtol=0)
+    assert_close(back.cameras.K, scene.cameras.K)
+    assert_close(back.images[:], scene.images[:])
+    assert_close(back.depth, scene.depth)
+    assert_close(back.points, scene.points)
+    assert_close(back.points_rgb, scene.points_rgb)
 
 
 def test_opencv_cameras_read_back_equal(tmp_path):
     scene = small_scene()
     back = load_scene(save_scene(scene, tmp_path, camera_file="opencv_cameras.json"))
-    torch.testing.assert_close(back.cameras.c2w, scene.cameras.c2w, atol=1e-6, rtol=0)
-    torch.testing.assert_close(back.images[:], scene.images[:])
+    assert_close(back.cameras.c2w, scene.cameras.c2w, atol=1e-6, rtol=0)
+    assert_close(back.images[:], scene.images[:])
 
 
 def test_jpeg_and_equal_stems(tmp_path):

@@ -23,7 +23,6 @@ from ilrm.scenes.lenses import Lens, remap
 
 # Rotations with a larger error are refused by Cameras.check; smaller ones are rounding of the file's digits.
 _CLEANABLE_ROTATION_ERROR = 1e-3
-_EXACT_ROTATION_ERROR = 1e-6
 
 Box = tuple[float, float, float, float]
 
@@ -98,7 +97,7 @@ def assemble(source: Source, *, max_side: int | None = None, size: Size | None =
     boxes = [_cover(lens.size, (width, height)) for lens in pinholes]
     intrinsics = [_boxed(lens.matrix(), box, width, height) for lens, box in zip(pinholes, boxes, strict=True)]
     c2w = np.stack([clean_rotation(frame.c2w) for frame in frames])
-    cameras = Cameras(torch.from_numpy(c2w).float(), torch.from_numpy(np.stack(intrinsics)).float(), width, height)
+    cameras = Cameras(torch.from_numpy(c2w), torch.from_numpy(np.stack(intrinsics)), width, height)
     names = tuple(frame.name for frame in frames)
     cameras.check(names)
     readers = [_reader(*view, width, height) for view in zip(frames, pinholes, boxes, strict=True)]
@@ -107,16 +106,19 @@ def assemble(source: Source, *, max_side: int | None = None, size: Size | None =
         cameras=cameras,
         names=names,
         depth=_depth(frames, pinholes, boxes, width, height),
-        points=source.points,
+        points=None if source.points is None else source.points.double(),
         points_rgb=source.points_rgb,
     )
 
 
 def clean_rotation(c2w: np.ndarray) -> np.ndarray:
-    """The pose with the nearest true rotation, where the stored one is off by no more than its printed digits."""
+    """The pose with the nearest true rotation, where the stored one is off by no more than its printed digits.
+
+    Always, however small the error: the nearest rotation moves along with the world, a threshold would not.
+    """
     rotation = c2w[:3, :3]
     error = np.abs(rotation.T @ rotation - np.eye(3)).max()
-    if not _EXACT_ROTATION_ERROR < error <= _CLEANABLE_ROTATION_ERROR:  # NaN fails both comparisons
+    if not error <= _CLEANABLE_ROTATION_ERROR:  # NaN fails the comparison
         return c2w
     left, _, right = np.linalg.svd(rotation)
     cleaned = c2w.copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_steps_without_finite_gradients_change_nothing(monkeypatch: pytest.Monke
         rendering = original(*args, **kwargs)
         return replace(rendering, rgb=rendering.rgb * float("nan"))
 
-    monkeypatch.setattr("ilrm.refine.render", poisoned)
+    monkeypatch.setattr(import_module("ilrm.refine"), "render", poisoned)
     result = refine(start, scene, 3)
     assert result.skipped_steps == 3
     assert result.gaussians.finite().all()

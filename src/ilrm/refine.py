@@ -94,9 +94,11 @@ class RefineConfig:
 
     @staticmethod
     def long(seed: int = 0) -> RefineConfig:
-        """Hundreds of steps on few views: mini-batches, decaying rates, and what keeps other views good."""
-        rates = LearningRates(1e-3, 5e-3, 5e-3, 2e-3, 2e-2, final=0.1, by_distance=True)
-        return RefineConfig(rates, views_per_step=2, l1=0.5, ssim=0.05, drop=0.1, drift=0.1, prune_every=100, seed=seed)
+        """Hundreds of steps: mini-batches, pruning, and rates tuned for the views that are not fitted."""
+        rates = LearningRates(
+            means=1e-2, sh=1.5e-2, log_scales=5e-2, quats=5e-3, opacity_logits=3e-2, final=0.1, by_distance=True
+        )
+        return RefineConfig(rates, views_per_step=2, prune_every=100, seed=seed)
 
     @staticmethod
     def for_steps(steps: int, seed: int = 0) -> RefineConfig:

@@ -21,7 +21,7 @@ from ilrm.export.cameras import load_cameras
 from ilrm.model.ilrm import ILRM
 from ilrm.scenes import load_scene
 
-HEAVY = ("torch", "numba", "viser", "pycolmap")
+HEAVY = ("numba", "viser", "pycolmap")
 
 
 def png(path: Path) -> torch.Tensor:

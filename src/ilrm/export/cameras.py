@@ -32,7 +32,7 @@ def save_cameras(cameras: Cameras, names: Sequence[str], path: Path | str) -> No
 
 
 def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
-    """Read what ``save_cameras`` wrote; no images are needed.
+    """Read what ``save_cameras`` wrote, in float64; no images are needed.
 
     Raises:
         CameraError: not such a file, or impossible cameras.
@@ -48,4 +48,4 @@ def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
         c2w = torch.linalg.inv(w2c)
     except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise CameraError(f"Cannot read cameras from {path}: {error!r}.", expected=_EXPECTED) from error
-    return Cameras(c2w.float(), K.float(), width, height).check(names), names
+    return Cameras(c2w, K, width, height).check(names), names

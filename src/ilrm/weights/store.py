@@ -12,7 +12,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ilrm.errors import ConfigError, WeightsError
@@ -67,7 +67,7 @@ def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None
             temporary.write_text(config + "\n")
         path = path / WEIGHTS_FILE
     with atomic_file(path) as temporary:
-        save_file(state, temporary, metadata={_METADATA_KEY: config})
+        temporary.write_bytes(save(state, metadata={_METADATA_KEY: config}))
 
 
 def _read_own(path: Path) -> tuple[ILRMConfig, dict[str, Tensor]]:

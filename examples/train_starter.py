@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 import tyro
-from ilrm.scenes.procedural import ProceduralBatch, ProceduralConfig, make_batch
 from torch import Tensor
 
 from ilrm.cameras import Cameras, normalise
@@ -26,6 +25,7 @@ from ilrm.gaussians import Gaussians
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.precision import autocast
 from ilrm.render import render
+from ilrm.scenes.procedural import ProceduralBatch, ProceduralConfig, make_batch
 from ilrm.weights import save_weights
 
 SMALL = ILRMConfig(

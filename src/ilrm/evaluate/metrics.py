@@ -6,9 +6,10 @@ sigma=1.5, use_sample_covariance=True, data_range=1)``: the protocol of the publ
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ilrm.errors import SceneError
 
@@ -63,13 +64,24 @@ def ssim_map(prediction: Tensor, truth: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Gaussian blur of (V, C, H, W) by two one-dimensional passes, without the border."""
+    """Gaussian blur of (V, C, H, W) without the border.
+
+    As two products with banded matrices: on a CPU several times faster than convolutions of one channel, gradients
+    included.
+    """
+    rows, columns = (_band(size, x.dtype, x.device) for size in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
+@lru_cache(maxsize=8)
+def _band(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(size - 10, size) matrix that blurs a column of ``size`` values wherever the whole window fits."""
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     weights = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
-    weights = (weights / weights.sum()).to(x)
-    flat = x.flatten(0, 1)[:, None]
-    rows = F.conv2d(flat, weights[None, None, :, None])
-    return F.conv2d(rows, weights[None, None, None]).unflatten(0, x.shape[:2])[:, :, 0]
+    band = torch.zeros(size - SSIM_WINDOW + 1, size, dtype=torch.float64)
+    for i, weight in enumerate(weights / weights.sum()):
+        band.diagonal(i).fill_(weight)
+    return band.to(device, dtype)
 
 
 def depth_abs_rel(depth: Tensor, truth: Tensor, *, median_scaled: bool = False) -> Tensor:

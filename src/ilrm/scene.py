@@ -102,6 +102,10 @@ class Scene:
             depth=None if self.depth is None else self.depth[views],
         )
 
+    def loaded(self) -> Scene:
+        """The scene with all its images decoded in memory: what is looked at again and again should be."""
+        return replace(self, images=self.images[:])
+
     def transform(self, similarity: Similarity) -> Scene:
         """The same scene in another world frame: cameras, depth and points move along."""
         return replace(

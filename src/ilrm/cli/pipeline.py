@@ -88,7 +88,7 @@ def _run(options: Options, device: torch.device, folder: Path, console: Console)
         scene = load_scene(options.input, max_side=options.size)
         most = min(max(_PIXEL_BUDGET[device.type] // (scene.cameras.width * scene.cameras.height), 2), _MOST_INPUTS)
         split = split_views(scene, options.input, options.views, options.holdout, most=most, seed=options.seed)
-        inputs, held_out = scene.select(split.inputs), scene.select(split.held_out)
+        inputs, held_out = scene.select(split.inputs).loaded(), scene.select(split.held_out)
         model = ILRM.from_pretrained(options.weights).to(device)
     console.say(
         f"{options.input}: {len(inputs)} inputs, {len(held_out)} held out, {len(split.spare)} spare, "
@@ -102,7 +102,7 @@ def _run(options: Options, device: torch.device, folder: Path, console: Console)
         with watch.stage("score_before_refine"):
             before = score(gaussians, held_out, near)
         with watch.stage("refine"):
-            result = _refine(gaussians, scene, split, options, console)
+            result = _refine(gaussians, inputs, scene, split, options, console)
         gaussians = result.gaussians
     with watch.stage("score"):
         after = score(gaussians, held_out, near)
@@ -135,7 +135,9 @@ def _run(options: Options, device: torch.device, folder: Path, console: Console)
     return {**metrics, "output": str(options.output)}
 
 
-def _refine(gaussians: Gaussians, scene: Scene, split: ViewSplit, options: Options, console: Console) -> RefineResult:
+def _refine(
+    gaussians: Gaussians, inputs: Scene, scene: Scene, split: ViewSplit, options: Options, console: Console
+) -> RefineResult:
     from ilrm.refine import RefineConfig, refine
 
     watched = {"spare": split.spare, "held-out": split.held_out, "none": []}[options.watch]
@@ -143,7 +145,7 @@ def _refine(gaussians: Gaussians, scene: Scene, split: ViewSplit, options: Optio
     with console.progress("refining", options.refine) as advance:
         return refine(
             gaussians,
-            scene.select(split.inputs),
+            inputs,
             options.refine,
             config=RefineConfig.for_steps(options.refine, options.seed),
             watch=scene.select(watched[::stride]),

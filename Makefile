@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Extra arguments for the one step that asks for torch, e.g. an index with builds for your accelerator.
 TORCH_ARGS ?=
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Bytecode of what is imported is made on first use; compiling all of it at once would add 100 MB.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: demo test test-fast lint format bench clean
 

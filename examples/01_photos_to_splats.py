@@ -1,6 +1,6 @@
 """Photos with poses to a PLY that any splat viewer opens, in five lines.
 
-    python examples/01_photos_to_splats.py [CAPTURE] [scene.ply]
+python examples/01_photos_to_splats.py [CAPTURE] [scene.ply]
 """
 
 import sys

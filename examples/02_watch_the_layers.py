@@ -1,6 +1,6 @@
 """What each update layer adds: the scene is decoded after every one and rendered at a held-out view.
 
-    python examples/02_watch_the_layers.py
+python examples/02_watch_the_layers.py
 """
 
 from pathlib import Path

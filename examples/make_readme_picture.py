@@ -1,6 +1,6 @@
 """The picture of the README: held-out photos of the bundled capture, the forward pass, and after refinement.
 
-    python examples/make_readme_picture.py docs/images/held_out.png
+python examples/make_readme_picture.py docs/images/held_out.png
 """
 
 import sys

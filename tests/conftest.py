@@ -19,8 +19,13 @@ SHARED = Path(os.environ.get("ILRM_SHARED", ROOT.parent / "shared"))
 
 
 def shared_path(relative: str) -> Path:
-    """A file or folder of the reference data; the calling test is skipped where it is absent."""
-    path = SHARED / relative
+    """A file or folder of the reference data; the calling test is skipped where it is absent.
+
+    The reference arrays of the network and its data preparation (``golden/``) travel with the tests.
+    """
+    path = Path(__file__).parent / relative
+    if not path.exists():
+        path = SHARED / relative
     if not path.exists():
         pytest.skip(f"reference data {relative} is not here (set ILRM_SHARED)")
     return path

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -133,9 +134,13 @@ def load_pickle_safely(path: Path) -> object:
                 )
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
+        # torch's own message advises to load it with code execution; only the name of the object is of use.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = (
+            f"it holds {found.group(1)}, which is no tensor" if found else "it is no checkpoint of tensors, or damaged"
+        )
         raise WeightsError(
-            f"{path} was refused: it holds more than tensors, or is damaged ({reason}).",
+            f"{path} was refused: {what}.",
             expected="a checkpoint of tensors and plain containers; objects that run code when read are never loaded",
             fix="get the weights from a source you trust, as safetensors if there is a choice",
         ) from error

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Options:
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     refine: int = 300
     views: int | None = None
     size: int = 256

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -73,7 +74,7 @@ class Options:
         seed: of the parameters; scene n of the run is procedural scene seed * 10^7 + n.
     """
 
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     minutes: float = 60.0
     learning_rate: float = 8e-4
     depth_weight: float = 0.1

@@ -188,8 +188,8 @@ def test_what_cannot_be_refined() -> None:
         refine(start, scene, -1)
     with pytest.raises(ConfigError, match="views_per_step = 0"):
         RefineConfig(views_per_step=0)
-    with pytest.raises(ConfigError, match="drop = 1"):
-        RefineConfig(drop=1.0)
+    with pytest.raises(ConfigError, match="l1 = 2"):
+        RefineConfig(l1=2.0)
     start.means[3] = float("nan")
     with pytest.raises(GaussiansError, match="NaN"):
         refine(start, scene, 1)

@@ -52,26 +52,18 @@ class RefineConfig:
         views_per_step: input views that a step renders, drawn in seeded shuffled rounds; None is all of them.
         l1: share of the absolute error in the photometric loss; the rest is squared error.
         ssim: weight of 1 - SSIM beside it.
-        drop: share of the Gaussians left out of each rendering, so that none relies on its neighbours alone.
-        drift: weight that pulls centres back to where they started (squared, relative to the camera distance).
-        scale: weight on the mean scale, relative to the camera distance.
-        opacity: weight on the mean opacity.
         prune_every: steps between prunings; None never prunes.
         prune_opacity: Gaussians below this opacity go.
         prune_scale: Gaussians larger than this share of their distance to the nearest camera go.
         check_every: steps between measurements of the watched views.
         patience: checks without improvement after which the optimisation stops.
-        seed: of the view order and the dropping.
+        seed: of the view order.
     """
 
     rates: LearningRates = field(default_factory=LearningRates)
     views_per_step: int | None = None
     l1: float = 0.0
     ssim: float = 0.0
-    drop: float = 0.0
-    drift: float = 0.0
-    scale: float = 0.0
-    opacity: float = 0.0
     prune_every: int | None = None
     prune_opacity: float = 0.005
     prune_scale: float = 1.0
@@ -83,9 +75,8 @@ class RefineConfig:
         for name in ("views_per_step", "prune_every", "check_every", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"RefineConfig was given {name} = {value}.", expected="at least 1")
-        for name, most in (("l1", 1.0), ("drop", 0.9)):
-            if not 0 <= (value := getattr(self, name)) <= most:
-                raise ConfigError(f"RefineConfig was given {name} = {value}.", expected=f"a share from 0 to {most}")
+        if not 0 <= self.l1 <= 1:
+            raise ConfigError(f"RefineConfig was given l1 = {self.l1}.", expected="a share from 0 to 1")
 
     @staticmethod
     def paper() -> RefineConfig:
@@ -112,7 +103,7 @@ class RefineStep:
 
     Attributes:
         step: counts from 1; 0 is the state before the first step.
-        loss: of the step, regularisers included; NaN at step 0.
+        loss: of the step; NaN at step 0.
         psnr: of the views that the step rendered, in dB; NaN at step 0.
         watch_psnr: mean of the watched views, where they were measured at this step.
         num_gaussians: after any pruning.
@@ -186,7 +177,7 @@ def refine(
     history: list[RefineStep] = []
     views = _view_rounds(len(photos), config.views_per_step, generator)
     for step in range(1, steps + 1):
-        loss, train_psnr = state.step(photos, next(views), generator, progress=(step - 1) / max(steps - 1, 1))
+        loss, train_psnr = state.step(photos, next(views), progress=(step - 1) / max(steps - 1, 1))
         if config.prune_every and step % config.prune_every == 0:
             state.prune()
         watch_psnr = None
@@ -305,7 +296,7 @@ class _State:
     def _unit(self) -> Tensor | float:
         return self.distance if self.config.rates.by_distance else 1.0
 
-    def step(self, photos: Scene, views: list[int], generator: torch.Generator, progress: float) -> tuple[float, float]:
+    def step(self, photos: Scene, views: list[int], progress: float) -> tuple[float, float]:
         """One step of Adam on the views; the loss and the PSNR it was taken at. ``progress`` runs from 0 to 1."""
         decay = self.config.rates.final**progress
         for group in self.optimiser.param_groups:
@@ -313,10 +304,9 @@ class _State:
         self.optimiser.zero_grad(set_to_none=True)
         loss, decibels = 0.0, 0.0
         for view in views:
-            gaussians = self._gaussians()
-            rgb = render(_dropped(gaussians, self.config.drop, generator), photos.cameras[view]).rgb
+            rgb = render(self._gaussians(), photos.cameras[view]).rgb
             truth = photos.images[[view]].to(rgb)
-            view_loss = _photometric(rgb, truth, self.config) + self._regulariser(gaussians)
+            view_loss = _photometric(rgb, truth, self.config)
             (view_loss / len(views)).backward()
             loss += view_loss.item() / len(views)
             decibels += psnr(rgb.detach(), truth).item() / len(views)
@@ -326,16 +316,6 @@ class _State:
         else:
             self.skipped_steps += 1
         return loss, decibels
-
-    def _regulariser(self, gaussians: Gaussians) -> Tensor | float:
-        config, total = self.config, 0.0
-        if config.drift:
-            total = total + config.drift * (self.parameters["means"] * self._unit() / self.distance).square().mean()
-        if config.scale:
-            total = total + config.scale * (gaussians.scales / self.distance).mean()
-        if config.opacity:
-            total = total + config.opacity * gaussians.opacities.mean()
-        return total
 
     @torch.no_grad()
     def prune(self) -> None:
@@ -354,15 +334,6 @@ class _State:
             group["params"] = [kept]
             self.optimiser.state[kept] = {k: v[keep] if v.ndim else v for k, v in moments.items()}
             self.parameters[group["name"]] = kept
-
-
-def _dropped(gaussians: Gaussians, share: float, generator: torch.Generator) -> Gaussians:
-    """A random selection, its opacities raised to make up for the missing ones (as dropout does)."""
-    if share == 0:
-        return gaussians
-    keep = (torch.rand(len(gaussians), generator=generator) >= share).to(gaussians.device)
-    kept = gaussians[keep]
-    return replace(kept, opacities=(kept.opacities / (1 - share)).clamp_max(1.0))
 
 
 def _photometric(rgb: Tensor, truth: Tensor, config: RefineConfig) -> Tensor:

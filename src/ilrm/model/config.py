@@ -99,7 +99,6 @@ class ILRMConfig:
         viewpoint_channels, image_channels: what each pixel of the two token sets holds, in this order.
         mini_batch: which share of both token sets a layer's cross-attention works on ("none" = all of them).
         normalisation: how the world is scaled before it enters (see ``ilrm.cameras.normalise``).
-        far: far plane that the weights were rendered with.
         decoder: how raw channels become Gaussians.
         matching: optional plane-sweep matching; needs "match" among the image channels and the footprint decoder.
         checkpoint: recompute each update layer's activations in the backward pass instead of keeping them.
@@ -117,7 +116,6 @@ class ILRMConfig:
     image_channels: tuple[ImageChannel, ...] = ("origin", "direction", "moment", "rgb")
     mini_batch: MiniBatch = "none"
     normalisation: NormalisationRule = "transformed"
-    far: float = 1e6
     decoder: ReleasedDecoder | FootprintDecoder = field(default_factory=ReleasedDecoder)
     matching: MatchingConfig | None = None
     checkpoint: bool = False
@@ -175,7 +173,6 @@ class ILRMConfig:
             viewpoint_channels=("moment", "direction"),
             image_channels=("rgb", "moment", "direction"),
             normalisation="raw",
-            far=500.0,
             decoder=ReleasedDecoder(offset=False, sh_order="rgb_coefficient"),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -209,6 +210,29 @@ def test_interrupted_run_leaves_the_earlier_result(scene_folder: Path, weights: 
         assert "Traceback" not in errors
         assert [p.name for p in tmp_path.iterdir()] == ["scene.ply"]
         assert (tmp_path / "scene.ply").read_text() == "earlier"
+
+
+def test_a_swallowed_interrupt_is_raised_again(monkeypatch, capsys) -> None:
+    """Python drops exceptions of destructors; the user's Ctrl-C must not be lost in one."""
+    import os
+    import signal
+
+    from ilrm import cli
+
+    def run(self: object, console: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        time.sleep(30)
+        raise AssertionError("the interrupt was lost")
+
+    alarm = signal.getsignal(signal.SIGALRM)
+    monkeypatch.setattr(cli._StopCleanly, "_AGAIN_AFTER_S", 0.2)
+    monkeypatch.setattr("ilrm.cli.weights.List.run", run, raising=True)
+    assert main(["weights", "list"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGALRM) is alarm
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_demo_holds_out_what_the_capture_declares(weights: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     console = Console(quiet=command.json)
     try:
-        with _TerminateCleanly():
+        with _StopCleanly():
             console.answer(command.run(console))
         return 0
     except IlrmError as error:
@@ -78,18 +78,36 @@ def _out_of_memory(error: BaseException) -> str | None:
     return " on the GPU" if type(error).__name__ == "OutOfMemoryError" else None
 
 
-class _TerminateCleanly:
-    """While inside, SIGTERM unwinds the stack like Ctrl-C does, so that temporary files are removed."""
+class _StopCleanly:
+    """While inside, Ctrl-C and SIGTERM unwind the stack, so that temporary files are removed.
+
+    Python drops an exception that a signal raises inside a destructor or a callback from C. It is therefore raised
+    again every few seconds, until the stack is unwound.
+    """
+
+    _AGAIN_AFTER_S = 5.0
 
     def __enter__(self) -> None:
-        self.before = None
+        self.before = {}
+        self.asked = signal.SIGINT
         if current_thread() is main_thread():
-            self.before = signal.signal(signal.SIGTERM, self._stop)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job may ignore it
+                self.before[signal.SIGINT] = signal.signal(signal.SIGINT, self._stop)
+            self.before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._stop)
 
     def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+        if hasattr(signal, "SIGALRM") and signal.SIGALRM in self.before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
-    @staticmethod
-    def _stop(*_: object) -> NoReturn:
-        raise SystemExit(TERMINATED)
+    def _stop(self, number: int, _: object) -> NoReturn:
+        if number in (signal.SIGINT, signal.SIGTERM):
+            self.asked = number
+        if hasattr(signal, "SIGALRM"):  # not on Windows
+            before = signal.signal(signal.SIGALRM, self._stop)
+            self.before.setdefault(signal.SIGALRM, before)
+            signal.setitimer(signal.ITIMER_REAL, self._AGAIN_AFTER_S)
+        if self.asked == signal.SIGTERM:
+            raise SystemExit(TERMINATED)
+        raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""Training: one config in, a folder of weights, checkpoints and curves out."""

@@ -1,0 +1,257 @@
+"""What a training run is made of. Frozen; contradictions fail when the config is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ilrm.errors import ConfigError
+from ilrm.model import ILRMConfig
+from ilrm.scenes.procedural import ProceduralConfig
+
+Range = tuple[int, int]
+
+
+# --- which views of a sequence are inputs and targets ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Two inputs that bound a window of a video, targets inside it (RE10K training; window grows with the step).
+
+    Attributes:
+        targets: distinct target frames from the window, its ends included.
+        min_gap, max_gap: (at step 0, at the end of the warm-up) bounds of the window's length.
+        warm_up: steps over which the bounds move.
+        min_distance: frames between any target and the inputs at least.
+        inputs: 2, or more: further inputs are spread evenly between the two ends.
+    """
+
+    targets: int = 4
+    min_gap: Range = (25, 45)
+    max_gap: Range = (45, 135)
+    warm_up: int = 30_000
+    min_distance: int = 0
+    inputs: int = 2
+    kind: Literal["bounded"] = "bounded"
+
+
+@dataclass(frozen=True)
+class BoundedV2:
+    """Several inputs from a window of a video, targets from the window (DL3DV training).
+
+    Attributes:
+        inputs: (fewest, most) input views; drawn anew for each step.
+        extension: frames beyond either end of the window that may be targets.
+        strategy: how inputs are chosen from the window: "farthest_point" on camera centres, or "random".
+    """
+
+    inputs: Range = (2, 6)
+    targets: int = 4
+    min_gap: Range = (15, 20)
+    max_gap: Range = (30, 50)
+    warm_up: int = 10_000
+    extension: int = 0
+    strategy: Literal["farthest_point", "random"] = "farthest_point"
+    kind: Literal["bounded_v2"] = "bounded_v2"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Inputs spread over the whole sequence, targets between them (folders, procedural scenes, Long-LRM protocol).
+
+    Attributes:
+        inputs: numbers of input views to draw from, one for each step; naming a number twice doubles its chance.
+        selection: "uniform" (evenly over the frames, ends included), "random", or "kmeans" on the cameras.
+        hold_out_every: targets are drawn from every so-manieth frame, which are then never inputs; 0 = from all others.
+    """
+
+    inputs: tuple[int, ...] = (2, 3, 4, 6)
+    targets: int = 2
+    selection: Literal["uniform", "random", "kmeans"] = "uniform"
+    hold_out_every: int = 0
+    kind: Literal["spread"] = "spread"
+
+
+Sampler = Bounded | BoundedV2 | Spread
+
+
+# --- where scenes come from -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """pixelSplat chunks: a folder with index.json and NNNNNN.torch files."""
+
+    path: Path
+    weight: float = 1.0
+    kind: Literal["chunks"] = "chunks"
+
+
+@dataclass(frozen=True)
+class SceneList:
+    """A text file of paths (one a line, relative to it) of opencv_cameras.json, transforms.json or scene folders."""
+
+    path: Path
+    weight: float = 1.0
+    kind: Literal["list"] = "list"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A folder of scene folders that ``load_scene`` reads (nerfstudio, COLMAP, ...), or one scene's folder."""
+
+    path: Path
+    weight: float = 1.0
+    kind: Literal["folders"] = "folders"
+
+
+@dataclass(frozen=True)
+class Procedural:
+    """Endless procedural scenes; scene n of the run is seed ``first_seed + n``. Views and size come from the stage."""
+
+    scenes: ProceduralConfig = field(default_factory=ProceduralConfig)
+    first_seed: int = 10**7
+    weight: float = 1.0
+    kind: Literal["procedural"] = "procedural"
+
+
+Source = Chunks | SceneList | Folders | Procedural
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run, from step ``start`` to the start of the next one.
+
+    Attributes:
+        batch: samples of one optimiser step, over all ranks and accumulated parts.
+        size: (height, width) of the images.
+        sources: mixed by their weights.
+        fit: how photos get this size: "exact" (cover and centre crop, the principal point moves with the crop),
+            "released" (the same as the released RE10K data code: principal point not moved), "released_shim" (the
+            released DL3DV code: centre crop to multiples of 64), "stretch" (the released undistorted-DL3DV code).
+        flip: mirror half of the samples.
+    """
+
+    size: Range
+    batch: int
+    sampler: Sampler
+    sources: tuple[Source, ...]
+    start: int = 0
+    fit: Literal["exact", "released", "released_shim", "stretch"] = "exact"
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or min(self.size) < 8 or self.start < 0:
+            raise ConfigError(f"batch {self.batch}, size {self.size}, start {self.start}.", expected="positive values")
+        if not self.sources or any(source.weight <= 0 for source in self.sources):
+            raise ConfigError("A stage needs sources, each with a weight above 0.")
+
+
+# --- what is minimised, and how -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms; 0 leaves a term out. Each is logged by its name.
+
+    Attributes:
+        mse: squared error of rendered targets, unclamped.
+        perceptual: "lpips" (LPIPS-VGG) or "vgg" (VGG-19 features, as GS-LRM and LVSM train with), or None.
+        perceptual_weight: .5 in the paper.  perceptual_start: step from which it is active.
+        depth: |log z - log z_true| of the input views' Gaussians, where depth is known.
+        points: distance of Gaussian centres from the true surface points of their pixels, relative to their depth.
+        opacity: mean opacity.  scale: mean scale relative to depth.
+        iterations: weight of the mse after earlier update layers, the layer l of L weighs iterations * decay^(L-1-l).
+        iterations_decay: .9 as in recurrent reconstruction.
+        matching: cross-entropy of learned plane-sweep matching, where depth is known.
+    """
+
+    mse: float = 1.0
+    perceptual: Literal["lpips", "vgg"] | None = None
+    perceptual_weight: float = 0.5
+    perceptual_start: int = 0
+    depth: float = 0.0
+    points: float = 0.0
+    opacity: float = 0.0
+    scale: float = 0.0
+    iterations: float = 0.0
+    iterations_decay: float = 0.9
+    matching: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW without decay on norm gains, and its schedule.
+
+    Attributes:
+        schedule: "one_cycle" (the released code: peak/25 -> peak in 1 % of the steps -> peak/25e4, cosine),
+            "cosine" (the paper: linear warm-up over ``warm_up`` steps, cosine to 0) or "constant" (after the warm-up).
+    """
+
+    peak: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    schedule: Literal["one_cycle", "cosine", "constant"] = "cosine"
+    warm_up: int = 2500
+    clip: float = 1.0
+    ema: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run.
+
+    Attributes:
+        name: the preset it came from.
+        steps: optimiser steps of the whole run; schedules end there.
+        accumulate: parts that a rank's share of a batch is split into.
+        precision: "bf16" trains in bf16 autocast with fp32 parameters.
+        compile: run the network through torch.compile.
+        workers: processes that prepare batches (0: a thread of the training process).
+        initial_weights: name or path of weights to start from.
+        save_every, keep_every: steps between writes of OUT/last, and between checkpoints that are kept (0: none).
+        validate_every: steps between validations on ``validation_scenes`` fixed samples.
+        broken_share: more broken or unusable items than this share of all seen stop the run.
+        non_finite: so many non-finite steps in a row stop the run.
+    """
+
+    name: str
+    model: ILRMConfig
+    stages: tuple[Stage, ...]
+    steps: int
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    validation: Stage | None = None
+    seed: int = 0
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
+    workers: int = 0
+    initial_weights: str | None = None
+    save_every: int = 500
+    keep_every: int = 0
+    validate_every: int = 1000
+    validation_scenes: int = 4
+    broken_share: float = 0.02
+    non_finite: int = 5
+
+    def __post_init__(self) -> None:
+        starts = [stage.start for stage in self.stages]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise ConfigError(f"Stages start at steps {starts}.", expected="0 and then ever later ones")
+        if self.steps < 1:
+            raise ConfigError(f"steps = {self.steps}.", expected="at least 1")
+        multiple = self.model.size_multiple
+        for stage in (*self.stages, *([self.validation] if self.validation else [])):
+            if any(side % multiple for side in stage.size):
+                raise ConfigError(
+                    f"Images of {stage.size[0]}x{stage.size[1]} do not divide into this network's patches.",
+                    expected=f"multiples of {multiple}",
+                )
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that optimiser step ``step`` (from 0) belongs to."""
+        return [stage for stage in self.stages if stage.start <= step][-1]

@@ -180,6 +180,18 @@ class LossConfig:
     iterations_decay: float = 0.9
     matching: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("mse", "perceptual_weight", "depth", "points", "opacity", "scale", "iterations", "matching"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(
+                    f"The loss weight {name} is {getattr(self, name)}.", expected="a finite number from 0"
+                )
+        if not 0 < self.iterations_decay <= 1:
+            raise ConfigError(f"iterations_decay = {self.iterations_decay}.", expected="above 0, at most 1")
+        perceptual = self.perceptual is not None and self.perceptual_weight > 0 and self.perceptual_start == 0
+        if self.mse == self.depth == self.points == self.matching == 0 and not perceptual:
+            raise ConfigError("No loss term has a weight that would teach the network.", fix="give mse a weight")
+
 
 @dataclass(frozen=True)
 class OptimiserConfig:
@@ -198,6 +210,17 @@ class OptimiserConfig:
     warm_up: int = 2500
     clip: float = 1.0
     ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("peak", "eps", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"optimiser.{name} = {getattr(self, name)}.", expected="a finite number above 0")
+        if not all(0 <= x < 1 for x in (*self.betas, self.ema)):
+            raise ConfigError(f"optimiser.betas = {self.betas}, ema = {self.ema}.", expected="shares in [0, 1)")
+        if self.weight_decay < 0 or self.warm_up < 0:
+            raise ConfigError(
+                f"optimiser.weight_decay = {self.weight_decay}, warm_up = {self.warm_up}.", expected="values from 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,187 @@
+"""What a training step minimises: the terms of ``LossConfig``, each a mean over samples.
+
+Every term is computed for each sample alone and then averaged over the samples of the batch, so that the mean over
+two half batches (two ranks, two accumulated parts) is the value of the whole one. The terms that need true depth
+average over the known pixels of a sample first; a sample without any counts as 0.
+
+Shape suffixes: B samples, V input views, T target views, H W rows and columns of an image, L rows * columns of the
+viewpoint grid, N = V * L Gaussians of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ilrm.cameras import Cameras
+from ilrm.errors import ConfigError
+from ilrm.gaussians import Gaussians
+from ilrm.model import ILRMConfig
+from ilrm.precision import autocast
+from ilrm.render import render
+from ilrm.train.batch import Batch
+from ilrm.train.config import LossConfig
+
+# Error of a rendering that equals its photo to the last bit; keeps its PSNR (100 dB) finite in logs.
+_LEAST_ERROR = 1e-10
+_LEAST_DEPTH = 1e-6
+
+Network = Callable[..., Gaussians]
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Loss of one batch.
+
+    Attributes:
+        total: weighted sum of the terms, with a gradient.
+        terms: each active term by its name in ``LossConfig``, unweighted and without a gradient.
+        psnr: mean over samples and targets of the clamped renderings' PSNR in dB, without a gradient.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    psnr: Tensor
+
+
+def losses(
+    model: Network,
+    batch: Batch,
+    config: LossConfig,
+    step: int,
+    *,
+    model_config: ILRMConfig,
+    precision: Literal["fp32", "bf16"],
+    perceptual: Distance | None = None,
+) -> Losses:
+    """Reconstruct from the inputs, render the targets, compare.
+
+    The network is called once, as a whole, so that it may be wrapped (DDP, FSDP, compile). It runs in autocast, and
+    so does the perceptual network; rendering and all other terms are fp32.
+
+    Args:
+        model: ``ILRM`` or a wrapper of it.
+        step: optimiser step from 0; decides whether the perceptual term has started.
+        model_config: of the network, which a wrapper may hide.
+        perceptual: distances (T,) of two stacks of images (T, H, W, 3), from ``ilrm.train.perceptual.load``; needed
+            where ``config.perceptual`` is set.
+    """
+    inputs = (batch.images[:, : batch.inputs], batch.c2w[:, : batch.inputs], batch.K[:, : batch.inputs])
+    with autocast(precision, batch.images.device):
+        every_layer = model(*inputs, iterations=True) if config.iterations > 0 else None
+        gaussians = every_layer[-1] if every_layer is not None else model(*inputs)
+    rendered = render_targets(gaussians, batch)
+    truth = batch.images[:, batch.inputs :]
+
+    terms: dict[str, tuple[float, Tensor]] = {}
+    if config.mse > 0:
+        terms["mse"] = config.mse, (rendered - truth).square().mean()
+    if config.perceptual is not None and config.perceptual_weight > 0 and step >= config.perceptual_start:
+        assert perceptual is not None, "the perceptual network was not loaded"
+        with autocast(precision, batch.images.device):
+            distances = perceptual(rendered.flatten(0, 1), truth.flatten(0, 1))
+        terms["perceptual"] = config.perceptual_weight, distances.float().mean()
+    if every_layer is not None:
+        earlier = [every_layer[i] for i in range(every_layer.means.shape[0] - 1)]
+        terms["iterations"] = config.iterations, iterations_term(earlier, batch, config.iterations_decay)
+    if config.depth > 0:
+        terms["depth"] = config.depth, depth_term(gaussians, batch, model_config.viewpoint_factor)
+    if config.points > 0:
+        terms["points"] = config.points, points_term(gaussians, batch, model_config.viewpoint_factor)
+    if config.opacity > 0:
+        terms["opacity"] = config.opacity, gaussians.opacities.mean()
+    if config.scale > 0:
+        terms["scale"] = config.scale, scale_term(gaussians, batch)
+    if config.matching > 0:
+        raise ConfigError("The loss term 'matching' needs a network with learned matching.", fix="set matching to 0")
+
+    return Losses(
+        total=torch.stack([weight * value for weight, value in terms.values()]).sum(),
+        terms={name: value.detach() for name, (_, value) in terms.items()},
+        psnr=_psnr(rendered.detach(), truth),
+    )
+
+
+def render_targets(gaussians: Gaussians, batch: Batch) -> Tensor:
+    """(B, T, H, W, 3) renderings of the target views on white, not clamped."""
+    height, width = batch.images.shape[2:4]
+    targets = slice(batch.inputs, None)
+    cameras = [Cameras(batch.c2w[b, targets], batch.K[b, targets], width, height) for b in range(len(batch))]
+    return torch.stack([render(gaussians[b], cameras[b]).rgb for b in range(len(batch))])
+
+
+def iterations_term(earlier: Sequence[Gaussians], batch: Batch, decay: float) -> Tensor:
+    """Sum over the update layers before the last of decay^(distance to the last) times the layer's squared error."""
+    truth = batch.images[:, batch.inputs :]
+    errors = [(render_targets(gaussians, batch) - truth).square().mean() for gaussians in earlier]
+    weighted = [decay ** (len(errors) - i) * error for i, error in enumerate(errors)]
+    return torch.stack(weighted).sum() if weighted else truth.new_zeros(())
+
+
+def depth_term(gaussians: Gaussians, batch: Batch, factor: int) -> Tensor:
+    """Mean |log z - log z_true| over the input views' Gaussians, z along each Gaussian's own view."""
+    if batch.depth is None:
+        return batch.images.new_zeros(())
+    z_BVL, true_BVL = camera_depth(gaussians, batch), _known_depth(batch.depth[:, : batch.inputs], factor)
+    error = (z_BVL.clamp_min(_LEAST_DEPTH).log() - true_BVL.clamp_min(_LEAST_DEPTH).log()).abs()
+    return _mean_where(error, (true_BVL > 0) & (z_BVL > 0))
+
+
+def points_term(gaussians: Gaussians, batch: Batch, factor: int) -> Tensor:
+    """Mean distance of the Gaussians' centres from the surface points that their viewpoint pixels see, over z_true."""
+    if batch.depth is None:
+        return batch.images.new_zeros(())
+    true_BVL = _known_depth(batch.depth[:, : batch.inputs], factor)
+    points = surface_points(true_BVL, batch, factor)
+    centres = gaussians.means.unflatten(1, (batch.inputs, -1))
+    return _mean_where((centres - points).norm(dim=-1) / true_BVL.clamp_min(_LEAST_DEPTH), true_BVL > 0)
+
+
+def scale_term(gaussians: Gaussians, batch: Batch) -> Tensor:
+    """Mean of the Gaussians' scales over their depths."""
+    # Detached: a smaller Gaussian shall pay, not one that flees from the camera.
+    depth = camera_depth(gaussians, batch).detach().clamp_min(_LEAST_DEPTH)
+    return (gaussians.scales.mean(-1) / depth.flatten(1)).mean()
+
+
+def camera_depth(gaussians: Gaussians, batch: Batch) -> Tensor:
+    """(B, V, L) z-depth of each Gaussian's centre in the input view that it came from."""
+    c2w = batch.c2w[:, : batch.inputs]
+    offset = gaussians.means.unflatten(1, (batch.inputs, -1)) - c2w[:, :, None, :3, 3]
+    return torch.einsum("bvlc,bvc->bvl", offset, c2w[..., :3, 2])
+
+
+def surface_points(depth_BVL: Tensor, batch: Batch, factor: int) -> Tensor:
+    """(B, V, L, 3) points at these z-depths on the rays through the centres of the viewpoint pixels."""
+    height, width = (side // factor for side in batch.images.shape[2:4])
+    c2w, K = batch.c2w[:, : batch.inputs], batch.K[:, : batch.inputs]
+    y, x = torch.meshgrid(
+        factor * (torch.arange(height, device=K.device) + 0.5),
+        factor * (torch.arange(width, device=K.device) + 0.5),
+        indexing="ij",
+    )
+    local_x = (x.flatten() - K[..., 0, 2, None]) / K[..., 0, 0, None]
+    local_y = (y.flatten() - K[..., 1, 2, None]) / K[..., 1, 1, None]
+    local = torch.stack([local_x, local_y, torch.ones_like(local_x)], dim=-1) * depth_BVL[..., None]
+    return torch.einsum("bvij,bvlj->bvli", c2w[..., :3, :3], local) + c2w[:, :, None, :3, 3]
+
+
+def _known_depth(depth_BVHW: Tensor, factor: int) -> Tensor:
+    """(B, V, L): the nearest sample of each block, because a mean across an edge would make up a surface in between."""
+    return depth_BVHW[:, :, factor // 2 :: factor, factor // 2 :: factor].flatten(2)
+
+
+def _mean_where(values: Tensor, known: Tensor) -> Tensor:
+    """Mean over the samples of each sample's mean over its known values (B, ...); 0 for a sample that has none."""
+    count = known.flatten(1).sum(1)
+    return (torch.where(known, values, 0.0).flatten(1).sum(1) / count.clamp_min(1)).mean()
+
+
+def _psnr(rendered: Tensor, truth: Tensor) -> Tensor:
+    error = (rendered.clamp(0, 1) - truth).square().mean((2, 3, 4)).clamp_min(_LEAST_ERROR)
+    return -10 * error.log10().mean()

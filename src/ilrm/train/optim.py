@@ -1,0 +1,128 @@
+"""AdamW with the paper's parameter groups, its learning rates in closed form, and averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilrm.errors import WeightsError
+from ilrm.train.config import OptimiserConfig
+
+# The released one-cycle: start = peak / 25, end = start / 1e4, 1 % of (steps + 10) to the peak.
+_START_DIVISOR, _END_DIVISOR, _RISE, _EXTRA_STEPS = 25.0, 1e4, 0.01, 10
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for AdamW: decay on everything of two and more dimensions, none on 1-D tensors (norm gains)."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in learned if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in learned if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
+    """AdamW on both groups. Its learning rate is set before each step by ``set_learning_rate``."""
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.peak, betas=config.betas, eps=config.eps)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of all groups."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def learning_rate(step: int, total_steps: int, config: OptimiserConfig) -> float:
+    """Rate of optimiser step ``step`` (from 0) in a run of ``total_steps``; resuming needs no state."""
+    if config.schedule == "one_cycle":
+        return _one_cycle(step, total_steps + _EXTRA_STEPS, config.peak)
+    rate = config.peak * _warm_up(step, config.warm_up)
+    if config.schedule == "cosine" and step > config.warm_up:
+        progress = (step - config.warm_up) / max(1, total_steps - config.warm_up)
+        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return rate
+
+
+def _warm_up(step: int, steps: int) -> float:
+    """Linear from 1 / steps at step 0 to 1 at step ``steps``, then 1."""
+    return 1.0 if step >= steps else 1 / steps + (1 - 1 / steps) * step / steps
+
+
+def _one_cycle(step: int, total: int, peak: float) -> float:
+    start = peak / _START_DIVISOR
+    rise_end, end = _RISE * total - 1, total - 1
+    if rise_end > 0 and step <= rise_end:  # a run of under 90 steps starts at the peak
+        return _cosine_between(start, peak, step / rise_end)
+    return _cosine_between(peak, start / _END_DIVISOR, min(1.0, (step - rise_end) / (end - rise_end)))
+
+
+def _cosine_between(first: float, last: float, share: float) -> float:
+    return last + (first - last) / 2 * (1 + math.cos(math.pi * share))
+
+
+class Average:
+    """Exponential moving average of a network's weights, warm from the first update.
+
+    After n updates the average keeps min(decay, (1 + n) / (10 + n)) of itself, so that it forgets the random start.
+
+    Args:
+        model: its weights are the first value. Not a wrapper: names must stay the same over a run.
+        decay: share that is kept in the long run, in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.weights = {name: x.detach().clone() for name, x in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the network as it is now."""
+        keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, x in model.state_dict().items():
+            if x.is_floating_point():
+                self.weights[name].lerp_(x, 1 - keep)
+            else:
+                self.weights[name].copy_(x)
+        self.updates += 1
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the network has the averaged weights; afterwards its own again."""
+        own = {name: x.detach().clone() for name, x in model.state_dict().items()}
+        model.load_state_dict(self.weights)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"updates": n, "weights": {name: tensor}}; the tensors are the average's own, not copies."""
+        return {"updates": self.updates, "weights": self.weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``state_dict`` gave.
+
+        Raises:
+            WeightsError: other names or shapes than this network's.
+        """
+        theirs: Mapping[str, Tensor] = state["weights"]
+        ours = {name: tuple(x.shape) for name, x in self.weights.items()}
+        if {name: tuple(x.shape) for name, x in theirs.items()} != ours:
+            differing = sorted(set(theirs) ^ set(ours)) or [n for n in ours if tuple(theirs[n].shape) != ours[n]]
+            raise WeightsError(
+                f"The averaged weights are those of another network: {', '.join(differing[:4])} differ.",
+                expected="the average that this run has written",
+                fix="resume with the config that the run was started with",
+            )
+        self.updates = int(state["updates"])
+        with torch.no_grad():
+            for name, x in self.weights.items():
+                x.copy_(theirs[name])

@@ -49,6 +49,10 @@ class OutputError(IlrmError):
     """A result that cannot be written."""
 
 
+class WorkerError(IlrmError):
+    """A helper process that died."""
+
+
 class MissingExtraError(IlrmError):
     """An optional dependency that is not installed."""
 

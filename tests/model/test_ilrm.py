@@ -227,7 +227,7 @@ class TestMiniBatch:
         chosen = subset(config.mini_batch, 0, 3, 4, 2, training=False, device=z.device)
         assert chosen is not None
         layer = model.layers[0]
-        layer.exchange = lambda x: x  # type: ignore[method-assign]
+        layer.exchange = lambda x, cameras: x  # type: ignore[method-assign]
         after = layer(z, s, chosen).reshape(2, 12, -1)
         moved = (after - z.reshape(2, 12, -1)).abs().amax((0, 2)) > 0
         assert moved.nonzero()[:, 0].tolist() == chosen[0].tolist()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ilrm.model.camera_encoding import CameraEncoding
 from ilrm.model.config import ILRMConfig
 from ilrm.model.tokens import LAYER_NORM_EPS
 
@@ -83,9 +84,13 @@ class SelfAttention(nn.Module):
         self.k_norm = HeadNorm(config.head_width)
         self.proj = nn.Linear(d, d, bias=False)
 
-    def forward(self, x_BTd: Tensor) -> Tensor:
+    def forward(self, x_BTd: Tensor, cameras: CameraEncoding | None = None) -> Tensor:
         q, k, v = self.qkv(self.norm(x_BTd)).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.proj(attend(self.q_norm(q), self.k_norm(k), v).flatten(2))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if cameras is None:
+            return self.proj(attend(q, k, v).flatten(2))
+        read = attend(cameras.queries(q), cameras.keys(k), cameras.keys(v))
+        return self.proj(cameras.outputs(read).flatten(2))
 
 
 class MLP(nn.Module):
@@ -106,14 +111,22 @@ class MLP(nn.Module):
 
 
 class UpdateLayer(nn.Module):
-    """One refinement step: read the image (per view), then exchange across views."""
+    """One refinement step: read the image (per view), then exchange across views.
 
-    def __init__(self, config: ILRMConfig) -> None:
+    Args:
+        index: of the layer; the config may leave a block out of some layers (the paper's ablations).
+    """
+
+    def __init__(self, config: ILRMConfig, index: int) -> None:
         super().__init__()
-        self.cross = CrossAttention(config)
-        self.cross_mlp = MLP(config)
-        self.self_attention = SelfAttention(config)
-        self.self_mlp = MLP(config)
+        self.reads = config.cross_attention == "every" or index == 0
+        self.exchanges = config.self_attention
+        if self.reads:
+            self.cross = CrossAttention(config)
+            self.cross_mlp = MLP(config)
+        if self.exchanges:
+            self.self_attention = SelfAttention(config)
+            self.self_mlp = MLP(config)
 
     def read(self, viewpoint_NLd: Tensor, image_NMd: Tensor) -> Tensor:
         """Cross-attention block on the tokens of N views, each with its own image."""
@@ -125,18 +138,31 @@ class UpdateLayer(nn.Module):
         per_view = viewpoint_NLd.shape[1] * self.cross.uplift + image_NMd.shape[1]
         return _in_chunks(views, max(1, _ROWS_AT_A_TIME // per_view), viewpoint_NLd, image_NMd)
 
-    def exchange(self, viewpoint_BTd: Tensor) -> Tensor:
+    def exchange(self, viewpoint_BTd: Tensor, cameras: CameraEncoding | None = None) -> Tensor:
         """Self-attention block over all views."""
-        z = viewpoint_BTd + self.self_attention(viewpoint_BTd)
+        z = viewpoint_BTd + self.self_attention(viewpoint_BTd, cameras)
         return z + self.self_mlp(z)
 
-    def forward(self, viewpoint_BTd: Tensor, image_NMd: Tensor, subset: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self,
+        viewpoint_BTd: Tensor,
+        image_NMd: Tensor,
+        subset: tuple[Tensor, Tensor] | None = None,
+        cameras: CameraEncoding | None = None,
+    ) -> Tensor:
         """Refined tokens (B, T, d).
 
         Args:
             subset: for mini-batch cross-attention, which viewpoint tokens (of L) and which image tokens (of M) this
                 layer works on; only those viewpoint tokens are updated by its cross-attention block.
+            cameras: for relative camera encoding in self-attention.
         """
+        if self.reads:
+            viewpoint_BTd = self.read_subset(viewpoint_BTd, image_NMd, subset)
+        return self.exchange(viewpoint_BTd, cameras) if self.exchanges else viewpoint_BTd
+
+    def read_subset(self, viewpoint_BTd: Tensor, image_NMd: Tensor, subset: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Cross-attention block of all tokens, or of those in the layer's mini-batch."""
         N = image_NMd.shape[0]
         z_NLd = viewpoint_BTd.reshape(N, -1, viewpoint_BTd.shape[-1])
         if subset is None:
@@ -145,7 +171,7 @@ class UpdateLayer(nn.Module):
             chosen_l, chosen_m = subset
             updated = self.read(z_NLd[:, chosen_l], image_NMd[:, chosen_m])
             z_NLd = z_NLd.index_copy(1, chosen_l, updated.to(z_NLd.dtype))
-        return self.exchange(z_NLd.reshape(viewpoint_BTd.shape))
+        return z_NLd.reshape(viewpoint_BTd.shape)
 
 
 def attend(q_NQHD: Tensor, k_NMHD: Tensor, v_NMHD: Tensor) -> Tensor:

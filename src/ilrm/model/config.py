@@ -72,15 +72,19 @@ class MatchingConfig:
         planes: depth hypotheses, uniform in log-depth over the decoder's range.
         sources: how many of the nearest other views each view is compared with.
         window: side of the correlation window in pixels of the viewpoint grid, odd.
+        channels: width of the convolutional network that weighs the hypotheses; 0 takes the best correlation.
     """
 
     planes: int = 64
     sources: int = 4
     window: int = 5
+    channels: int = 0
 
     def __post_init__(self) -> None:
         if self.planes < 3 or self.sources < 1 or self.window < 3 or self.window % 2 == 0:
             raise ConfigError(f"{self}.", expected="planes >= 3, sources >= 1 and an odd window >= 3")
+        if self.channels < 0 or self.channels % 4:
+            raise ConfigError(f"channels = {self.channels}.", expected="0, or a multiple of 4")
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,16 @@ class ILRMConfig:
         mlp_ratio: hidden width of the MLPs in units of ``width``.
         sh_degree: 0 to 3.
         viewpoint_channels, image_channels: what each pixel of the two token sets holds, in this order.
+        image_factor: image tokens come from images reduced by this (1: full resolution, as in the paper's models).
+        cross_attention: read the image tokens in every layer, or ("first", an ablation) in the first one only.
+        self_attention: exchange across views (without it, an ablation, each view stays alone).
+        camera_encoding: "prope" makes self-attention see relative cameras (see ``camera_encoding``); paper: "none".
         mini_batch: which share of both token sets a layer's cross-attention works on ("none" = all of them).
         normalisation: how the world is scaled before it enters (see ``ilrm.cameras.normalise``).
         decoder: how raw channels become Gaussians.
         matching: optional plane-sweep matching; needs "match" among the image channels and the footprint decoder.
+        pixel_head: hidden channels of a convolution on the viewpoint grid that corrects each Gaussian's raw channels
+            after the decoder's projection, 0 = none (not part of the paper).
         checkpoint: recompute each update layer's activations in the backward pass instead of keeping them.
     """
 
@@ -114,10 +124,15 @@ class ILRMConfig:
     sh_degree: int = 0
     viewpoint_channels: tuple[RayChannel, ...] = ("origin", "direction", "moment")
     image_channels: tuple[ImageChannel, ...] = ("origin", "direction", "moment", "rgb")
+    image_factor: int = 1
+    cross_attention: Literal["every", "first"] = "every"
+    self_attention: bool = True
+    camera_encoding: Literal["none", "prope"] = "none"
     mini_batch: MiniBatch = "none"
     normalisation: NormalisationRule = "transformed"
     decoder: ReleasedDecoder | FootprintDecoder = field(default_factory=ReleasedDecoder)
     matching: MatchingConfig | None = None
+    pixel_head: int = 0
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -125,16 +140,36 @@ class ILRMConfig:
             raise ConfigError(
                 f"width = {self.width} is no multiple of head_width = {self.head_width}.", fix="change either"
             )
-        for name in ("width", "head_width", "layers", "patch_size", "viewpoint_factor", "uplift", "mlp_ratio"):
+        sizes = (
+            "width",
+            "head_width",
+            "layers",
+            "patch_size",
+            "viewpoint_factor",
+            "image_factor",
+            "uplift",
+            "mlp_ratio",
+        )
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}.", expected="at least 1")
         if not 0 <= self.sh_degree <= 3:
             raise ConfigError(f"sh_degree = {self.sh_degree}.", expected="0, 1, 2 or 3")
-        if self.uplift > self.viewpoint_factor**2:
+        if self.viewpoint_factor % self.image_factor:
             raise ConfigError(
-                f"uplift = {self.uplift} makes more queries than a view at 1/{self.viewpoint_factor} resolution "
-                "has image tokens.",
-                expected=f"at most {self.viewpoint_factor**2} (the lifted sequence is no longer than the image's)",
+                f"image_factor = {self.image_factor} does not divide viewpoint_factor = {self.viewpoint_factor}.",
+                fix="image tokens are at least as fine as viewpoint tokens: use 1, or the viewpoint factor itself",
+            )
+        if self.uplift > self.image_tokens_per_viewpoint_token:
+            raise ConfigError(
+                f"uplift = {self.uplift} makes more queries than there are image tokens, "
+                f"{self.image_tokens_per_viewpoint_token} for each viewpoint token.",
+                expected="the lifted sequence is no longer than the image's",
+            )
+        if self.camera_encoding == "prope" and self.head_width % 8:
+            raise ConfigError(
+                f"head_width = {self.head_width} cannot be split for relative camera encoding.",
+                expected="a multiple of 8",
             )
         if (self.matching is not None) != ("match" in self.image_channels):
             raise ConfigError("matching and the image channel 'match' go together.", fix="set both or neither")
@@ -145,6 +180,10 @@ class ILRMConfig:
     def size_multiple(self) -> int:
         """Image sides are rounded to a multiple of this."""
         return self.patch_size * self.viewpoint_factor
+
+    @property
+    def image_tokens_per_viewpoint_token(self) -> int:
+        return (self.viewpoint_factor // self.image_factor) ** 2
 
     @property
     def sh_channels(self) -> int:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilrm.cameras import rays
@@ -56,6 +56,30 @@ class DecoderInputs:
     K: Tensor
     rgb: Tensor
     match: Match | None
+
+
+class PixelHead(nn.Module):
+    """A correction of each Gaussian's raw channels from those around it, their colours and matches; starts at zero.
+
+    A token describes a whole patch; which of its pixels lie on an edge or matched badly is known per pixel.
+    """
+
+    def __init__(self, config: ILRMConfig) -> None:
+        super().__init__()
+        inputs = config.gaussian_channels + 3 + (3 if config.matching else 0)
+        self.read = nn.Conv2d(inputs, config.pixel_head, 3, padding=1)
+        # Without a bias: the decoder's own offsets stay the only ones.
+        self.write = nn.Conv2d(config.pixel_head, config.gaussian_channels, 1, bias=False)
+        nn.init.zeros_(self.write.weight)
+
+    def forward(self, raw_BVHWC: Tensor, inputs: DecoderInputs) -> Tensor:
+        """(B, V, H, W, C)."""
+        seen = [raw_BVHWC, 2 * inputs.rgb - 1]
+        if inputs.match is not None:
+            seen.append(inputs.match.channels())
+        x = torch.cat([y.to(raw_BVHWC.dtype) for y in seen], dim=-1).flatten(0, 1).permute(0, 3, 1, 2)
+        y = self.write(F.silu(self.read(x)))
+        return y.permute(0, 2, 3, 1).unflatten(0, raw_BVHWC.shape[:2])
 
 
 def decode(raw_BVHWC: Tensor, inputs: DecoderInputs, config: ILRMConfig) -> GaussianLogits:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ilrm.gaussians import Gaussians
 from ilrm.model import mini_batch
 from ilrm.model.blocks import UpdateLayer
+from ilrm.model.camera_encoding import CameraEncoding
 from ilrm.model.config import ILRMConfig
-from ilrm.model.decode import DecoderInputs, GaussianLogits, decode
-from ilrm.model.matching import match_depth
+from ilrm.model.decode import DecoderInputs, GaussianLogits, PixelHead, decode
+from ilrm.model.matching import Match, match_depth
+from ilrm.model.matching_net import MatchingNet
 from ilrm.model.tokens import (
     LAYER_NORM_EPS,
     PatchTokens,
     channel_count,
     fit_size,
     ray_maps,
+    reduce,
     scale_intrinsics,
     unpatchify,
 )
@@ -39,14 +42,31 @@ class ILRM(nn.Module):
         p, d = config.patch_size, config.width
         self.viewpoint_tokens = PatchTokens(channel_count(config.viewpoint_channels), p, d)
         self.image_tokens = PatchTokens(channel_count(config.image_channels), p, d)
-        self.layers = nn.ModuleList(UpdateLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(UpdateLayer(config, i) for i in range(config.layers))
         self.decoder_norm = nn.LayerNorm(d, eps=LAYER_NORM_EPS, bias=False)
         self.decoder = nn.Linear(d, config.gaussian_channels * p**2, bias=False)
         self.apply(_initialise)
         if config.decoder.kind == "footprint":
             nn.init.zeros_(self.decoder.weight)
+        # These start as no more than what the network does without them, so they keep their own initialisation.
+        matching = config.matching
+        learned = matching is not None and matching.channels > 0
+        self.matching = MatchingNet(matching.planes, matching.channels) if matching and learned else None
+        self.pixel_head = PixelHead(config) if config.pixel_head else None
 
-    def forward(self, images: Tensor, c2w: Tensor, K: Tensor, *, iterations: bool = False) -> Gaussians:
+    @overload
+    def forward(
+        self, images: Tensor, c2w: Tensor, K: Tensor, *, iterations: bool = False, with_match: Literal[False] = False
+    ) -> Gaussians: ...
+
+    @overload
+    def forward(
+        self, images: Tensor, c2w: Tensor, K: Tensor, *, iterations: bool = False, with_match: Literal[True]
+    ) -> tuple[Gaussians, Match | None]: ...
+
+    def forward(
+        self, images: Tensor, c2w: Tensor, K: Tensor, *, iterations: bool = False, with_match: bool = False
+    ) -> Gaussians | tuple[Gaussians, Match | None]:
         """Gaussians of posed images, in the frame of the cameras it is given.
 
         Args:
@@ -54,26 +74,39 @@ class ILRM(nn.Module):
             c2w: (B, V, 4, 4) camera-to-world, normalised as the config says (``ilrm.reconstruct`` does it).
             K: (B, V, 3, 3) intrinsics in pixels of the images.
             iterations: also decode after every earlier update layer.
+            with_match: also return what plane-sweep matching found (None without it), as training supervises it.
 
         Returns:
             Gaussians (B, N), N = V * (H / r) * (W / r), in the order view, row, column. With ``iterations`` the
             batch is led by one more dimension: (layers, B, N), the last one being the result.
         """
-        logits = self.logits(images, c2w, K, every_layer=iterations)
-        activated = [x.activate() for x in logits]
-        if not iterations:
-            return activated[-1]
-        names = ("means", "scales", "quats", "opacities", "sh")
-        return Gaussians(**{name: torch.stack([getattr(g, name) for g in activated]) for name in names})
+        images, K = fit_size(images, K, self.config.size_multiple)
+        inputs = self.decoder_inputs(images, c2w, K)
+        activated = [x.activate() for x in self.refine_tokens(images, c2w, K, inputs, every_layer=iterations)]
+        gaussians = activated[-1]
+        if iterations:
+            names = ("means", "scales", "quats", "opacities", "sh")
+            gaussians = Gaussians(**{name: torch.stack([getattr(g, name) for g in activated]) for name in names})
+        return (gaussians, inputs.match) if with_match else gaussians
 
     def logits(
         self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor, *, every_layer: bool = False
     ) -> list[GaussianLogits]:
         """As ``forward``, before the last activations: one element, or one per update layer."""
-        config = self.config
-        images_BVHW3, K_BV33 = fit_size(images_BVHW3, K_BV33, config.size_multiple)
+        images_BVHW3, K_BV33 = fit_size(images_BVHW3, K_BV33, self.config.size_multiple)
         inputs = self.decoder_inputs(images_BVHW3, c2w_BV44, K_BV33)
-        rows, columns = (side // config.patch_size for side in inputs.rgb.shape[2:4])
+        return self.refine_tokens(images_BVHW3, c2w_BV44, K_BV33, inputs, every_layer=every_layer)
+
+    def refine_tokens(
+        self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor, inputs: DecoderInputs, *, every_layer: bool
+    ) -> list[GaussianLogits]:
+        """The way from both token sets through the update layers to Gaussians; sizes already fit the patches."""
+        config = self.config
+        height, width = inputs.rgb.shape[2:4]
+        rows, columns = height // config.patch_size, width // config.patch_size
+        cameras = None
+        if config.camera_encoding == "prope":
+            cameras = CameraEncoding.of_views(inputs.c2w, inputs.K, height, width, config.patch_size, config.head_width)
 
         viewpoint_BTd = self.make_viewpoint_tokens(inputs)
         image_NMd = self.make_image_tokens(images_BVHW3, c2w_BV44, K_BV33, inputs)
@@ -84,14 +117,14 @@ class ILRM(nn.Module):
                 i,
                 rows,
                 columns,
-                config.viewpoint_factor,
+                config.viewpoint_factor // config.image_factor,
                 training=self.training,
                 device=image_NMd.device,
             )
             if config.checkpoint and torch.is_grad_enabled():
-                viewpoint_BTd = checkpoint(layer, viewpoint_BTd, image_NMd, subset, use_reentrant=False)
+                viewpoint_BTd = checkpoint(layer, viewpoint_BTd, image_NMd, subset, cameras, use_reentrant=False)
             else:
-                viewpoint_BTd = layer(viewpoint_BTd, image_NMd, subset)
+                viewpoint_BTd = layer(viewpoint_BTd, image_NMd, subset, cameras)
             if every_layer or i == len(self.layers) - 1:
                 decoded.append(self.decode(viewpoint_BTd, inputs))
         return decoded
@@ -99,14 +132,11 @@ class ILRM(nn.Module):
     def decoder_inputs(self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor) -> DecoderInputs:
         """Cameras, colours and matched depth on the viewpoint grid."""
         r = self.config.viewpoint_factor
-        rgb = images_BVHW3
-        if r > 1:
-            flat = F.avg_pool2d(images_BVHW3.flatten(0, 1).permute(0, 3, 1, 2), r)
-            rgb = flat.permute(0, 2, 3, 1).unflatten(0, images_BVHW3.shape[:2])
+        rgb = reduce(images_BVHW3, r) if r > 1 else images_BVHW3
         K = scale_intrinsics(K_BV33, 1 / r, 1 / r)
         match = None
         if self.config.matching is not None:
-            match = match_depth(rgb, c2w_BV44, K, self.config)
+            match = match_depth(rgb, c2w_BV44, K, self.config, self.matching)
         return DecoderInputs(c2w_BV44, K, rgb, match)
 
     def make_viewpoint_tokens(self, inputs: DecoderInputs) -> Tensor:
@@ -118,12 +148,17 @@ class ILRM(nn.Module):
     def make_image_tokens(
         self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor, inputs: DecoderInputs
     ) -> Tensor:
-        """(B * V, M, d): pixels in [-1, 1] with their rays, at full resolution."""
+        """(B * V, M, d): pixels in [-1, 1] with their rays, at full resolution (or 1 / image_factor of it)."""
+        factor = self.config.image_factor
+        if factor > 1:
+            images_BVHW3 = reduce(images_BVHW3, factor)
+            K_BV33 = scale_intrinsics(K_BV33, 1 / factor, 1 / factor)
         B, V, height, width, _ = images_BVHW3.shape
         maps = ray_maps(c2w_BV44, K_BV33, width, height)
         maps["rgb"] = 2 * images_BVHW3 - 1
         if inputs.match is not None:
-            maps["match"] = inputs.match.channels(self.config.viewpoint_factor)
+            finer = self.config.viewpoint_factor // factor
+            maps["match"] = inputs.match.channels().repeat_interleave(finer, 2).repeat_interleave(finer, 3)
         tokens_BTd = self.image_tokens(torch.cat([maps[name] for name in self.config.image_channels], dim=-1))
         return tokens_BTd.reshape(B * V, -1, tokens_BTd.shape[-1])
 
@@ -131,7 +166,10 @@ class ILRM(nn.Module):
         """Gaussians of the tokens as they stand after some update layer."""
         raw_BTc = self.decoder(self.decoder_norm(viewpoint_BTd))
         V, height, width = inputs.rgb.shape[1:4]
-        return decode(unpatchify(raw_BTc, V, height, width, self.config.patch_size), inputs, self.config)
+        raw_BVHWC = unpatchify(raw_BTc, V, height, width, self.config.patch_size)
+        if self.pixel_head is not None:
+            raw_BVHWC = raw_BVHWC + self.pixel_head(raw_BVHWC, inputs)
+        return decode(raw_BVHWC, inputs, self.config)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> ILRM:

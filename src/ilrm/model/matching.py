@@ -1,9 +1,10 @@
-"""Plane-sweep matching between input views: an optional, learned-from but not learned, extra input of the network.
+"""Plane-sweep matching between input views: an optional extra input of the network.
 
 Not part of the paper. A small network trained for an hour learns the layout of scenes but hardly learns to match
-across views, while a winner-takes-all sweep matches well wherever there is texture. The sweep's depth, its score and
-its agreement between views are more channels of the image tokens, and the footprint decoder starts from that depth
-through a gate that it can close.
+across views, while a sweep over depth hypotheses matches well wherever there is texture. The sweep's depth, its score
+and its agreement between views are more channels of the image tokens, and the footprint decoder starts from that depth
+through a gate that it can close. The sweep itself computes correlations and learns nothing; a small convolutional
+network (``MatchingNet``) may then weigh the hypotheses.
 
 Shape suffixes: V views of one sample, S source views of each, H W rows and columns of the viewpoint grid, P planes.
 """
@@ -20,11 +21,14 @@ from torch.nn import functional as F
 from ilrm.cameras import rays
 from ilrm.errors import ConfigError
 from ilrm.model.config import FootprintDecoder, ILRMConfig
+from ilrm.model.matching_net import MatchingNet
 
 # Variance of grey values below which a window counts as plain: (two grey levels of 255) squared.
 _PLAIN_VARIANCE = (2 / 255) ** 2
 # Score of a hypothesis that no source view sees: worse than any correlation.
 _UNSEEN = -1.0
+# Planes on either side of the likeliest one that its place is averaged over.
+_NEIGHBOURS = 2
 # Error in log-distance at which a source view's own depth half contradicts a pixel's (factor 1 / e).
 _AGREEMENT_TOLERANCE = 0.1
 
@@ -34,17 +38,37 @@ class Match:
     """Matched depth of every viewpoint pixel, three maps (B, V, H, W).
 
     fraction: log(distance / near) / log(far / near) in [0, 1], filled in smoothly where views disagree.
-    score: correlation in [-1, 1] of the hypothesis that won.  agreement: of the views' own depths, in [0, 1].
+    score: in [-1, 1], correlation of the hypothesis that won, or twice its learned probability less one.
+    agreement: of the views' own depths, in [0, 1].
+    logits: (B, V, P, H, W) of all hypotheses, if they are weighed by a learned network.
     """
 
     fraction: Tensor
     score: Tensor
     agreement: Tensor
+    logits: Tensor | None = None
 
-    def channels(self, factor: int) -> Tensor:
-        """(B, V, H * factor, W * factor, 3) image channels, all in [-1, 1]."""
-        maps = torch.stack([2 * self.fraction - 1, self.score, 2 * self.agreement - 1], dim=-1)
-        return maps.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    def channels(self) -> Tensor:
+        """(B, V, H, W, 3), all in [-1, 1]."""
+        return torch.stack([2 * self.fraction - 1, self.score, 2 * self.agreement - 1], dim=-1)
+
+    def error(self, distance_BVHW: Tensor, decoder: FootprintDecoder) -> Tensor:
+        """Mean cross-entropy (B,) of the learned probabilities with the true distance along each pixel's ray.
+
+        The truth between two planes counts for both, by nearness. Pixels of unknown distance (0) do not count; a
+        sample without any known one has error 0.
+        """
+        assert self.logits is not None, "only learned matching has probabilities"
+        planes = self.logits.shape[2]
+        log_range = math.log(decoder.far / decoder.near)
+        place = torch.log(distance_BVHW.clamp_min(1e-6) / decoder.near) / log_range * (planes - 1)
+        place = place.clamp(0, planes - 1 - 1e-3)[:, :, None]
+        below = place.floor().long()
+        log_p = self.logits.float().log_softmax(2)
+        upper = place - below
+        entropy = -((1 - upper) * log_p.gather(2, below) + upper * log_p.gather(2, below + 1))[:, :, 0]
+        known = distance_BVHW > 0
+        return torch.where(known, entropy, 0.0).flatten(1).sum(1) / known.flatten(1).sum(1).clamp_min(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +99,14 @@ class _Views:
         return grid.clamp(-2, 2), seen
 
 
-@torch.no_grad()
-def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig) -> Match:
+def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig, net: MatchingNet | None = None) -> Match:
     """Depth of every pixel by correlation with the nearest other views.
 
     Hypotheses are distances along the pixel's ray, uniform in log between the decoder's near and far. The score of
     one is the zero-mean normalised correlation of grey windows, averaged over the better half of the source views
-    that see it (the others may be occluded) and over a window of neighbours. The winner is refined by a parabola
-    through its neighbours, then compared with what the source views found at the same place: where they disagree it
-    is replaced by what lies around it.
+    that see it (the others may be occluded) and over a window of neighbours. The winner is refined between the planes,
+    then compared with what the source views found at the same place: where they disagree it is replaced by what lies
+    around it. Gradients flow to the network that weighs the hypotheses, if there is one.
 
     Args:
         rgb: (B, V, H, W, 3) in [0, 1] on the viewpoint grid.
@@ -99,17 +122,29 @@ def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig) -> Matc
     log_range = math.log(decoder.far / decoder.near)
     planes_P = torch.linspace(0, 1, matching.planes, device=rgb.device)
     distances_P = decoder.near * torch.exp(log_range * planes_P)
-    found = []
-    with torch.autocast(rgb.device.type, enabled=False):
-        for b in range(B):  # one sample at a time bounds memory by the views of one sample
-            poses, K_V33 = c2w[b].float(), K[b].float()
+    matches = []
+    for b in range(B):  # one sample at a time bounds memory by the views of one sample
+        poses, K_V33 = c2w[b].float(), K[b].float()
+        with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
             views = _Views(poses, K_V33, *rays(poses, K_V33, W, H), source_views(poses, matching.sources))
-            scores = _sweep(rgb[b].float().mean(-1), views, distances_P, matching.window)
-            fraction, score = _winner(scores)
-            agreement = _agreement(fraction, views, decoder.near, log_range)
-            fraction = _fill(fraction[:, None], (agreement.square() * score.clamp_min(0))[:, None])[:, 0]
-            found.append(torch.stack([fraction, score, agreement]))
-    return Match(*torch.stack(found, dim=1))
+            volume = _sweep(rgb[b].float().mean(-1), views, distances_P, matching.window)
+        logits = None if net is None else net(volume, rgb[b])
+        with torch.autocast(rgb.device.type, enabled=False):
+            matches.append(
+                _settle(_winner(volume[:, 0]) if logits is None else _likeliest(logits), logits, views, decoder)
+            )
+    names = ("fraction", "score", "agreement") if net is None else ("fraction", "score", "agreement", "logits")
+    return Match(**{name: torch.stack([getattr(m, name) for m in matches]) for name in names})
+
+
+def _settle(found: tuple[Tensor, Tensor], logits: Tensor | None, views: _Views, decoder: FootprintDecoder) -> Match:
+    """One sample's match: each view's own finding, replaced by its surroundings where the views disagree."""
+    fraction, score = found
+    with torch.no_grad():
+        agreement = _agreement(fraction, views, decoder.near, math.log(decoder.far / decoder.near))
+        confidence = score.clamp_min(0) if logits is None else (score + 1) / 2
+        weight = agreement.square() * confidence
+    return Match(_fill(fraction[:, None], weight[:, None])[:, 0], score, agreement, logits)
 
 
 def source_views(c2w_V44: Tensor, count: int) -> Tensor:
@@ -122,28 +157,34 @@ def source_views(c2w_V44: Tensor, count: int) -> Tensor:
 
 
 def _sweep(grey_VHW: Tensor, views: _Views, distances_P: Tensor, window: int) -> Tensor:
-    """Scores (V, P, H, W) of all hypotheses of one sample."""
+    """Volume (V, 3, P, H, W) of all hypotheses of one sample: the score (mean over the better half of the sources and a
+    window of neighbours), the mean over all sources that see it, and their share."""
     reference = grey_VHW[:, None]
     mean_r = _box(reference, window)
     spread_r = (_box(reference.square(), window) - mean_r.square()).clamp_min(0) + _PLAIN_VARIANCE
     slots = range(views.sources.shape[1])
     projections = [(grey_VHW[views.sources[:, s]][:, None], *views.project(s)) for s in slots]
     better = (len(slots) + 1) // 2
-    scores = torch.empty(len(grey_VHW), len(distances_P), *grey_VHW.shape[1:], device=grey_VHW.device)
+    volume = torch.empty(len(grey_VHW), 3, len(distances_P), *grey_VHW.shape[1:], device=grey_VHW.device)
     for p, distance in enumerate(distances_P):
-        of_sources = []
+        of_sources, seen_by = [], []
         for image, slope, base in projections:
             grid, seen = views.sampling_grid(slope * distance + base)
             warped = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
             mean_s = _box(warped, window)
             spread_s = (_box(warped.square(), window) - mean_s.square()).clamp_min(0) + _PLAIN_VARIANCE
             covariance = _box(warped * reference, window) - mean_s * mean_r
-            of_sources.append(torch.where(seen[:, None], covariance * (spread_r * spread_s).rsqrt(), _UNSEEN))
-        best = torch.cat(of_sources, dim=1).topk(better, dim=1).values  # (V, better, H, W)
+            of_sources.append(covariance * (spread_r * spread_s).rsqrt())
+            seen_by.append(seen[:, None])
+        correlation, seen = torch.cat(of_sources, dim=1), torch.cat(seen_by, dim=1)  # (V, S, H, W)
+        best = torch.where(seen, correlation, _UNSEEN).topk(better, dim=1).values
         counted = best > _UNSEEN
         mean = torch.where(counted, best, 0.0).sum(1) / counted.sum(1).clamp_min(1)
-        scores[:, p] = _box(torch.where(counted[:, 0], mean, _UNSEEN)[:, None], window)[:, 0]
-    return scores
+        volume[:, 0, p] = _box(torch.where(counted[:, 0], mean, _UNSEEN)[:, None], window)[:, 0]
+        of_all = torch.where(seen, correlation, 0.0).sum(1) / seen.sum(1).clamp_min(1)
+        volume[:, 1, p] = torch.where(seen.any(1), of_all, _UNSEEN)
+        volume[:, 2, p] = seen.float().mean(1)
+    return volume
 
 
 def _box(x: Tensor, window: int) -> Tensor:
@@ -164,6 +205,19 @@ def _winner(scores_VPHW: Tensor) -> tuple[Tensor, Tensor]:
     inside = (index > 0) & (index < planes - 1) & (before > _UNSEEN) & (after > _UNSEEN)
     fraction = (index + torch.where(inside, shift, 0.0)) / (planes - 1)
     return fraction[:, 0], score[:, 0]
+
+
+def _likeliest(logits_VPHW: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``_winner``, from learned logits: the mean place of the hypotheses around the likeliest one, and twice their
+    probability less one. The choice is discrete, the mean is differentiable."""
+    planes = logits_VPHW.shape[1]
+    p_VPHW = logits_VPHW.float().softmax(1)
+    around = torch.arange(-_NEIGHBOURS, _NEIGHBOURS + 1, device=p_VPHW.device)[:, None, None]
+    place = p_VPHW.argmax(1, keepdim=True) + around
+    inside = (place >= 0) & (place < planes)
+    weight = torch.where(inside, p_VPHW.gather(1, place.clamp(0, planes - 1)), 0.0)
+    total = weight.sum(1)
+    return (weight * place).sum(1) / total.clamp_min(1e-9) / (planes - 1), 2 * total.clamp_max(1) - 1
 
 
 def _agreement(fraction_VHW: Tensor, views: _Views, near: float, log_range: float) -> Tensor:

@@ -66,6 +66,12 @@ def scale_intrinsics(K: Tensor, factor_x: float, factor_y: float) -> Tensor:
     return K * torch.tensor([factor_x, factor_y, 1.0]).to(K)[:, None]
 
 
+def reduce(images_BVHW3: Tensor, factor: int) -> Tensor:
+    """Images of 1 / factor the size, each pixel the mean of a block."""
+    flat = F.avg_pool2d(images_BVHW3.flatten(0, 1).permute(0, 3, 1, 2), factor)
+    return flat.permute(0, 2, 3, 1).unflatten(0, images_BVHW3.shape[:2])
+
+
 def round_size(side: int, multiple: int) -> int:
     """The multiple nearest to a side in pixels, at least one."""
     return max(multiple, int(side / multiple + 0.5) * multiple)

@@ -1,0 +1,73 @@
+"""A small network that weighs depth hypotheses: cost-volume regularisation (as in MVSNet, Yao et al. 2018).
+
+Correlation alone cannot tell a surface from a repeated pattern or a plain wall; what lies around a pixel, in the image
+and in depth, can. Convolutions over (plane, row, column) share what they learn between near and far.
+
+Shape suffixes: N views, P planes, H W rows and columns of the viewpoint grid.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Per hypothesis: score, mean correlation and share of the sources; and the pixel's own colour.
+_INPUTS = 6
+_GROUPS = 4
+# Untrained, probabilities follow the correlation: e^-10 for a hypothesis that is uncorrelated beside a perfect one.
+_SHARPNESS = 10.0
+
+
+class MatchingNet(nn.Module):
+    """Logits of all hypotheses of every pixel: correlation, sharpened, plus a learned correction that starts at zero.
+
+    A U-Net at half the viewpoint grid's resolution (there, planes keep their number) and two plane-mixing convolutions
+    at full resolution, guided by the image.
+
+    Args:
+        planes: P.
+        channels: width of the U-Net's first level, a multiple of 4.
+    """
+
+    def __init__(self, planes: int, channels: int) -> None:
+        super().__init__()
+        widths = [channels, 2 * channels, 4 * channels, 4 * channels]
+        self.stem = _block(_INPUTS, channels, stride=(1, 2, 2))
+        self.down = nn.ModuleList(
+            nn.Sequential(_block(a, b, stride=(2, 2, 2)), _block(b, b)) for a, b in pairwise(widths)
+        )
+        self.lateral = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(_block(a, a) for a in widths[:-1])
+        self.out = nn.Conv3d(channels, 1, 3, padding=1)
+        self.sharpen_in = nn.Conv2d(2 * planes + 3, 4 * channels, 3, padding=1)
+        self.sharpen_out = nn.Conv2d(4 * channels, planes, 3, padding=1)
+        self.sharpness = nn.Parameter(torch.tensor(_SHARPNESS))
+        for last in (self.out.weight, self.out.bias, self.sharpen_out.weight, self.sharpen_out.bias):
+            if last is not None:
+                nn.init.zeros_(last)
+
+    def forward(self, volume_N3PHW: Tensor, rgb_NHW3: Tensor) -> Tensor:
+        """Logits (N, P, H, W), fp32 whatever the autocast."""
+        colour = 2 * rgb_NHW3.permute(0, 3, 1, 2) - 1
+        score = volume_N3PHW[:, 0]
+        everywhere = colour[:, :, None].expand(-1, -1, volume_N3PHW.shape[2], -1, -1)
+        x = torch.cat([volume_N3PHW, everywhere], dim=1).contiguous(memory_format=torch.channels_last_3d)
+        levels = [self.stem(x)]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        x = levels.pop()
+        for lateral, up in zip(reversed(self.lateral), reversed(self.up), strict=True):
+            skip = levels.pop()
+            x = up(skip + F.interpolate(lateral(x), size=skip.shape[2:], mode="trilinear", align_corners=False))
+        coarse = F.interpolate(self.out(x)[:, 0].float(), size=score.shape[2:], mode="bilinear", align_corners=False)
+        fine = self.sharpen_out(F.silu(self.sharpen_in(torch.cat([score, coarse / _SHARPNESS, colour], dim=1))))
+        return self.sharpness * score + coarse + fine.float()
+
+
+def _block(inputs: int, outputs: int, stride: tuple[int, int, int] = (1, 1, 1)) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(_GROUPS, outputs), nn.SiLU()
+    )

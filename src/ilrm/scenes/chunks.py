@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ilrm.errors import SceneError
 from ilrm.scenes.frames import Frame, Source
 from ilrm.scenes.images import encoded_photo
+from ilrm.scenes.lazy_tensors import LazyBytes, LazyTensor, load_lazily
 from ilrm.scenes.lenses import Lens
 from ilrm.scenes.records import listing, read_json
 
@@ -23,7 +26,7 @@ def list_keys(path: Path | str) -> tuple[str, ...]:
     """The keys of all scenes in a chunk file, or in a stage folder (through its index.json where there is one)."""
     path = Path(path)
     if path.is_file():
-        return tuple(example["key"] for example in _read_chunk(path))
+        return open_chunk(path).keys
     if (path / INDEX).is_file():
         return tuple(_read_index(path))
     return tuple(key for chunk in _chunk_files(path) for key in list_keys(chunk))
@@ -41,11 +44,143 @@ def read_chunk_scene(path: Path, key: str | None = None) -> Source:
     """
     if path.is_dir():
         path = _chunk_with(path, key)
-    examples = _read_chunk(path)
-    example = examples[0] if key is None else next((e for e in examples if e["key"] == key), None)
-    if example is None:
-        raise _unknown_key(key, path, [e["key"] for e in examples])
-    return Source(_frames(example, f"scene {example['key']} of {path}"))
+    return open_chunk(path).scene(key).source()
+
+
+def chunk_of_every_key(folder: Path) -> dict[str, Path]:
+    """The chunk file of each scene of a stage folder: through its index.json, else by looking into the chunks.
+
+    Raises:
+        SceneError: no index and no chunks; an index that is malformed, empty, or names chunks that do not exist.
+    """
+    if not (folder / INDEX).is_file():
+        return {key: chunk for chunk in _chunk_files(folder) for key in list_keys(chunk)}
+    index = _read_index(folder)
+    present = {file.name for file in folder.glob("*.torch")}
+    missing = sorted(name for name in set(index.values()) - present if not (folder / name).is_file())
+    if missing:
+        raise SceneError(
+            f"{folder / INDEX} names chunks that do not exist: {listing(missing)}.",
+            expected=f"each of them in {folder}",
+            fix="restore the chunks, or write the index again",
+        )
+    return {key: folder / name for key, name in index.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkScene:
+    """One scene of an opened chunk; its photos are read when they are asked for.
+
+    Attributes:
+        label: what to call it in messages.
+        cameras: (N, 18): fx, fy, cx, cy in shares of the image's size, 0, 0, and the 3x4 world-to-camera rows.
+        images: N byte strings (encoded JPEG or PNG).
+    """
+
+    label: str
+    cameras: Tensor
+    images: Sequence[Tensor]
+
+    @property
+    def c2w(self) -> Tensor:
+        """(N, 4, 4), inverted in single precision, as the networks were trained and scored with.
+
+        Raises:
+            SceneError: a camera without an inverse.
+        """
+        w2c = torch.eye(4).repeat(len(self.cameras), 1, 1)
+        w2c[:, :3] = self.cameras[:, 6:].reshape(-1, 3, 4)
+        try:
+            return torch.linalg.inv(w2c)
+        except RuntimeError as error:
+            raise SceneError(f"A world-to-camera matrix of {self.label} has no inverse.") from error
+
+    def source(self, views: Sequence[int] | None = None) -> Source:
+        """All frames or some of them, their images not decoded. Raises SceneError as ``c2w``, or for a non-image."""
+        poses = self.c2w.double().numpy()
+        return Source(tuple(self._frame(view, poses[view]) for view in (views or range(len(self.cameras)))))
+
+    def _frame(self, view: int, c2w: np.ndarray) -> Frame:
+        photo = encoded_photo(lambda: self.images[view].numpy().tobytes(), f"image {view} of {self.label}")
+        width, height = photo.width, photo.height
+        fx, fy, cx, cy = self.cameras[view, :4].double().tolist()
+        lens = Lens.pinhole(fx * width, fy * height, cx * width, cy * height, width, height)
+        return Frame(f"{view:06d}", photo, lens, c2w)
+
+
+class Chunk:
+    """An opened chunk file: what is in it is known, no tensor has been read."""
+
+    def __init__(self, path: Path, examples: Sequence[dict[str, Any]]) -> None:
+        self.path = path
+        self._examples = {
+            example["key"]: (example.get("cameras"), _compact(example.get("images"))) for example in reversed(examples)
+        }
+        self.keys = tuple(example["key"] for example in examples)
+
+    def scene(self, key: str | None = None) -> ChunkScene:
+        """One scene; the first by default.
+
+        Raises:
+            SceneError: an unknown key; malformed cameras or images, or unequal numbers of them.
+        """
+        key = self.keys[0] if key is None else key
+        if key not in self._examples:
+            raise _unknown_key(key, self.path, list(self.keys))
+        label = f"scene {key} of {self.path}"
+        cameras, images = self._examples[key]
+        if isinstance(cameras, LazyTensor):
+            cameras = _read_tensor(cameras, label)
+        if not isinstance(cameras, Tensor) or cameras.ndim != 2 or cameras.shape[1] != _CAMERA_VALUES:
+            raise SceneError(f"The cameras of {label} are malformed.", expected=f"a tensor (N, {_CAMERA_VALUES})")
+        if images is None:
+            raise SceneError(f"The images of {label} are malformed.", expected="a list of uint8 tensors (encoded JPEG)")
+        if len(images) != len(cameras):
+            raise SceneError(f"There are {len(images)} images but {len(cameras)} cameras in {label}.")
+        return ChunkScene(label, cameras.float(), images)
+
+
+def open_chunk(path: Path) -> Chunk:
+    """Read what a chunk file holds.
+
+    Raises:
+        SceneError: a file that is missing, truncated, not a chunk, or wants to run code.
+    """
+    try:
+        examples = load_lazily(path)
+    except Exception as error:  # a malformed pickle can provoke anything
+        raise SceneError(
+            f"{path} cannot be read as a chunk: {(str(error).splitlines() or [type(error).__name__])[0]}",
+            expected="a list of scenes saved by torch.save, holding only tensors, texts and numbers",
+            fix="download the file again; never load it in an unsafe way",
+        ) from error
+    keyed = isinstance(examples, list) and all(
+        isinstance(example, dict) and isinstance(example.get("key"), str) for example in examples
+    )
+    if not keyed or not examples:
+        raise SceneError(f"{path} is no chunk.", expected='a list of scenes, each with "key", "cameras" and "images"')
+    return Chunk(path, examples)
+
+
+def _compact(images: Any) -> Sequence[Tensor] | None:
+    """The byte strings of a scene with as little memory as can be; None if they are none."""
+    if not isinstance(images, list) or not images:
+        return None
+    if all(isinstance(image, LazyTensor) and image.is_byte_string for image in images):
+        return LazyBytes(images)
+    try:
+        tensors = [image.read() if isinstance(image, LazyTensor) else image for image in images]
+    except (OSError, RuntimeError, ValueError):
+        return None
+    encoded = all(isinstance(x, Tensor) and x.dtype == torch.uint8 and x.ndim == 1 for x in tensors)
+    return tensors if encoded else None
+
+
+def _read_tensor(tensor: LazyTensor, label: str) -> Tensor:
+    try:
+        return tensor.read()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SceneError(f"A tensor of {label} cannot be read: {error}.", fix="restore the chunk") from error
 
 
 def _chunk_with(folder: Path, key: str | None) -> Path:
@@ -91,60 +226,3 @@ def is_chunk_index(value: Any) -> bool:
         and bool(value)
         and all(isinstance(file, str) and file.endswith(".torch") for file in value.values())
     )
-
-
-def _read_chunk(path: Path) -> list[dict[str, Any]]:
-    try:
-        examples = _load(path)
-    except Exception as error:  # a malformed pickle can provoke anything
-        raise SceneError(
-            f"{path} cannot be read as a chunk: {(str(error).splitlines() or [type(error).__name__])[0]}",
-            expected="a list of scenes saved by torch.save, holding only tensors, texts and numbers",
-            fix="download the file again; never load it in an unsafe way",
-        ) from error
-    keyed = isinstance(examples, list) and all(
-        isinstance(example, dict) and isinstance(example.get("key"), str) for example in examples
-    )
-    if not keyed or not examples:
-        raise SceneError(f"{path} is no chunk.", expected='a list of scenes, each with "key", "cameras" and "images"')
-    return examples
-
-
-def _load(path: Path) -> Any:
-    # Mapping keeps a chunk's 100 MB and more out of memory; it needs an archive without compression.
-    with zipfile.ZipFile(path) as archive:
-        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=stored)
-
-
-def _frames(example: dict[str, Any], label: str) -> tuple[Frame, ...]:
-    cameras, images = example.get("cameras"), example.get("images")
-    if not isinstance(cameras, Tensor) or cameras.ndim != 2 or cameras.shape[1] != _CAMERA_VALUES:
-        raise SceneError(f"The cameras of {label} are malformed.", expected=f"a tensor (N, {_CAMERA_VALUES})")
-    encoded = isinstance(images, list) and all(
-        isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 1 for image in images
-    )
-    if not encoded or not images:
-        raise SceneError(f"The images of {label} are malformed.", expected="a list of uint8 tensors (encoded JPEG)")
-    if len(images) != len(cameras):
-        raise SceneError(f"There are {len(images)} images but {len(cameras)} cameras in {label}.")
-    poses = _c2w(cameras.float(), label)
-    return tuple(_frame(i, images[i], cameras[i], poses[i], label) for i in range(len(images)))
-
-
-def _frame(index: int, image: Tensor, camera: Tensor, c2w: Tensor, label: str) -> Frame:
-    photo = encoded_photo(lambda: image.numpy().tobytes(), f"image {index} of {label}")
-    width, height = photo.width, photo.height
-    fx, fy, cx, cy = camera[:4].double().tolist()
-    lens = Lens.pinhole(fx * width, fy * height, cx * width, cy * height, width, height)
-    return Frame(f"{index:06d}", photo, lens, c2w.double().numpy())
-
-
-def _c2w(cameras: Tensor, label: str) -> Tensor:
-    """(N, 4, 4): inverted in single precision, as the networks were trained and scored with."""
-    w2c = torch.eye(4).repeat(len(cameras), 1, 1)
-    w2c[:, :3] = cameras[:, 6:].reshape(-1, 3, 4)
-    try:
-        return torch.linalg.inv(w2c)
-    except RuntimeError as error:
-        raise SceneError(f"A world-to-camera matrix of {label} has no inverse.") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ _FIXES = {
     errno.EISDIR: "that is a folder; give a file name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+_PARTIAL = re.compile(r"^\..*-[0-9a-f]{8}\.partial(\.\w+)?$")  # the temporary names given below
 
 
 def output_error(error: OSError, path: Path | str) -> OutputError:
@@ -102,6 +105,49 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: object) -> None:
     """Write a whole JSON file or nothing (NaN and infinity are our mistake). Raises OutputError."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def only_writer(folder: Path | str) -> Iterator[None]:
+    """Keep other processes that ask the same out of a folder, which is created if need be, while results grow in it.
+
+    What an earlier writer that was killed has left of unfinished files directly in the folder is removed.
+
+    Raises:
+        OutputError: the folder cannot be written, or another process is writing to it.
+    """
+    folder = Path(folder)
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        handle = _locked(folder)
+    try:
+        with _explained(folder):
+            for entry in filter(lambda entry: _PARTIAL.search(entry.name), list(folder.iterdir())):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked(folder: Path) -> int | None:
+    """The handle of a lock that ends with the process; None where the system or the disk knows none."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise OutputError(f"Another process is writing to {folder}.", fix="wait until it ends, or stop it") from error
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 @contextmanager

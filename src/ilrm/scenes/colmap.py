@@ -29,11 +29,11 @@ def find_model(folder: Path) -> Path | None:
     return next((folder / name for name in MODEL_FOLDERS if _is_model(folder / name)), None)
 
 
-def read_colmap(model: Path) -> Source:
+def read_colmap(model: Path, images: str | None = None) -> Source:
     """The registered images of a model, sorted by name, with its points.
 
     The photos are looked for in ``images/`` beside the model or up to three folders above it (``sparse/0`` lies two
-    below), or beside the model itself.
+    below), or beside the model itself. ``images`` is the folder of reduced copies to prefer, see ``find_images``.
 
     Raises:
         SceneError: files that are missing, broken or empty.
@@ -49,7 +49,7 @@ def read_colmap(model: Path) -> Source:
             fix="run COLMAP's mapper again, with more overlap between the photos",
         )
     folder = _image_folder(model, registered[0].name)
-    files = find_images([folder / image.name for image in registered], model)
+    files = find_images([folder / image.name for image in registered], model, images)
     names = unique_names([image.name for image in registered], model)
     frames = [_frame(*view, reconstruction) for view in zip(names, registered, files, strict=True)]
     xyz = np.array([point.xyz for point in reconstruction.points3D.values()], dtype=np.float32)

@@ -20,7 +20,7 @@ from ilrm.scenes.records import listing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 # DL3DV lists full-size images and ships reduced ones beside them.
-_REDUCED_FOLDERS = ("images_2", "images_4", "images_8")
+REDUCED_FOLDERS = ("images_2", "images_4", "images_8")
 Size = tuple[int, int]
 
 _ORIENTATION_TAG = 0x0112
@@ -55,13 +55,18 @@ class Photo:
     decode: Callable[[], np.ndarray]
 
 
-def find_images(paths: Sequence[Path], source: Path) -> list[Path]:
+def find_images(paths: Sequence[Path], source: Path, images: str | None = None) -> list[Path]:
     """The files that a camera file means: as listed, or with the suffix it left out, or a reduced copy of it.
+
+    Args:
+        paths: as listed.
+        source: the file that lists them.
+        images: the folder of reduced copies to look into first, one of ``REDUCED_FOLDERS``.
 
     Raises:
         SceneError: some exist in none of these forms; the message lists them.
     """
-    found = [next(filter(is_file, image_candidates(path)), None) for path in paths]
+    found = [next(filter(is_file, image_candidates(path, images)), None) for path in paths]
     missing = [path for path, file in zip(paths, found, strict=True) if file is None]
     if missing:
         raise SceneError(
@@ -80,16 +85,25 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def image_candidates(path: Path) -> Iterator[Path]:
-    """Where a listed image may lie: as listed, with a suffix added, in a sibling folder of reduced copies."""
+def image_candidates(path: Path, images: str | None = None) -> Iterator[Path]:
+    """Where a listed image may lie: as listed, with a suffix added, in a sibling folder of reduced copies.
+
+    The copies in the folder ``images`` come first if one is named.
+    """
+    if images is not None:
+        yield from _reduced_copies(path, (images,))
     yield path
     if path.name and path.suffix.lower() not in SUFFIXES:
         for suffix in SUFFIXES:
             yield path.with_name(path.name + suffix)
+    yield from _reduced_copies(path, REDUCED_FOLDERS)
+
+
+def _reduced_copies(path: Path, names: Sequence[str]) -> Iterator[Path]:
     for folder in path.parents:
         if folder.name == "images":
-            for reduced in _REDUCED_FOLDERS:
-                yield folder.with_name(reduced) / path.relative_to(folder)
+            for name in names:
+                yield folder.with_name(name) / path.relative_to(folder)
             return
 
 

@@ -53,11 +53,14 @@ def declared_holdout(path: str | Path) -> tuple[str, ...]:
     return read_source(Path(path)).holdout
 
 
-def read_source(path: Path, key: str | None = None) -> Source:
-    """What the loader that fits found at ``path``; see ``load_scene``."""
+def read_source(path: Path, key: str | None = None, *, images: str | None = None) -> Source:
+    """What the loader that fits found at ``path``; see ``load_scene``.
+
+    ``images`` is a folder of reduced copies ("images_4") to prefer to the photos that a camera file lists.
+    """
     if not path.exists():
         raise SceneError(f"{path} does not exist.", expected="a scene's folder or camera file", fix="check the path")
-    if path.is_dir() and not _has_cameras(path) and _is_chunk_folder(path):
+    if path.is_dir() and not has_cameras(path) and is_chunk_folder(path):
         return read_chunk_scene(path, key)
     if path.suffix == ".torch" and path.is_file():
         return read_chunk_scene(path, key)
@@ -65,42 +68,49 @@ def read_source(path: Path, key: str | None = None) -> Source:
         return read_chunk_scene(path.parent, key)
     if key is not None:
         raise SceneError(f"The scene {key!r} was asked for, but {path} holds one scene only.", fix="leave out the key")
-    return _read_folder(path) if path.is_dir() else _read_file(path)
+    return _read_folder(path, images) if path.is_dir() else _read_file(path, images)
 
 
-def _has_cameras(folder: Path) -> bool:
+def has_cameras(folder: Path) -> bool:
+    """Whether a folder is a scene by the name of a camera file, or as a COLMAP project."""
     files = ("transforms.json", _BLENDER_FILES[0], "opencv_cameras.json")
     return any((folder / name).is_file() for name in files) or find_model(folder) is not None
 
 
-def _is_chunk_folder(folder: Path) -> bool:
+def is_chunk_folder(folder: Path) -> bool:
+    """Whether a folder is a stage of a chunk data set: it has chunks, or an index of them."""
     index = folder / INDEX
     return any(folder.glob("*.torch")) or (index.is_file() and is_chunk_index(read_json(index)))
 
 
-def _read_folder(folder: Path) -> Source:
+def camera_files(folder: Path) -> list[Path]:
+    """The .json files with posed frames directly in a folder, by name."""
+    return [file for file in sorted(folder.glob("*.json")) if _frame_reader(file)]
+
+
+def _read_folder(folder: Path, images: str | None) -> Source:
     if (folder / "transforms.json").is_file():
-        return read_nerfstudio([folder / "transforms.json"])
+        return read_nerfstudio([folder / "transforms.json"], images)
     if (folder / _BLENDER_FILES[0]).is_file():
-        return read_nerfstudio([folder / name for name in _BLENDER_FILES if (folder / name).is_file()])
+        return read_nerfstudio([folder / name for name in _BLENDER_FILES if (folder / name).is_file()], images)
     if (folder / "opencv_cameras.json").is_file():
-        return read_opencv_json(folder / "opencv_cameras.json")
+        return read_opencv_json(folder / "opencv_cameras.json", images)
     model = find_model(folder)
     if model is not None:
-        return read_colmap(model)
-    camera_files = [file for file in sorted(folder.glob("*.json")) if _frame_reader(file)]
-    if len(camera_files) > 1:
-        names = ", ".join(file.name for file in camera_files)
+        return read_colmap(model, images)
+    files = camera_files(folder)
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
         raise SceneError(f"{folder} holds several camera files: {names}.", fix="give the path of one of them")
-    if camera_files:
-        return _read_file(camera_files[0])
+    if files:
+        return _read_file(files[0], images)
     raise _nothing_found(folder)
 
 
-def _read_file(file: Path) -> Source:
+def _read_file(file: Path, images: str | None) -> Source:
     if file.suffix.lower() == ".json":
         if reader := _frame_reader(file):
-            return reader(file)
+            return reader(file, images)
         raise SceneError(
             f"{file} holds no posed frames.",
             expected='"frames" with "transform_matrix" (nerfstudio) or "w2c" (OpenCV, LVSM)',
@@ -110,18 +120,18 @@ def _read_file(file: Path) -> Source:
         raise _poses_needed(f"{file} is a single photo or video without camera poses.")
     model = find_model(file.parent)
     if model is not None and file.stem in ("cameras", "images", "points3D"):
-        return read_colmap(model)
+        return read_colmap(model, images)
     raise SceneError(f"{file} is not a scene.", expected=f"a folder or file of one of these kinds: {_KINDS}")
 
 
-def _frame_reader(file: Path) -> Callable[[Path], Source] | None:
+def _frame_reader(file: Path) -> Callable[[Path, str | None], Source] | None:
     """The reader for a JSON file of posed frames, by the keys of its first frame; None for other JSON."""
     data = read_json(file)
     frames = data.get("frames") if isinstance(data, dict) else None
     if not isinstance(frames, list):
         return None
     first = frames[0] if frames and isinstance(frames[0], dict) else {}
-    return read_opencv_json if "w2c" in first else lambda path: read_nerfstudio([path])
+    return read_opencv_json if "w2c" in first else lambda path, images: read_nerfstudio([path], images)
 
 
 def _nothing_found(folder: Path) -> SceneError:

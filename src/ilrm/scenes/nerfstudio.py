@@ -29,12 +29,13 @@ _FISHEYE_MODELS = ("OPENCV_FISHEYE", "FISHEYE")
 _PERSPECTIVE_MODELS = ("PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 
 
-def read_nerfstudio(paths: Sequence[Path]) -> Source:
+def read_nerfstudio(paths: Sequence[Path], images: str | None = None) -> Source:
     """The frames of one or more transforms files, in the files' order.
 
     Args:
         paths: a transforms.json; or the Blender scenes' transforms_train.json and transforms_test.json, of which
             all but the first are held out.
+        images: the folder of reduced copies to prefer, see ``find_images``.
 
     Raises:
         SceneError: names the file, frame and value that is missing, malformed or impossible.
@@ -43,7 +44,7 @@ def read_nerfstudio(paths: Sequence[Path]) -> Source:
     folders = [path.parent for path, (_, records) in zip(paths, parts, strict=True) for _ in records]
     records = [record for _, part in parts for record in part]
     listed = [record.text("file_path") for record in records]
-    files = find_images([folder / text for folder, text in zip(folders, listed, strict=True)], paths[0])
+    files = find_images([folder / text for folder, text in zip(folders, listed, strict=True)], paths[0], images)
     # A name is the path as listed plus the suffix that Blender leaves out.
     labels = [Path(text).with_name(file.name) for text, file in zip(listed, files, strict=True)]
     names = unique_names(labels, paths[0])

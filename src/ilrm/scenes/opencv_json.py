@@ -13,18 +13,18 @@ from ilrm.scenes.lenses import Lens
 from ilrm.scenes.records import Record, read_frames, unique_names
 
 
-def read_opencv_json(path: Path) -> Source:
+def read_opencv_json(path: Path, images: str | None = None) -> Source:
     """The frames of one camera file, in its order.
 
     A frame has "file_path" and "fx", "fy", "cx", "cy" with "w", "h", or (LVSM) "image_path" and "fxfycxcy" for the
-    image's own size; and a 4x4 "w2c".
+    image's own size; and a 4x4 "w2c". ``images`` is the folder of reduced copies to prefer, see ``find_images``.
 
     Raises:
         SceneError: names the file, frame and value that is missing, malformed or impossible.
     """
     _, records = read_frames(path)
     listed = [record.text("image_path" if "image_path" in record else "file_path") for record in records]
-    files = find_images([path.parent / text for text in listed], path)
+    files = find_images([path.parent / text for text in listed], path, images)
     names = unique_names(listed, path)
     return Source(tuple(_frame(*view) for view in zip(records, names, files, strict=True)))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from torch import Tensor
 from ilrm.cameras import Cameras
 from ilrm.errors import ConfigError
 from ilrm.gaussians import Gaussians
-from ilrm.model import ILRMConfig
+from ilrm.model import FootprintDecoder, ILRMConfig
+from ilrm.model.matching import Match
 from ilrm.precision import autocast
 from ilrm.render import render
 from ilrm.train.batch import Batch
@@ -30,7 +31,7 @@ from ilrm.train.config import LossConfig
 _LEAST_ERROR = 1e-10
 _LEAST_DEPTH = 1e-6
 
-Network = Callable[..., Gaussians]
+Network = Callable[..., Any]
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -72,9 +73,12 @@ def losses(
             where ``config.perceptual`` is set.
     """
     inputs = (batch.images[:, : batch.inputs], batch.c2w[:, : batch.inputs], batch.K[:, : batch.inputs])
+    wanted = {"iterations": config.iterations > 0, "with_match": config.matching > 0}
     with autocast(precision, batch.images.device):
-        every_layer = model(*inputs, iterations=True) if config.iterations > 0 else None
-        gaussians = every_layer[-1] if every_layer is not None else model(*inputs)
+        output = model(*inputs, **{name: True for name, value in wanted.items() if value})
+    output, match = output if wanted["with_match"] else (output, None)
+    every_layer = output if wanted["iterations"] else None
+    gaussians = output[-1] if wanted["iterations"] else output
     rendered = render_targets(gaussians, batch)
     truth = batch.images[:, batch.inputs :]
 
@@ -98,7 +102,7 @@ def losses(
     if config.scale > 0:
         terms["scale"] = config.scale, scale_term(gaussians, batch)
     if config.matching > 0:
-        raise ConfigError("The loss term 'matching' needs a network with learned matching.", fix="set matching to 0")
+        terms["matching"] = config.matching, matching_term(match, batch, model_config)
 
     return Losses(
         total=torch.stack([weight * value for weight, value in terms.values()]).sum(),
@@ -140,6 +144,22 @@ def points_term(gaussians: Gaussians, batch: Batch, factor: int) -> Tensor:
     points = surface_points(true_BVL, batch, factor)
     centres = gaussians.means.unflatten(1, (batch.inputs, -1))
     return _mean_where((centres - points).norm(dim=-1) / true_BVL.clamp_min(_LEAST_DEPTH), true_BVL > 0)
+
+
+def matching_term(match: Match | None, batch: Batch, model_config: ILRMConfig) -> Tensor:
+    """Mean cross-entropy of the learned matching with the true distances, over the pixels where depth is known."""
+    if match is None or match.logits is None or not isinstance(model_config.decoder, FootprintDecoder):
+        raise ConfigError(
+            "The loss term 'matching' needs a network with learned matching.",
+            fix="set loss.matching to 0, or model.matching.channels above 0",
+        )
+    if batch.depth is None:
+        return batch.images.new_zeros(())
+    factor = model_config.viewpoint_factor
+    true_BVL = _known_depth(batch.depth[:, : batch.inputs], factor)
+    offset = surface_points(true_BVL, batch, factor) - batch.c2w[:, : batch.inputs, None, :3, 3]
+    distance = offset.norm(dim=-1).unflatten(2, match.fraction.shape[2:])
+    return match.error(distance, model_config.decoder).mean()
 
 
 def scale_term(gaussians: Gaussians, batch: Batch) -> Tensor:

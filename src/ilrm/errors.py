@@ -49,6 +49,10 @@ class OutputError(IlrmError):
     """A result that cannot be written."""
 
 
+class TrainingError(IlrmError):
+    """A training run that cannot go on."""
+
+
 class WorkerError(IlrmError):
     """A helper process that died."""
 

@@ -178,7 +178,8 @@ def smoke(data: Path | None) -> TrainConfig:
         stages=(stage,),
         steps=400,
         loss=LossConfig(depth=0.1),
-        optimiser=OptimiserConfig(peak=2e-3, warm_up=20, ema=0.95),
+        # A run of N steps is the beginning of any longer one.
+        optimiser=OptimiserConfig(peak=2e-3, schedule="constant", warm_up=20, ema=0.95),
         validation=_procedural_validation(stage),
         precision="fp32",
         save_every=50,

@@ -11,6 +11,7 @@ from ilrm.model import ILRMConfig
 from ilrm.scenes.procedural import ProceduralConfig
 
 Range = tuple[int, int]
+Fit = Literal["exact", "released", "released_shim", "stretch"]
 
 
 # --- which views of a sequence are inputs and targets ---------------------------------------------------------------
@@ -36,6 +37,19 @@ class Bounded:
     inputs: int = 2
     kind: Literal["bounded"] = "bounded"
 
+    def __post_init__(self) -> None:
+        _check_gaps(self.min_gap, self.max_gap, self.warm_up)
+        if self.inputs < 2 or self.targets < 1 or self.min_distance < 0:
+            raise ConfigError(f"{self}.", expected="at least 2 inputs and 1 target, and a min_distance from 0")
+        shortest = max(min(self.min_gap), 2 * self.min_distance)
+        between = (self.inputs - 2) * (2 * max(self.min_distance, 1) - 1)
+        room = shortest + 1 - 2 * self.min_distance - between
+        if room < self.targets:
+            raise ConfigError(
+                f"A window of {shortest + 1} frames has room for {max(room, 0)} targets, not {self.targets}.",
+                fix="raise min_gap, or lower inputs, targets or min_distance",
+            )
+
 
 @dataclass(frozen=True)
 class BoundedV2:
@@ -56,6 +70,20 @@ class BoundedV2:
     strategy: Literal["farthest_point", "random"] = "farthest_point"
     kind: Literal["bounded_v2"] = "bounded_v2"
 
+    def __post_init__(self) -> None:
+        _check_gaps(self.min_gap, self.max_gap, self.warm_up)
+        fewest, most = self.inputs
+        if not 2 <= fewest <= most or self.targets < 1 or self.extension < 0:
+            raise ConfigError(f"{self}.", expected="at least 2 inputs and 1 target, and an extension from 0")
+        for inputs in range(fewest, most + 1):
+            shortest = min(self.min_gap) // max(most // inputs, 1) + 1
+            if shortest < max(inputs, self.targets):
+                raise ConfigError(
+                    f"With {inputs} inputs, windows get as short as {shortest} frames.",
+                    expected=f"at least {max(inputs, self.targets)} frames, for inputs and targets",
+                    fix="raise min_gap, or lower targets (fewer inputs divide the gaps by most // inputs)",
+                )
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -73,8 +101,22 @@ class Spread:
     hold_out_every: int = 0
     kind: Literal["spread"] = "spread"
 
+    def __post_init__(self) -> None:
+        if not self.inputs or min(self.inputs) < 1 or self.targets < 1:
+            raise ConfigError(f"{self}.", expected="at least one number of inputs, from 1, and at least 1 target")
+        if self.hold_out_every < 0 or self.hold_out_every == 1:
+            raise ConfigError(f"hold_out_every = {self.hold_out_every}.", expected="0 for none, or at least 2")
+
 
 Sampler = Bounded | BoundedV2 | Spread
+
+
+def _check_gaps(least: Range, most: Range, warm_up: int) -> None:
+    if warm_up < 0 or not all(0 < low <= high for low, high in zip(least, most, strict=True)):
+        raise ConfigError(
+            f"min_gap = {least} and max_gap = {most} over {warm_up} steps.",
+            expected="gaps above 0 with min_gap <= max_gap at both ends",
+        )
 
 
 # --- where scenes come from -----------------------------------------------------------------------------------------
@@ -139,7 +181,7 @@ class Stage:
     sampler: Sampler
     sources: tuple[Source, ...]
     start: int = 0
-    fit: Literal["exact", "released", "released_shim", "stretch"] = "exact"
+    fit: Fit = "exact"
     flip: bool = True
 
     def __post_init__(self) -> None:
@@ -267,6 +309,12 @@ class TrainConfig:
             raise ConfigError(f"Stages start at steps {starts}.", expected="0 and then ever later ones")
         if self.steps < 1:
             raise ConfigError(f"steps = {self.steps}.", expected="at least 1")
+        if self.seed < 0 or self.workers < 0 or self.accumulate < 1 or self.validation_scenes < 1:
+            raise ConfigError(
+                f"seed = {self.seed}, workers = {self.workers}, accumulate = {self.accumulate}, "
+                f"validation_scenes = {self.validation_scenes}.",
+                expected="seed and workers from 0, accumulate and validation_scenes from 1",
+            )
         multiple = self.model.size_multiple
         for stage in (*self.stages, *([self.validation] if self.validation else [])):
             if any(side % multiple for side in stage.size):

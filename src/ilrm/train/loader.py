@@ -1,8 +1,4 @@
-"""Batches of a training run: any of them can be made alone, and many are made ahead.
-
-Everything is a pure function of the config, the optimiser step and the place in the batch: the number of ranks,
-parts and workers only decides who makes what, so a run can stop and go on anywhere.
-"""
+"""Batches of a training run, made ahead by worker processes or by a thread."""
 
 from __future__ import annotations
 
@@ -10,103 +6,19 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ilrm.errors import ConfigError, IlrmError, SceneError, WorkerError
-from ilrm.scene import Scene
-from ilrm.train.batch import Batch, Problem
-from ilrm.train.config import Procedural, Source, Stage, TrainConfig
-from ilrm.train.mixture import Mixture, Pick
-from ilrm.train.preparation import Sample, make_sample, mirror
-from ilrm.train.samplers import choose_views, draw_inputs, for_made_scenes, frames_of_made_scene
-from ilrm.train.sources import ProceduralSource
+from ilrm.errors import ConfigError, IlrmError, WorkerError
+from ilrm.train.batch import Batch
+from ilrm.train.batch_maker import BatchMaker, validation_batches
+from ilrm.train.config import TrainConfig
 
-# What a random generator is for; part of its seed, so that no two draws are related.
-_INPUTS, _SAMPLE = 0, 1
+__all__ = ["BatchMaker", "batches", "validation_batches"]
+
 _BATCHES_AHEAD = 2
-
-
-class BatchMaker:
-    """Makes this rank's part of any batch of a run: ``maker[step * config.accumulate + part]``.
-
-    Rank r of w has the r-th of w equal contiguous shares of a step's batch, split into ``accumulate`` contiguous
-    parts. All samples of a step have the same number of input views.
-
-    Args:
-        config: the run.
-        rank, world_size: this process's place among those that train together.
-        device: where procedural scenes are made, and where batches lie.
-
-    Raises:
-        ConfigError: a batch that does not divide by ranks and parts.
-        SceneError: a source that cannot be opened.
-    """
-
-    def __init__(
-        self, config: TrainConfig, *, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
-    ) -> None:
-        assert 0 <= rank < world_size, (rank, world_size)
-        for stage in config.stages:
-            _check_divisible(stage, world_size, config.accumulate)
-        self.config = config
-        self.rank, self.world_size = rank, world_size
-        self.device = torch.device(device)
-        self._mixture = Mixture(config.stages)
-        self._opened: dict[Source, ProceduralSource] = {}
-        for stage in config.stages:
-            for source in stage.sources:
-                self._opened.setdefault(_unweighted(source), _open(source))
-
-    def __getitem__(self, index: int) -> Batch:
-        step, part = divmod(index, self.config.accumulate)
-        stage = self.config.stage_at(step)
-        share = stage.batch // self.world_size // self.config.accumulate
-        first = (self.rank * self.config.accumulate + part) * share
-        return self._make(step, stage, range(first, first + share))
-
-    def _make(self, step: int, stage: Stage, places: Sequence[int]) -> Batch:
-        inputs = draw_inputs(stage.sampler, self._rng(_INPUTS, step))
-        orders = [_Order(place, self._mixture.pick(step, place)) for place in places]
-        samples: dict[int, tuple[str, Sample]] = {}
-        for index, source in enumerate(stage.sources):
-            chosen = [order for order in orders if order.pick.source == index]
-            if chosen:
-                samples.update(self._procedural(step, stage, source, chosen, inputs))
-        made = [samples[place] for place in places]
-        return _stack([sample for _, sample in made], inputs, tuple(name for name, _ in made)).to(self.device)
-
-    def _procedural(
-        self, step: int, stage: Stage, source: Source, orders: Sequence[_Order], inputs: int
-    ) -> Iterator[tuple[int, tuple[str, Sample]]]:
-        opened = self._opened[_unweighted(source)]
-        numbers = [order.pick.count for order in orders]
-        frames = frames_of_made_scene(stage.sampler, inputs)
-        for order, scene in zip(orders, opened.make(numbers, frames, stage.size, self.device), strict=True):
-            rng = self._rng(_SAMPLE, self._mixture.sample_number(step, order.place))
-            views = choose_views(for_made_scenes(stage.sampler), scene.cameras.c2w, step, rng, inputs)
-            chosen = scene.select([*views.inputs, *views.targets])
-            sample = make_sample(self._maybe_mirrored(chosen, stage, rng), inputs, self.config.model.normalisation)
-            yield order.place, (opened.name(order.pick.count), sample)
-
-    def _maybe_mirrored(self, scene: Scene, stage: Stage, rng: np.random.Generator) -> Scene:
-        return mirror(scene) if stage.flip and rng.random() < 0.5 else scene
-
-    def _rng(self, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.config.seed, *purpose])
-
-
-@dataclass(frozen=True)
-class _Order:
-    """A sample to be made: its place in the step's batch, and what was picked for it."""
-
-    place: int
-    pick: Pick
 
 
 def batches(
@@ -221,42 +133,3 @@ class _Guarded:
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to answer
     torch.set_num_threads(1)
-
-
-def _check_divisible(stage: Stage, world_size: int, accumulate: int) -> None:
-    if stage.batch % (world_size * accumulate):
-        raise ConfigError(
-            f"A batch of {stage.batch} (stage from step {stage.start}) does not divide into {world_size} ranks "
-            f"times {accumulate} accumulated parts.",
-            expected=f"a multiple of {world_size * accumulate}",
-            fix="change the stage's batch, accumulate, or the number of devices",
-        )
-
-
-def _unweighted(source: Source) -> Source:
-    return replace(source, weight=1.0)
-
-
-def _open(source: Source) -> ProceduralSource:
-    if isinstance(source, Procedural):
-        return ProceduralSource(source)
-    raise SceneError(f"{source.kind} sources cannot be opened yet.")
-
-
-def _stack(samples: Sequence[Sample], inputs: int, names: tuple[str, ...], problems: tuple[Problem, ...] = ()) -> Batch:
-    return Batch(
-        images=torch.stack([sample.images for sample in samples]),
-        c2w=torch.stack([sample.c2w for sample in samples]),
-        K=torch.stack([sample.K for sample in samples]),
-        inputs=inputs,
-        names=names,
-        depth=_stacked_depth(samples),
-        problems=problems,
-    )
-
-
-def _stacked_depth(samples: Sequence[Sample]) -> Tensor | None:
-    if all(sample.depth is None for sample in samples):
-        return None
-    unknown = torch.zeros_like(samples[0].images[..., 0])
-    return torch.stack([unknown if sample.depth is None else sample.depth for sample in samples])

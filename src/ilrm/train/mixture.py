@@ -16,9 +16,16 @@ _PERIOD = 1024
 
 @dataclass(frozen=True)
 class Pick:
-    """Sample ``count`` (from 0) of a source, counted over the whole run; ``source`` is its place in the stage."""
+    """Which scene a sample is.
+
+    Attributes:
+        source: place of the source in its stage.
+        data: number of the data behind it; sources of the same data share it.
+        count: how many samples of this data were drawn before, in the whole run.
+    """
 
     source: int
+    data: int
     count: int
 
 
@@ -34,6 +41,7 @@ class Mixture:
     def __init__(self, stages: Sequence[Stage]) -> None:
         self._stages = tuple(stages)
         self._patterns = [_Pattern(stage) for stage in stages]
+        self._data = list(dict.fromkeys(key for pattern in self._patterns for key in pattern.keys))
         self._first_sample = [0]
         self._first_counts: list[dict[Hashable, int]] = [{}]
         for stage, following, pattern in zip(stages, stages[1:], self._patterns, strict=False):
@@ -55,7 +63,8 @@ class Mixture:
         number = self.sample_number(step, place) - self._first_sample[stage]
         source = pattern.source(number)
         key = pattern.keys[source]
-        return Pick(source, self._first_counts[stage].get(key, 0) + pattern.count(key, number))
+        count = self._first_counts[stage].get(key, 0) + pattern.count(key, number)
+        return Pick(source, self._data.index(key), count)
 
     def _stage(self, step: int) -> int:
         return max(index for index, stage in enumerate(self._stages) if stage.start <= step)

@@ -1,16 +1,55 @@
-"""Where training scenes come from: sources of a config, opened."""
+"""Where training scenes come from: the sources of a config, opened."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ilrm.cameras import Cameras
+from ilrm.errors import SceneError
 from ilrm.scene import Scene
+from ilrm.scenes import frames
+from ilrm.scenes.chunks import Chunk, chunk_of_every_key, open_chunk
+from ilrm.scenes.load import camera_files, has_cameras, is_chunk_folder, read_source
 from ilrm.scenes.procedural import make_batch
-from ilrm.train.config import Procedural
+from ilrm.scenes.records import listing
+from ilrm.train.config import Chunks, Folders, Procedural, SceneList, Source
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A scene of a finite source: its cameras are known, no image is decoded.
+
+    Attributes:
+        c2w: (N, 4, 4) camera-to-world of all frames in their order, as stored (not checked yet).
+        lenses: (N, 4) fx, fy, cx, cy in shares of the image's width and height.
+        frames: gives the frames of some views.
+    """
+
+    c2w: Tensor
+    lenses: Tensor
+    frames: Callable[[Sequence[int]], frames.Source]
+
+
+@dataclass(frozen=True)
+class FiniteSource:
+    """Scenes on disk.
+
+    Attributes:
+        label: the path that the config names.
+        keys: of all scenes, in a fixed order.
+        load: opens the scene of a key. Raises SceneError.
+    """
+
+    label: str
+    keys: tuple[str, ...]
+    load: Callable[[str], Clip]
 
 
 @dataclass(frozen=True)
@@ -24,18 +63,132 @@ class ProceduralSource:
         return f"procedural-{self.config.first_seed + number}"
 
     def make(
-        self, numbers: Sequence[int], frames: int, size: tuple[int, int], device: torch.device | str = "cpu"
+        self, numbers: Sequence[int], views: int, size: tuple[int, int], device: torch.device | str = "cpu"
     ) -> list[Scene]:
-        """Scenes of ``frames`` views at ``size`` (height, width), with true depth.
+        """Scenes of ``views`` views at ``size`` (height, width), with true depth.
 
         The same number gives the same scene whatever else is made with it (on CUDA up to rounding).
         """
         height, width = size
         # Surface points are not looked at; one is the least that can be made.
-        scenes = replace(self.config.scenes, views=frames, width=width, height=height, points=1)
+        scenes = replace(self.config.scenes, views=views, width=width, height=height, points=1)
         made = make_batch([self.config.first_seed + number for number in numbers], scenes, device)
-        names = tuple(f"view_{view:03d}" for view in range(frames))
+        names = tuple(f"view_{view:03d}" for view in range(views))
         return [
             Scene(images, Cameras(c2w, K, width, height), names, depth)
             for images, c2w, K, depth in zip(made.images, made.c2w.cpu(), made.K.cpu(), made.depth, strict=True)
         ]
+
+
+def open_source(source: Source) -> FiniteSource | ProceduralSource:
+    """Look at what a source holds; no scene of it is read.
+
+    Raises:
+        SceneError: a path that does not exist or holds something else; an index or list that is empty, malformed, or
+            names files that do not exist.
+    """
+    match source:
+        case Procedural():
+            return ProceduralSource(source)
+        case Chunks():
+            return _open_chunks(_existing(source.path))
+        case SceneList():
+            return _open_list(_existing(source.path))
+        case Folders():
+            return _open_folders(_existing(source.path))
+
+
+def _existing(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.exists():
+        raise SceneError(f"{path} does not exist.", expected="a source of training scenes", fix="check the path")
+    return path
+
+
+# --- chunks ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ChunkScenes:
+    """Opens scenes by key."""
+
+    chunk_of: dict[str, Path]
+
+    def __call__(self, key: str) -> Clip:
+        scene = _opened_chunk(self.chunk_of[key]).scene(key)
+        return Clip(scene.c2w.double(), scene.cameras[:, :4].double(), scene.source)
+
+
+def _open_chunks(path: Path) -> FiniteSource:
+    if path.is_file():
+        chunk_of = {key: path for key in open_chunk(path).keys}
+    elif is_chunk_folder(path) or not is_chunk_folder(path / "train"):
+        chunk_of = chunk_of_every_key(path)
+    else:
+        raise SceneError(f"{path} is the root of a dataset.", fix=f"give one of its stages, {path / 'train'}")
+    return FiniteSource(str(path), tuple(chunk_of), _ChunkScenes(chunk_of))
+
+
+@lru_cache(maxsize=1024)  # about 64 KB each: places of photos in the file, not the photos
+def _opened_chunk(path: Path) -> Chunk:
+    return open_chunk(path)
+
+
+# --- scenes with files of their own ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _FileScenes:
+    """Opens scenes by their path relative to a folder."""
+
+    folder: Path
+
+    def __call__(self, key: str) -> Clip:
+        source = _read(self.folder / key)
+        c2w = torch.from_numpy(np.stack([frame.c2w for frame in source.frames]))
+        lenses = [frame.lens for frame in source.frames]
+        size = torch.tensor([[lens.width, lens.height] for lens in lenses], dtype=torch.float64)
+        K = torch.from_numpy(np.stack([lens.matrix() for lens in lenses]))
+        shares = torch.cat([K[:, [0, 1], [0, 1]] / size, K[:, :2, 2] / size], dim=1)
+        return Clip(c2w, shares, lambda views: frames.Source(tuple(source.frames[view] for view in views)))
+
+
+@lru_cache(maxsize=128)
+def _read(path: Path) -> frames.Source:
+    return read_source(path)
+
+
+def _open_list(path: Path) -> FiniteSource:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SceneError(f"{path} cannot be read as a list of scenes: {error}.", expected="a text file") from error
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise SceneError(f"{path} lists no scenes.", expected="the path of a scene in each line, relative to the list")
+    repeated = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+    if repeated:
+        raise SceneError(f"{path} lists {listing(repeated)} more than once.", fix="remove the repeated lines")
+    missing = [key for key in keys if not (path.parent / key).exists()]
+    if missing:
+        raise SceneError(
+            f"{len(missing)} of the {len(keys)} scenes that {path} lists do not exist: {listing(missing)}.",
+            expected=f"paths relative to {path.parent}",
+            fix="restore the scenes, or remove their lines",
+        )
+    return FiniteSource(str(path), tuple(keys), _FileScenes(path.parent))
+
+
+def _open_folders(path: Path) -> FiniteSource:
+    if path.is_file() or has_cameras(path):
+        return FiniteSource(str(path), (path.name,), _FileScenes(path.parent))
+    if is_chunk_folder(path):
+        raise SceneError(f"{path} holds chunks, not folders of scenes.", fix='use a source of the kind "chunks"')
+    folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    if not any(has_cameras(folder) or camera_files(folder) for folder in folders):
+        raise SceneError(
+            f"{path} holds no scenes.",
+            expected="a scene's folder, or folders of scenes, each with a camera file or COLMAP model",
+            fix="give the folder that holds the scenes' folders",
+        )
+    return FiniteSource(str(path), tuple(folder.name for folder in folders), _FileScenes(path))

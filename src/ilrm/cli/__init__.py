@@ -17,6 +17,7 @@ from ilrm.cli.demo import Demo
 from ilrm.cli.reconstruct import Reconstruct
 from ilrm.cli.refine import Refine
 from ilrm.cli.render import Render
+from ilrm.cli.train import Train
 from ilrm.cli.weights import Weights
 from ilrm.errors import IlrmError
 
@@ -25,12 +26,14 @@ Command = (
     | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
     | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Refine, tyro.conf.subcommand("refine")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )
 
 FAILED, INTERRUPTED, TERMINATED, BROKEN_PIPE = 1, 130, 143, 141
-_LOWER_MEMORY = "lower --size or --views, or choose --device cpu"
+_LOWER_MEMORY = "nothing was written.\n  to do:    lower --size or --views, or choose --device cpu"
+_LOWER_TRAINING = "checkpoints are as they were.\n  to do:    raise --accumulate, or choose --checkpoint-layers"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,15 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except IlrmError as error:
         return _fail(str(error), FAILED)
-    except KeyboardInterrupt:
-        return _fail("interrupted, nothing written", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted, nothing written", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
         return BROKEN_PIPE
     except (MemoryError, RuntimeError) as error:
         if (where := _out_of_memory(error)) is None:
             raise
-        return _fail(f"Out of memory{where}; nothing was written.\n  to do:    {_LOWER_MEMORY}", FAILED)
+        return _fail(
+            f"Out of memory{where}; " + (_LOWER_TRAINING if isinstance(command, Train) else _LOWER_MEMORY), FAILED
+        )
 
 
 def _fail(message: str, status: int) -> int:

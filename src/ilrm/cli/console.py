@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-Advance = Callable[[str], None]
+
+class Advance(Protocol):
+    """Takes a step, or several, and shows a note beside the bar."""
+
+    def __call__(self, note: str = "", steps: int = 1) -> None: ...
 
 
 class _Pipe(rich.console.Console):
@@ -29,6 +34,11 @@ class Console:
         self.quiet = quiet
         self._messages = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
         self._results = _Pipe(quiet=quiet, highlight=False, soft_wrap=True)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether messages go to a terminal, where a bar can move."""
+        return self._messages.is_terminal
 
     def say(self, message: str) -> None:
         """A line about what is going on."""
@@ -53,8 +63,8 @@ class Console:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Advance]:
-        """A bar of ``total`` steps; the yielded function takes one step and shows a note beside the bar."""
+        """A bar of ``total`` steps; the yielded function advances it."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=self._messages, transient=True) as bar:
             task = bar.add_task(label, total=total, note="")
-            yield lambda note="": bar.update(task, advance=1, note=note)
+            yield lambda note="", steps=1: bar.update(task, advance=steps, note=note)

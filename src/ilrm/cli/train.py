@@ -1,0 +1,266 @@
+"""``ilrm train``: train a network, or continue where the same command was stopped."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from ilrm.cli.arguments import Output, check_at_least
+from ilrm.cli.console import Console
+from ilrm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ilrm.train.config import TrainConfig
+    from ilrm.train.engine import TrainResult
+    from ilrm.train.estimate import Estimate
+    from ilrm.train.log import StepRecord
+
+# Between two lines about how it goes, where there is no terminal for a bar.
+_LINES_APART_S = 60.0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network, or continue a training run.
+
+    Presets: smoke (two minutes, to try it), synthetic-small (the shipped weights); re10k-2view, re10k-4view,
+    re10k-8view, each also with -mc (mini-batch cross-attention); dl3dv-256, dl3dv-512; undistorted-16view,
+    undistorted-32view.
+
+    The same command continues a run that was stopped, from OUT/last. OUT/weights is the network so far, for every
+    other command's --weights. Ctrl-C finishes the step, saves and stops; a second one stops at once.
+
+    Several devices: --devices 8. Several nodes: torchrun --nnodes 2 --nproc-per-node 8 -m ilrm.cli train ... --nodes 2
+    --devices 8 on each, or the same through srun with one task a device.
+    """
+
+    preset: tyro.conf.Positional[str]
+    """Which run."""
+    output: Output
+    """Folder of the run."""
+    data: Path | None = None
+    """Folder of the data set, for presets that need one."""
+    steps: int | None = None
+    """Length of the whole run; the preset's by default."""
+    minutes: float | None = None
+    """Stop after so long, with a checkpoint."""
+    seed: int | None = None
+    """Of the first weights and of all draws."""
+    devices: int = 1
+    """Processes of a node, one for each GPU (or CPU processes where there is none)."""
+    nodes: int = 1
+    """Number of nodes."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How processes share the work: a copy of the network in each (ddp), or shards of it (fsdp)."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Format of matrix products; the preset's by default."""
+    accumulate: int | None = None
+    """Parts that a process's share of a batch is split into, to save memory."""
+    batch: int | None = None
+    """Samples of a step over all processes, in all stages."""
+    workers: int | None = None
+    """Processes that prepare batches, for each device; 0 is a thread."""
+    compile: bool = False
+    """Compile the network's layers (torch.compile)."""
+    checkpoint_layers: bool = False
+    """Recompute each layer's activations in the backward pass, to save memory."""
+    init: str | None = None
+    """Weights to start from: name, file or folder."""
+    config: tuple[str, ...] = ()
+    """Further changes of the preset, such as optimiser.peak=1e-4, or JSON files with the fields to change."""
+    dry_run: bool = False
+    """Only say how large the run is and about how long it takes."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        for flag, least in (
+            ("steps", 1),
+            ("devices", 1),
+            ("nodes", 1),
+            ("accumulate", 1),
+            ("batch", 1),
+            ("workers", 0),
+        ):
+            if (value := getattr(self, flag)) is not None:
+                check_at_least(f"--{flag}", value, least)
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ConfigError(f"--minutes {self.minutes} was given.", expected="a number above 0")
+        config = self.make_config()
+        if self.dry_run:
+            return self._estimate(config, console)
+        from ilrm.train.engine import train
+
+        last = self.output / "last"
+        try:
+            with ExitStack() as stack:
+                result = train(
+                    config,
+                    self.output,
+                    minutes=self.minutes,
+                    devices=self.devices,
+                    nodes=self.nodes,
+                    strategy=self.strategy,
+                    on_step=_Bar(console, config.steps, stack),
+                )
+        except KeyboardInterrupt as error:
+            kept = f"the same command continues from {last}" if last.exists() else "nothing was saved yet"
+            raise KeyboardInterrupt(f"interrupted; {kept}") from error
+        if not result.is_first:
+            raise SystemExit(0)  # the first process speaks for all
+        return self._report(config, result, console)
+
+    def make_config(self) -> TrainConfig:
+        """The preset with all changes: --config first, then the other options."""
+        from ilrm.train.presets import preset
+        from ilrm.train.serialise import from_dict, override, to_dict
+
+        config = preset(self.preset, self.data)
+        for change in self.config:
+            if "=" in change:
+                config = override(config, [change])
+            else:
+                config = from_dict(_merged(to_dict(config), _read_json(Path(change))))
+        changes = {name: getattr(self, name) for name in ("steps", "seed", "precision", "accumulate", "workers")}
+        changes["initial_weights"] = self.init
+        changes["compile"] = self.compile or None
+        if self.batch is not None:
+            changes["stages"] = tuple(replace(stage, batch=self.batch) for stage in config.stages)
+        if self.checkpoint_layers:
+            changes["model"] = replace(config.model, checkpoint=True)
+        return replace(config, **{name: value for name, value in changes.items() if value is not None})
+
+    def _estimate(self, config: TrainConfig, console: Console) -> dict[str, Any]:
+        from ilrm.cli.arguments import find_device
+        from ilrm.train.estimate import estimate
+
+        found = estimate(config, device=find_device("auto"), world_size=self.devices * self.nodes)
+        for title, rows in _estimate_rows(found):
+            console.show(title, rows)
+        stages = [
+            {"samples": s.samples, "inputs": s.inputs, "viewpoint_tokens": s.viewpoint_tokens, "steps": s.steps}
+            | {"image_tokens": s.image_tokens, "gaussians": s.gaussians, "seconds_per_step": s.seconds}
+            for s in found.stages
+        ]
+        return {
+            "preset": self.preset,
+            "parameters": found.parameters,
+            "memory_bytes": round(found.memory_bytes),
+            "seconds": found.seconds,
+            "stages": stages,
+        }
+
+    def _report(self, config: TrainConfig, result: TrainResult, console: Console) -> dict[str, Any]:
+        record = result.last
+        report = {
+            "output": str(self.output),
+            "weights": str(self.output / "weights"),
+            "step": result.step,
+            "steps": config.steps,
+            "steps_now": result.steps_now,
+            "stopped_by": result.stopped_by,
+            "seconds": result.seconds,
+            "loss": _finite(record and record.loss),
+            "psnr": _finite(record and record.psnr),
+            "best_validation_psnr": _finite(result.best_psnr),
+        }
+        if result.stopped_by == "signal":
+            told = f"stopped after step {result.step} of {config.steps}; the same command continues from there"
+            if result.signal == signal.SIGTERM:
+                console.say(f"ilrm: {told}")
+                raise SystemExit(128 + signal.SIGTERM)
+            raise KeyboardInterrupt(told)
+        console.show("", report)
+        if result.steps_now == 0:
+            console.say(f"The run had all of its {config.steps} steps already; --steps N makes it longer.")
+        elif result.stopped_by == "minutes":
+            console.say(f"Out of time after step {result.step} of {config.steps}; the same command continues.")
+        return report
+
+
+class _Bar:
+    """Shows each step: a bar in a terminal, else a line now and then. Appears with the first step."""
+
+    def __init__(self, console: Console, steps: int, stack: ExitStack) -> None:
+        self._console, self._steps, self._stack = console, steps, stack
+        self._advance = None
+        self._shown = 0
+        self._line_due = 0.0
+
+    def __call__(self, record: StepRecord) -> None:
+        note = f"loss {record.loss:.4f}  {record.psnr:.2f} dB  {record.scenes_per_s:.1f} scenes/s"
+        if not self._console.is_terminal:
+            if time.monotonic() >= self._line_due or record.step == self._steps:
+                self._console.say(f"step {record.step} of {self._steps}  {note}")
+                self._line_due = time.monotonic() + _LINES_APART_S
+            return
+        if self._advance is None:
+            self._advance = self._stack.enter_context(self._console.progress("training", self._steps))
+        self._advance(note, record.step - self._shown)
+        self._shown = record.step
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows neither NaN nor infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    import json
+
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--config {path} cannot be read: {error}.", expected="field=value, or a JSON file", fix="check the path"
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path} holds no JSON object.", expected="an object with the fields to change")
+    return values
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested values with some of them replaced; what is of another kind is replaced as a whole."""
+    merged = dict(values)
+    for name, change in changes.items():
+        old = values.get(name)
+        same_kind = (
+            isinstance(old, dict)
+            and isinstance(change, dict)
+            and change.get("kind", old.get("kind")) == old.get("kind")
+        )
+        merged[name] = _merged(old, change) if same_kind else change  # pyright: ignore[reportArgumentType]
+    return merged
+
+
+def _estimate_rows(found: Estimate) -> list[tuple[str, dict[str, object]]]:
+    """Tables for people."""
+    tables: list[tuple[str, dict[str, object]]] = [
+        (
+            "a run of about",
+            {
+                "parameters": f"{found.parameters / 1e6:.2f} M",
+                "memory of a device": f"{found.memory_bytes / 2**30:.2f} GiB",
+                "time, at least": f"{found.seconds / 3600:.1f} h",
+                "speed of matrix products": f"{found.flops_per_second / 1e12:.2f} TFLOP/s",
+            },
+        )
+    ]
+    for number, s in enumerate(found.stages):
+        rows: dict[str, object] = {
+            "steps": s.steps,
+            "samples of a part": s.samples,
+            "views of a sample": f"{s.inputs} inputs, {s.targets} targets",
+            "tokens of a sample": f"{s.viewpoint_tokens} viewpoint, {s.image_tokens} image",
+            "Gaussians of a sample": s.gaussians,
+            "seconds of a step, at least": s.seconds,
+        }
+        tables.append((f"stage {number}", rows))
+    return tables

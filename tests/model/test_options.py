@@ -132,6 +132,18 @@ class TestLearnedMatching:
             errors.append(error.item())
         assert errors[-1] < 0.6 * errors[0]
 
+    @torch.no_grad()
+    def test_fine_sweep_is_nearer_to_the_truth(self) -> None:
+        images, cameras = textured_plane(3)
+        data = images[None], cameras.c2w[None].float(), cameras.K[None].float()
+        true = torch.log(6 / cameras.rays()[1][..., 2] / 0.2) / torch.log(torch.tensor(400 / 0.2))
+        errors = []
+        for fine in (0, 9):
+            config = replace(LEARNED, matching=MatchingConfig(planes=24, sources=2, window=5, channels=4, fine=fine))
+            match = match_depth(*data, config, MatchingNet(24, 4, fine=fine > 0))
+            errors.append((match.fraction[0] - true).abs()[:, 4:-4, 4:-4].mean())
+        assert errors[1] < 0.6 * errors[0]
+
     def test_rendering_can_move_the_depth(self) -> None:
         model = make(LEARNED)
         assert model.matching is not None
@@ -207,6 +219,8 @@ class TestAblations:
             replace(TINY, image_factor=2)
         with pytest.raises(ConfigError, match="channels = 3"):
             MatchingConfig(channels=3)
+        with pytest.raises(ConfigError, match="fine = 5"):
+            MatchingConfig(fine=5)
 
     def test_configs_survive_a_file(self) -> None:
         config = replace(LEARNED, camera_encoding="prope", pixel_head=8, self_attention=True)

@@ -73,18 +73,24 @@ class MatchingConfig:
         sources: how many of the nearest other views each view is compared with.
         window: side of the correlation window in pixels of the viewpoint grid, odd.
         channels: width of the convolutional network that weighs the hypotheses; 0 takes the best correlation.
+        fine: further hypotheses within one plane's distance of each pixel's depth, 0 = none; needs ``channels``.
     """
 
     planes: int = 64
     sources: int = 4
     window: int = 5
     channels: int = 0
+    fine: int = 0
 
     def __post_init__(self) -> None:
         if self.planes < 3 or self.sources < 1 or self.window < 3 or self.window % 2 == 0:
             raise ConfigError(f"{self}.", expected="planes >= 3, sources >= 1 and an odd window >= 3")
         if self.channels < 0 or self.channels % 4:
             raise ConfigError(f"channels = {self.channels}.", expected="0, or a multiple of 4")
+        if self.fine and (self.channels == 0 or self.fine < 3):
+            raise ConfigError(
+                f"fine = {self.fine} with channels = {self.channels}.", expected="3 or more, and channels"
+            )
 
 
 @dataclass(frozen=True)

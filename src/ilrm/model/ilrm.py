@@ -49,9 +49,8 @@ class ILRM(nn.Module):
         if config.decoder.kind == "footprint":
             nn.init.zeros_(self.decoder.weight)
         # These start as no more than what the network does without them, so they keep their own initialisation.
-        matching = config.matching
-        learned = matching is not None and matching.channels > 0
-        self.matching = MatchingNet(matching.planes, matching.channels) if matching and learned else None
+        learned = config.matching if config.matching is not None and config.matching.channels else None
+        self.matching = MatchingNet(learned.planes, learned.channels, fine=learned.fine > 0) if learned else None
         self.pixel_head = PixelHead(config) if config.pixel_head else None
 
     @overload

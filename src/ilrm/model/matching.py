@@ -20,13 +20,15 @@ from torch.nn import functional as F
 
 from ilrm.cameras import rays
 from ilrm.errors import ConfigError
-from ilrm.model.config import FootprintDecoder, ILRMConfig
+from ilrm.model.config import FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.model.matching_net import MatchingNet
 
 # Variance of grey values below which a window counts as plain: (two grey levels of 255) squared.
 _PLAIN_VARIANCE = (2 / 255) ** 2
 # Score of a hypothesis that no source view sees: worse than any correlation.
 _UNSEEN = -1.0
+# Window that scores of the fine sweep are averaged over; smaller than the coarse one, to follow surfaces.
+_FINE_WINDOW = 3
 # Planes on either side of the likeliest one that its place is averaged over.
 _NEIGHBOURS = 2
 # Error in log-distance at which a source view's own depth half contradicts a pixel's (factor 1 / e).
@@ -127,19 +129,25 @@ def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig, net: Ma
         poses, K_V33 = c2w[b].float(), K[b].float()
         with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
             views = _Views(poses, K_V33, *rays(poses, K_V33, W, H), source_views(poses, matching.sources))
-            volume = _sweep(rgb[b].float().mean(-1), views, distances_P, matching.window)
+            correlation = _Correlation(rgb[b].float().mean(-1), views, matching.window)
+            volume = _sweep(correlation, distances_P)
         logits = None if net is None else net(volume, rgb[b])
         with torch.autocast(rgb.device.type, enabled=False):
-            matches.append(
-                _settle(_winner(volume[:, 0]) if logits is None else _likeliest(logits), logits, views, decoder)
-            )
+            if net is None or logits is None:
+                fraction, score = _winner(volume[:, 0])
+            else:
+                fraction, score = _likeliest(logits)
+                if net.fine_sharpness is not None:
+                    with torch.no_grad():
+                        fine = _fine_sweep(correlation, fraction, decoder, matching)
+                    fraction = _sharpened(*fine, logits, net.fine_sharpness)
+            matches.append(_settle(fraction, score, logits, views, decoder))
     names = ("fraction", "score", "agreement") if net is None else ("fraction", "score", "agreement", "logits")
     return Match(**{name: torch.stack([getattr(m, name) for m in matches]) for name in names})
 
 
-def _settle(found: tuple[Tensor, Tensor], logits: Tensor | None, views: _Views, decoder: FootprintDecoder) -> Match:
+def _settle(fraction: Tensor, score: Tensor, logits: Tensor | None, views: _Views, decoder: FootprintDecoder) -> Match:
     """One sample's match: each view's own finding, replaced by its surroundings where the views disagree."""
-    fraction, score = found
     with torch.no_grad():
         agreement = _agreement(fraction, views, decoder.near, math.log(decoder.far / decoder.near))
         confidence = score.clamp_min(0) if logits is None else (score + 1) / 2
@@ -156,35 +164,71 @@ def source_views(c2w_V44: Tensor, count: int) -> Tensor:
     return cost.argsort(dim=-1, stable=True)[:, : min(count, len(c2w_V44) - 1)]
 
 
-def _sweep(grey_VHW: Tensor, views: _Views, distances_P: Tensor, window: int) -> Tensor:
-    """Volume (V, 3, P, H, W) of all hypotheses of one sample: the score (mean over the better half of the sources and a
-    window of neighbours), the mean over all sources that see it, and their share."""
-    reference = grey_VHW[:, None]
-    mean_r = _box(reference, window)
-    spread_r = (_box(reference.square(), window) - mean_r.square()).clamp_min(0) + _PLAIN_VARIANCE
-    slots = range(views.sources.shape[1])
-    projections = [(grey_VHW[views.sources[:, s]][:, None], *views.project(s)) for s in slots]
-    better = (len(slots) + 1) // 2
-    volume = torch.empty(len(grey_VHW), 3, len(distances_P), *grey_VHW.shape[1:], device=grey_VHW.device)
-    for p, distance in enumerate(distances_P):
-        of_sources, seen_by = [], []
-        for image, slope, base in projections:
-            grid, seen = views.sampling_grid(slope * distance + base)
+class _Correlation:
+    """Zero-mean normalised correlation of grey windows between each view and its sources, at any hypothesis."""
+
+    def __init__(self, grey_VHW: Tensor, views: _Views, window: int) -> None:
+        self.window = window
+        self.reference = grey_VHW[:, None]
+        self.mean = _box(self.reference, window)
+        self.spread = self._variance(self.reference, self.mean)
+        slots = range(views.sources.shape[1])
+        self.views = views
+        self.sources = [(grey_VHW[views.sources[:, s]][:, None], *views.project(s)) for s in slots]
+
+    def _variance(self, x: Tensor, mean: Tensor) -> Tensor:
+        return (_box(x.square(), self.window) - mean.square()).clamp_min(0) + _PLAIN_VARIANCE
+
+    def at(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Correlations (V, S, H, W) and where each source sees the point.
+
+        Args:
+            distance: one for all pixels, or (V, H, W, 1).
+        """
+        found, seen_by = [], []
+        for image, slope, base in self.sources:
+            grid, seen = self.views.sampling_grid(slope * distance + base)
             warped = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
-            mean_s = _box(warped, window)
-            spread_s = (_box(warped.square(), window) - mean_s.square()).clamp_min(0) + _PLAIN_VARIANCE
-            covariance = _box(warped * reference, window) - mean_s * mean_r
-            of_sources.append(covariance * (spread_r * spread_s).rsqrt())
+            mean = _box(warped, self.window)
+            covariance = _box(warped * self.reference, self.window) - mean * self.mean
+            found.append(covariance * (self.spread * self._variance(warped, mean)).rsqrt())
             seen_by.append(seen[:, None])
-        correlation, seen = torch.cat(of_sources, dim=1), torch.cat(seen_by, dim=1)  # (V, S, H, W)
-        best = torch.where(seen, correlation, _UNSEEN).topk(better, dim=1).values
-        counted = best > _UNSEEN
-        mean = torch.where(counted, best, 0.0).sum(1) / counted.sum(1).clamp_min(1)
-        volume[:, 0, p] = _box(torch.where(counted[:, 0], mean, _UNSEEN)[:, None], window)[:, 0]
-        of_all = torch.where(seen, correlation, 0.0).sum(1) / seen.sum(1).clamp_min(1)
-        volume[:, 1, p] = torch.where(seen.any(1), of_all, _UNSEEN)
-        volume[:, 2, p] = seen.float().mean(1)
-    return volume
+        return torch.cat(found, dim=1), torch.cat(seen_by, dim=1)
+
+
+def _score(correlation_VSHW: Tensor, seen_VSHW: Tensor, window: int) -> Tensor:
+    """(V, H, W): mean over the better half of the sources that see the hypothesis, then over a window."""
+    better = (correlation_VSHW.shape[1] + 1) // 2
+    best = torch.where(seen_VSHW, correlation_VSHW, _UNSEEN).topk(better, dim=1).values
+    counted = best > _UNSEEN
+    mean = torch.where(counted, best, 0.0).sum(1) / counted.sum(1).clamp_min(1)
+    return _box(torch.where(counted[:, 0], mean, _UNSEEN)[:, None], window)[:, 0]
+
+
+def _sweep(correlation: _Correlation, distances_P: Tensor) -> Tensor:
+    """Volume (V, 3, P, H, W) of all hypotheses of one sample: their score, the mean correlation over all sources that
+    see them, and the share of those."""
+    planes = []
+    for distance in distances_P:
+        found, seen = correlation.at(distance)
+        of_all = torch.where(seen, found, 0.0).sum(1) / seen.sum(1).clamp_min(1)
+        of_all = torch.where(seen.any(1), of_all, _UNSEEN)
+        planes.append(torch.stack([_score(found, seen, correlation.window), of_all, seen.float().mean(1)], dim=1))
+    return torch.stack(planes, dim=2)
+
+
+def _fine_sweep(
+    correlation: _Correlation, fraction_VHW: Tensor, decoder: FootprintDecoder, config: MatchingConfig
+) -> tuple[Tensor, Tensor]:
+    """Scores and fractions (V, F, H, W) of hypotheses within one plane's distance of each pixel's own depth."""
+    log_range = math.log(decoder.far / decoder.near)
+    steps = torch.linspace(-1, 1, config.fine, device=fraction_VHW.device) / (config.planes - 1)
+    places = (fraction_VHW[:, None] + steps[:, None, None]).clamp(0, 1)
+    scores = [
+        _score(*correlation.at(decoder.near * torch.exp(log_range * place)[..., None]), _FINE_WINDOW)
+        for place in places.unbind(1)
+    ]
+    return torch.stack(scores, dim=1), places
 
 
 def _box(x: Tensor, window: int) -> Tensor:
@@ -218,6 +262,17 @@ def _likeliest(logits_VPHW: Tensor) -> tuple[Tensor, Tensor]:
     weight = torch.where(inside, p_VPHW.gather(1, place.clamp(0, planes - 1)), 0.0)
     total = weight.sum(1)
     return (weight * place).sum(1) / total.clamp_min(1e-9) / (planes - 1), 2 * total.clamp_max(1) - 1
+
+
+def _sharpened(scores_VFHW: Tensor, places_VFHW: Tensor, logits_VPHW: Tensor, sharpness: Tensor) -> Tensor:
+    """Mean place (V, H, W) of the fine hypotheses: probable by their own scores and by the coarse ones around them."""
+    planes = logits_VPHW.shape[1]
+    log_p = logits_VPHW.float().log_softmax(1)
+    plane = places_VFHW * (planes - 1)
+    below = plane.floor().long().clamp(0, planes - 2)
+    upper = plane - below
+    prior = (1 - upper) * log_p.gather(1, below) + upper * log_p.gather(1, below + 1)
+    return ((sharpness * scores_VFHW + prior).softmax(1) * places_VFHW).sum(1)
 
 
 def _agreement(fraction_VHW: Tensor, views: _Views, near: float, log_range: float) -> Tensor:

@@ -19,6 +19,8 @@ _INPUTS = 6
 _GROUPS = 4
 # Untrained, probabilities follow the correlation: e^-10 for a hypothesis that is uncorrelated beside a perfect one.
 _SHARPNESS = 10.0
+# The same for the fine sweep, where scores differ less.
+_FINE_SHARPNESS = 30.0
 
 
 class MatchingNet(nn.Module):
@@ -30,9 +32,10 @@ class MatchingNet(nn.Module):
     Args:
         planes: P.
         channels: width of the U-Net's first level, a multiple of 4.
+        fine: whether a fine sweep follows, whose scores want a sharpness of their own.
     """
 
-    def __init__(self, planes: int, channels: int) -> None:
+    def __init__(self, planes: int, channels: int, *, fine: bool = False) -> None:
         super().__init__()
         widths = [channels, 2 * channels, 4 * channels, 4 * channels]
         self.stem = _block(_INPUTS, channels, stride=(1, 2, 2))
@@ -45,6 +48,7 @@ class MatchingNet(nn.Module):
         self.sharpen_in = nn.Conv2d(2 * planes + 3, 4 * channels, 3, padding=1)
         self.sharpen_out = nn.Conv2d(4 * channels, planes, 3, padding=1)
         self.sharpness = nn.Parameter(torch.tensor(_SHARPNESS))
+        self.fine_sharpness = nn.Parameter(torch.tensor(_FINE_SHARPNESS)) if fine else None
         for last in (self.out.weight, self.out.bias, self.sharpen_out.weight, self.sharpen_out.bias):
             if last is not None:
                 nn.init.zeros_(last)

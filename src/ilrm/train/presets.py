@@ -157,7 +157,7 @@ def synthetic_small(data: Path | None) -> TrainConfig:
         steps=2130,
         loss=LossConfig(depth=0.1),
         optimiser=OptimiserConfig(peak=8e-4, warm_up=100, ema=0.998),
-        validation=_procedural_validation(stages[1]),
+        validation=_procedural_validation(stages[1], ProceduralConfig(baseline=(0.1, 1.5))),
         seed=1,
         save_every=100,
         validate_every=100,
@@ -170,8 +170,8 @@ def smoke(data: Path | None) -> TrainConfig:
     Ours throughout. It is no useful network, but its loss falls.
     """
     _no_data("smoke", data)
-    source = Procedural(ProceduralConfig(baseline=(0.05, 0.4)))
-    stage = Stage((64, 64), 4, Spread(inputs=(2, 3)), (source,))
+    scenes = ProceduralConfig(baseline=(0.05, 0.4))
+    stage = Stage((64, 64), 4, Spread(inputs=(2, 3)), (Procedural(scenes),))
     return TrainConfig(
         name="smoke",
         model=ILRMConfig(width=64, head_width=32, layers=2, decoder=FootprintDecoder()),
@@ -180,7 +180,7 @@ def smoke(data: Path | None) -> TrainConfig:
         loss=LossConfig(depth=0.1),
         # A run of N steps is the beginning of any longer one.
         optimiser=OptimiserConfig(peak=2e-3, schedule="constant", warm_up=20, ema=0.95),
-        validation=_procedural_validation(stage),
+        validation=_procedural_validation(stage, scenes),
         precision="fp32",
         save_every=50,
         validate_every=100,
@@ -255,10 +255,10 @@ def _paper(name: str, model: ILRMConfig, stages: tuple[Stage, ...], steps: int, 
     )
 
 
-def _procedural_validation(stage: Stage) -> Stage:
-    """Scenes that training never sees, of the same kind."""
-    sources = tuple(replace(source, first_seed=_VALIDATION_SEED) for source in stage.sources)  # type: ignore[call-arg]
-    return replace(stage, sources=sources, start=0, batch=1, flip=False)
+def _procedural_validation(stage: Stage, scenes: ProceduralConfig) -> Stage:
+    """Scenes that training never sees."""
+    source = Procedural(scenes, first_seed=_VALIDATION_SEED)
+    return replace(stage, sources=(source,), start=0, batch=1, flip=False)
 
 
 def _needed(name: str, data: Path | None) -> Path:

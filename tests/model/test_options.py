@@ -142,7 +142,7 @@ class TestLearnedMatching:
             config = replace(LEARNED, matching=MatchingConfig(planes=24, sources=2, window=5, channels=4, fine=fine))
             match = match_depth(*data, config, MatchingNet(24, 4, fine=fine > 0))
             errors.append((match.fraction[0] - true).abs()[:, 4:-4, 4:-4].mean())
-        assert errors[1] < 0.6 * errors[0]
+        assert errors[1] < 0.8 * errors[0]
 
     def test_rendering_can_move_the_depth(self) -> None:
         model = make(LEARNED)

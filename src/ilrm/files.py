@@ -123,13 +123,18 @@ def only_writer(folder: Path | str) -> Iterator[None]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         handle = _locked(folder)
     try:
-        with _explained(folder):
-            for entry in filter(lambda entry: _PARTIAL.search(entry.name), list(folder.iterdir())):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        remove_partials(folder)
         yield
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove unfinished files directly in a folder that nobody else writes to. Raises OutputError."""
+    with _explained(folder):
+        for entry in [entry for entry in folder.iterdir() if _PARTIAL.search(entry.name)]:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _locked(folder: Path) -> int | None:

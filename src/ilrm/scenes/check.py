@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import atan, degrees
 from pathlib import Path
@@ -36,17 +36,49 @@ class Finding:
     message: str
 
 
+@dataclass(frozen=True)
+class SceneReport:
+    """What there is to say about a scene.
+
+    Attributes:
+        name: its folder or key.
+        findings: all observations.
+        views, size: number and (width, height) of its photos as loaded; None if it does not load.
+        fov: smallest and largest horizontal field of view in degrees.
+    """
+
+    name: str
+    findings: tuple[Finding, ...]
+    views: int | None = None
+    size: tuple[int, int] | None = None
+    fov: tuple[float, float] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether every view can be used."""
+        return not any(finding.level == "error" for finding in self.findings)
+
+
 def check_scene(path: str | Path, *, key: str | None = None) -> list[Finding]:
     """Load the scene at ``path``, decode every image and look at sizes, poses and fields of view.
 
     A scene that does not load gives a single error. There is no error exactly if the scene can be used whole.
     """
+    return list(report_scene(str(path), lambda: read_source(Path(path), key)).findings)
+
+
+def report_scene(name: str, read: Callable[[], Source]) -> SceneReport:
+    """The report on a scene that ``read`` opens; see ``check_scene``."""
     try:
-        source = read_source(Path(path), key)
+        source = read()
         scene = assemble(source)
     except IlrmError as error:
-        return [Finding("error", str(error))]
-    return [*_counts(source, scene), *_poses(scene), *_fields_of_view(scene), *_images(scene)]
+        return SceneReport(name, (Finding("error", str(error)),))
+    findings = (*_counts(source, scene), *_poses(scene), *_fields_of_view(scene), *_images(scene))
+    angles = _horizontal_fov(scene)
+    return SceneReport(
+        name, findings, len(scene), (scene.cameras.width, scene.cameras.height), (min(angles), max(angles))
+    )
 
 
 def _counts(source: Source, scene: Scene) -> Iterator[Finding]:
@@ -81,13 +113,17 @@ def _poses(scene: Scene) -> Iterator[Finding]:
 
 
 def _fields_of_view(scene: Scene) -> Iterator[Finding]:
-    for name, K in zip(scene.names, scene.cameras.K.double(), strict=True):
-        angle = degrees(2 * atan(scene.cameras.width / (2 * K[0, 0].item())))
+    for name, K, angle in zip(scene.names, scene.cameras.K.double(), _horizontal_fov(scene), strict=True):
         if not _NARROWEST_VIEW <= angle <= _WIDEST_VIEW:
             yield Finding("warning", f"{name} has a horizontal field of view of {angle:.0f} degrees")
         centre = K[:2, 2] / torch.tensor([scene.cameras.width, scene.cameras.height], dtype=torch.float64)
         if (centre <= 0).any() or (centre >= 1).any():
             yield Finding("warning", f"{name} has its principal point outside the image")
+
+
+def _horizontal_fov(scene: Scene) -> list[float]:
+    """Of each view, in degrees."""
+    return [degrees(2 * atan(scene.cameras.width / (2 * focal))) for focal in scene.cameras.K[:, 0, 0].tolist()]
 
 
 def _images(scene: Scene) -> Iterator[Finding]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +14,12 @@ from torch import Tensor
 
 from ilrm.errors import SceneError
 from ilrm.files import atomic_folder, write_json
-from ilrm.scene import Scene
+from ilrm.scene import LazyImages, Scene
 from ilrm.scenes.nerfstudio import OPENGL_TO_OPENCV
 
 CameraFile = Literal["transforms.json", "opencv_cameras.json"]
+ImageFormat = Literal["png", "jpg"]
+_PILLOW_FORMATS: dict[ImageFormat, str] = {"png": "PNG", "jpg": "JPEG"}
 _JPEG_QUALITY = 95
 _FARTHEST_MILLIMETRES = 65535
 
@@ -25,12 +29,14 @@ def save_scene(
     folder: Path | str,
     *,
     camera_file: CameraFile = "transforms.json",
-    image_format: Literal["png", "jpg"] = "png",
+    image_format: ImageFormat = "png",
+    notes: Mapping[str, object] | None = None,
 ) -> Path:
     """Write images, cameras, depth and points into ``folder`` and return the camera file's path.
 
     transforms.json (nerfstudio, OpenGL axes) carries everything; depth becomes 16-bit millimetres and points
     points.ply. opencv_cameras.json carries images and cameras only. PNG images read back equal.
+    ``notes`` are further values for the top level of the camera file, which readers ignore.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -41,14 +47,27 @@ def save_scene(
     opengl = camera_file == "transforms.json"
     with atomic_folder(target, owns=("images", "depth", "points.ply", "transforms.json", "opencv_cameras.json")) as out:
         for view, file in enumerate(files):
-            _write_image(scene.images[view], out / "images" / file)
+            (out / "images").mkdir(exist_ok=True)
+            (out / "images" / file).write_bytes(encode_image(scene, view, image_format))
         if opengl and scene.depth is not None:
             for view, file in enumerate(files):
                 _write_depth(scene.depth[view], out / "depth" / _depth_name(file), scene.names[view])
         if opengl and scene.points is not None:
             _write_points(scene.points, scene.points_rgb, out / "points.ply")
-        write_json(out / camera_file, (_transforms if opengl else _opencv_cameras)(scene, files, target.name))
+        cameras = (_transforms if opengl else _opencv_cameras)(scene, files, target.name)
+        write_json(out / camera_file, {**(notes or {}), **cameras})
     return target / camera_file
+
+
+def encode_image(scene: Scene, view: int, image_format: ImageFormat) -> bytes:
+    """One view's image as the bytes of a file. Raises SceneError if it cannot be decoded."""
+    if isinstance(scene.images, LazyImages):
+        pixels = scene.images.readers[view]()
+    else:
+        pixels = (scene.images[view].clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    stream = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(stream, _PILLOW_FORMATS[image_format], quality=_JPEG_QUALITY)
+    return stream.getvalue()
 
 
 def _file_names(names: tuple[str, ...], image_format: str) -> list[str]:
@@ -88,12 +107,6 @@ def _intrinsics(scene: Scene, view: int, fx: str, fy: str) -> dict[str, float]:
     K = scene.cameras.K[view].double()
     values = {fx: K[0, 0].item(), fy: K[1, 1].item(), "cx": K[0, 2].item(), "cy": K[1, 2].item()}
     return {**values, "w": scene.cameras.width, "h": scene.cameras.height}
-
-
-def _write_image(image: Tensor, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY)
 
 
 def _write_depth(depth: Tensor, path: Path, name: str) -> None:

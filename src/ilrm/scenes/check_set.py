@@ -1,0 +1,165 @@
+"""What is wrong, or odd, with a data set: every scene of it, and what only the whole shows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ilrm.errors import SceneError
+from ilrm.scenes.check import Finding, SceneReport, report_scene
+from ilrm.scenes.chunks import INDEX, is_chunk_index, open_chunk
+from ilrm.scenes.dataset import SceneRef, chunk_stages, find_scenes
+from ilrm.scenes.load import read_source
+from ilrm.scenes.parallel import Lost, choose_jobs, run_each
+from ilrm.scenes.records import listing, read_json
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """Reports on the scenes of a data set, in its order, and findings about the set itself."""
+
+    scenes: tuple[SceneReport, ...]
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether every scene is, and the set holds together."""
+        return all(scene.usable for scene in self.scenes) and not any(f.level == "error" for f in self.findings)
+
+
+def check_set(
+    path: Path | str, *, jobs: int | None = None, on_done: Callable[[int, str], object] = lambda total, name: None
+) -> SetReport:
+    """Check every scene of a data set as ``check_scene`` does, in parallel; chunks also against their index.
+
+    Args:
+        path: whatever ``find_scenes`` takes.
+        jobs: processes; one a core by default.
+        on_done: called with the number of parts (scenes, or chunks) and what has been checked, after each of them.
+
+    Raises:
+        SceneError: nothing is there.
+    """
+    path = Path(path)
+    stages = chunk_stages(path)
+    if not stages and path.suffix == ".torch" and path.is_file():
+        stages = [path]
+    if stages:
+        reports = [_check_chunks(stage, jobs, on_done) for stage in stages]
+        return SetReport(
+            tuple(scene for report in reports for scene in report.scenes),
+            tuple(finding for report in reports for finding in report.findings),
+        )
+    refs = find_scenes(path, "path")
+    scenes: dict[int, SceneReport] = {}
+    for index, answer in run_each(_check_ref, refs, choose_jobs(jobs, len(refs))):
+        name = refs[index].name
+        scenes[index] = _failed(name, answer.reason) if isinstance(answer, Lost) else answer
+        on_done(len(refs), name)
+    return SetReport(tuple(scenes[index] for index in range(len(refs))), tuple(_repeated_paths(refs)))
+
+
+def _failed(name: str, reason: str) -> SceneReport:
+    return SceneReport(name, (Finding("error", reason),))
+
+
+def _check_ref(ref: SceneRef) -> SceneReport:
+    return report_scene(ref.name, lambda: read_source(ref.path, ref.key))
+
+
+def _repeated_paths(refs: Sequence[SceneRef]) -> Iterator[Finding]:
+    times = Counter((ref.path.resolve(), ref.key) for ref in refs)
+    if repeated := [str(path) for (path, _), count in times.items() if count > 1]:
+        yield Finding("warning", f"listed more than once: {listing(repeated)}")
+
+
+# --- chunks ---------------------------------------------------------------------------------------------------------
+
+
+def _check_chunks(path: Path, jobs: int | None, on_done: Callable[[int, str], object]) -> SetReport:
+    """One stage, or a single chunk file."""
+    files = [path] if path.is_file() else sorted(path.glob("*.torch"))
+    reports: dict[str, list[SceneReport]] = {}
+    findings: list[Finding] = []
+    for index, answer in run_each(_check_chunk, files, choose_jobs(jobs, len(files))):
+        file = files[index]
+        if isinstance(answer, list):
+            reports[file.name] = answer
+        else:
+            findings.append(Finding("error", answer.reason if isinstance(answer, Lost) else answer))
+        on_done(len(files), file.name)
+    findings.sort(key=lambda finding: finding.message)
+    scenes = [scene for file in files for scene in reports.get(file.name, [])]
+    findings += _repeated_keys(reports)
+    if path.is_dir() and (path / INDEX).is_file():
+        keys = {name: {scene.name for scene in held} for name, held in reports.items()}
+        lost, about_index = _check_index(path / INDEX, keys, {file.name for file in files})
+        scenes, findings = [*scenes, *lost], [*findings, *about_index]
+    elif path.is_dir():
+        findings.append(Finding("warning", f"{path} has no {INDEX}; scenes are found by opening every chunk"))
+    return SetReport(tuple(scenes), tuple(findings))
+
+
+def _check_chunk(file: Path) -> list[SceneReport] | str:
+    """The scenes of a chunk, or why it cannot be read."""
+    try:
+        chunk = open_chunk(file)
+    except SceneError as error:
+        return str(error)
+    return [report_scene(key, lambda key=key: chunk.scene(key).source()) for key in dict.fromkeys(chunk.keys)] + [
+        _failed(key, f"the key {key} stands in {file} more than once; only the first scene of it can be read")
+        for key, times in Counter(chunk.keys).items()
+        if times > 1
+    ]
+
+
+def _repeated_keys(reports: dict[str, list[SceneReport]]) -> Iterator[Finding]:
+    chunks: dict[str, list[str]] = {}
+    for chunk, scenes in reports.items():
+        for key in {scene.name for scene in scenes}:
+            chunks.setdefault(key, []).append(chunk)
+    for key, holding in sorted(chunks.items()):
+        if len(holding) > 1:
+            yield Finding("error", f"the key {key} stands in several chunks: {listing(sorted(holding))}")
+
+
+def _check_index(file: Path, keys: dict[str, set[str]], present: set[str]) -> tuple[list[SceneReport], list[Finding]]:
+    """Scenes that the index promises in vain, and findings about it.
+
+    Args:
+        file: index.json.
+        keys: what each readable chunk holds.
+        present: all chunk files, readable or not.
+    """
+    try:
+        index = read_json(file)
+        if not is_chunk_index(index):
+            raise SceneError(f"{file} is no index of chunks.", expected='an object {key: "NNNNNN.torch"}')
+    except SceneError as error:
+        return [], [Finding("error", str(error))]
+    lost, findings = [], []
+    for key, chunk in index.items():
+        if chunk not in present:
+            lost.append(_failed(key, f"{file} finds it in {chunk}, which does not exist"))
+        elif chunk not in keys:
+            lost.append(_failed(key, f"{file} finds it in {chunk}, which cannot be read"))
+        elif key not in keys[chunk]:
+            lost.append(_failed(key, f"{file} finds it in {chunk}, which does not hold it"))
+    if missing := sorted(set(index.values()) - present):
+        findings.append(Finding("error", f"{file} names chunks that do not exist: {listing(missing)}"))
+    if repeated := _repeated_entries(file):
+        findings.append(Finding("error", f"{file} lists keys more than once: {listing(repeated)}"))
+    if unlisted := sorted(set().union(*keys.values()) - set(index)):
+        findings.append(Finding("warning", f"{file} leaves out scenes of its chunks: {listing(unlisted)}"))
+    return lost, findings
+
+
+def _repeated_entries(file: Path) -> list[str]:
+    """Keys that a JSON object repeats, of which only the last counts when it is read."""
+    pairs: list[tuple[str, object]] = json.loads(
+        file.read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: pairs
+    )
+    return sorted(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)

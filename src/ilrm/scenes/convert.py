@@ -1,0 +1,178 @@
+"""Captures of any kind as one data set for training: undistorted, at one size, as chunks or camera files."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from ilrm.errors import ConfigError, SceneError
+from ilrm.files import write_json
+from ilrm.scene import Scene
+from ilrm.scenes.dataset import NameRule, SceneRef, find_scenes
+from ilrm.scenes.frames import Source, assemble
+from ilrm.scenes.images import REDUCED_FOLDERS, Size
+from ilrm.scenes.layouts import Item
+from ilrm.scenes.load import read_source
+from ilrm.scenes.records import listing
+from ilrm.scenes.save import ImageFormat
+from ilrm.scenes.save_set import CHUNK_BYTES, Outcome, save_set
+
+REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How large photos become.
+
+    Attributes:
+        max_side: longer side at most so many pixels.
+        size: (width, height) of all: photos are scaled to cover it, then centre-cropped. Without either, photos keep
+            the most common size of their scene.
+    """
+
+    max_side: int | None = None
+    size: Size | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_side is not None and self.size is not None:
+            raise ConfigError("A longer side and a size were given.", expected="one of them", fix="leave out one")
+        if min(self.max_side or 1, *(self.size or (1,))) < 1:
+            raise ConfigError(f"Photos of {self.size or self.max_side} cannot be.", expected="at least 1 pixel")
+
+    def enlarges(self, size: Size) -> bool:
+        """Whether photos of that (width, height) have fewer pixels than are asked for."""
+        if self.size is not None:
+            return size[0] < self.size[0] or size[1] < self.size[1]
+        return self.max_side is not None and max(size) < self.max_side
+
+
+def convert_scenes(
+    inputs: Sequence[Path],
+    output: Path | str,
+    form: Literal["chunks", "json"],
+    fit: Fit,
+    *,
+    names: NameRule = "folder",
+    image_format: ImageFormat = "jpg",
+    jobs: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    on_start: Callable[[int], object] = lambda scenes: None,
+    on_done: Callable[[Outcome], object] = lambda outcome: None,
+) -> list[Outcome]:
+    """Write all scenes of ``inputs`` that are not in ``output`` yet, and report.json: what became of each.
+
+    A scene that cannot be converted has a reason among the outcomes and does not stop the others. Depth and points are
+    left out. Where a capture has reduced copies of its photos (images_2, images_4, images_8), the smallest that are
+    large enough are used; intrinsics follow.
+
+    Args:
+        inputs: scenes or data sets, whatever ``find_scenes`` takes.
+        output, form, image_format, jobs, chunk_bytes, on_done: see ``save_set``.
+        fit: the photos' size.
+        names: how folders and keys are named, see ``find_scenes``.
+        on_start: called once with the number of scenes.
+
+    Raises:
+        ConfigError: two scenes would have one name.
+        SceneError: an input without scenes.
+        OutputError: the folder cannot be written, or holds scenes that were converted in another way.
+    """
+    refs = [ref for path in inputs for ref in find_scenes(path, names)]
+    _check_names(refs)
+    on_start(len(refs))
+    items = [Item(ref.name, _origin(ref), partial(_load, ref, fit)) for ref in refs]
+    settings = {"max_side": fit.max_side, "size": fit.size}
+    outcomes = save_set(
+        items,
+        output,
+        form,
+        image_format=image_format,
+        settings=settings,
+        jobs=jobs,
+        chunk_bytes=chunk_bytes,
+        on_done=on_done,
+    )
+    write_json(Path(output) / REPORT_FILE, _report(outcomes))
+    return outcomes
+
+
+def _check_names(refs: Sequence[SceneRef]) -> None:
+    times = Counter(ref.name for ref in refs)
+    if repeated := [name for name, count in times.items() if count > 1]:
+        examples = ", ".join(_origin(ref) for ref in refs if ref.name == repeated[0])
+        raise ConfigError(
+            f"Several scenes would be named {listing(repeated)}: {examples}.",
+            expected="a name of its own for each scene",
+            fix="name them by another part of their path (--key-from parent or path), or convert them one set a time",
+        )
+
+
+def _origin(ref: SceneRef) -> str:
+    path = os.path.abspath(ref.path)
+    return path if ref.key is None else f"{path}#{ref.key}"
+
+
+def _load(ref: SceneRef, fit: Fit) -> tuple[Scene, tuple[str, ...]]:
+    source = _open(ref, fit)
+    scene = assemble(source, max_side=fit.max_side, size=fit.size)
+    return scene, tuple(_warnings(source, scene, fit))
+
+
+def _open(ref: SceneRef, fit: Fit) -> Source:
+    """The scene with the smallest copies of its photos that are large enough; as listed if none are."""
+    folder = ref.path if ref.path.is_dir() else ref.path.parent
+    if fit != Fit():
+        for images in sorted(REDUCED_FOLDERS, reverse=True):
+            if not (folder / images).is_dir():
+                continue
+            try:
+                source = read_source(ref.path, ref.key, images=images)
+                if not fit.enlarges(_common_size(source)):
+                    return source
+            except SceneError:  # copies that do not fit their cameras; the photos themselves may
+                continue
+    return read_source(ref.path, ref.key)
+
+
+def _common_size(source: Source) -> Size:
+    """Of the undistorted photos."""
+    sizes = Counter(frame.lens.undistorted(frame.photo.label).size for frame in source.frames)
+    return sizes.most_common(1)[0][0]
+
+
+def _warnings(source: Source, scene: Scene, fit: Fit) -> list[str]:
+    found = []
+    sizes = Counter((frame.photo.width, frame.photo.height) for frame in source.frames)
+    target = f"{scene.cameras.width}x{scene.cameras.height}"
+    if len(sizes) > 1:
+        listed = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common())
+        found.append(f"photos of several sizes ({listed}) became {target}")
+    width, height = _common_size(source)
+    if fit.size is not None and fit.enlarges((width, height)):
+        found.append(f"photos of {width}x{height} (undistorted) were enlarged to {target}")
+    return found
+
+
+def _report(outcomes: Sequence[Outcome]) -> dict[str, object]:
+    scenes = {outcome.name: _entry(outcome) for outcome in outcomes}
+    converted = sum(outcome.written is not None for outcome in outcomes)
+    return {"converted": converted, "broken": len(outcomes) - converted, "scenes": scenes}
+
+
+def _entry(outcome: Outcome) -> dict[str, object]:
+    if outcome.written is None:
+        return {"status": "broken", "origin": outcome.origin, "reason": outcome.reason}
+    written = outcome.written
+    return {
+        "status": "converted",
+        "origin": outcome.origin,
+        "views": written.views,
+        "width": written.width,
+        "height": written.height,
+        "warnings": list(written.warnings),
+    }

@@ -168,16 +168,15 @@ class _Correlation:
     """Zero-mean normalised correlation of grey windows between each view and its sources, at any hypothesis."""
 
     def __init__(self, grey_VHW: Tensor, views: _Views, window: int) -> None:
-        self.window = window
+        self.window, self.views = window, views
+        slots = range(views.sources.shape[1])
+        self.images = grey_VHW[views.sources]  # (V, S, H, W)
+        projections = [views.project(s) for s in slots]
+        self.slope = torch.stack([slope for slope, _ in projections], dim=1)  # (V, S, H, W, 3)
+        self.base = torch.stack([base for _, base in projections], dim=1)
         self.reference = grey_VHW[:, None]
         self.mean = _box(self.reference, window)
-        self.spread = self._variance(self.reference, self.mean)
-        slots = range(views.sources.shape[1])
-        self.views = views
-        self.sources = [(grey_VHW[views.sources[:, s]][:, None], *views.project(s)) for s in slots]
-
-    def _variance(self, x: Tensor, mean: Tensor) -> Tensor:
-        return (_box(x.square(), self.window) - mean.square()).clamp_min(0) + _PLAIN_VARIANCE
+        self.spread = _box(self.reference.square(), window) - self.mean.square()
 
     def at(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Correlations (V, S, H, W) and where each source sees the point.
@@ -185,24 +184,35 @@ class _Correlation:
         Args:
             distance: one for all pixels, or (V, H, W, 1).
         """
-        found, seen_by = [], []
-        for image, slope, base in self.sources:
-            grid, seen = self.views.sampling_grid(slope * distance + base)
-            warped = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
-            mean = _box(warped, self.window)
-            covariance = _box(warped * self.reference, self.window) - mean * self.mean
-            found.append(covariance * (self.spread * self._variance(warped, mean)).rsqrt())
-            seen_by.append(seen[:, None])
-        return torch.cat(found, dim=1), torch.cat(seen_by, dim=1)
+        V, S = self.images.shape[:2]
+        each = distance if distance.ndim == 0 else distance[:, None]
+        grid, seen = self.views.sampling_grid(self.slope * each + self.base)
+        images = self.images.flatten(0, 1)[:, None]
+        warped = F.grid_sample(images, grid.flatten(0, 1), padding_mode="border", align_corners=False)
+        warped = warped[:, 0].unflatten(0, (V, S))
+        moments = torch.stack([warped, warped.square(), warped * self.reference])
+        mean, square, product = _box(moments, self.window)
+        spread = (square - mean.square()).clamp_min(0) + _PLAIN_VARIANCE
+        of_view = self.spread.clamp_min(0) + _PLAIN_VARIANCE
+        return (product - mean * self.mean) * (of_view * spread).rsqrt(), seen
 
 
 def _score(correlation_VSHW: Tensor, seen_VSHW: Tensor, window: int) -> Tensor:
     """(V, H, W): mean over the better half of the sources that see the hypothesis, then over a window."""
     better = (correlation_VSHW.shape[1] + 1) // 2
-    best = torch.where(seen_VSHW, correlation_VSHW, _UNSEEN).topk(better, dim=1).values
+    best = _largest(torch.where(seen_VSHW, correlation_VSHW, _UNSEEN), better)
     counted = best > _UNSEEN
     mean = torch.where(counted, best, 0.0).sum(1) / counted.sum(1).clamp_min(1)
-    return _box(torch.where(counted[:, 0], mean, _UNSEEN)[:, None], window)[:, 0]
+    return _box(torch.where(counted[:, 0], mean, _UNSEEN), window)
+
+
+def _largest(values_VSHW: Tensor, count: int) -> Tensor:
+    """The ``count`` largest along S, in order: ``topk`` by comparing neighbours, many times faster for a handful."""
+    rest = list(values_VSHW.unbind(1))
+    for first in range(count):
+        for i in range(len(rest) - 1, first, -1):
+            rest[i - 1], rest[i] = torch.maximum(rest[i - 1], rest[i]), torch.minimum(rest[i - 1], rest[i])
+    return torch.stack(rest[:count], dim=1)
 
 
 def _sweep(correlation: _Correlation, distances_P: Tensor) -> Tensor:
@@ -232,10 +242,22 @@ def _fine_sweep(
 
 
 def _box(x: Tensor, window: int) -> Tensor:
-    """Mean over a window around each pixel (cut at the border), rows after columns: 2 w instead of w^2 additions."""
-    half = window // 2
-    rows = F.avg_pool2d(x, (window, 1), stride=1, padding=(half, 0), count_include_pad=False)
-    return F.avg_pool2d(rows, (1, window), stride=1, padding=(0, half), count_include_pad=False)
+    """Mean over a window around each pixel of (..., H, W), cut at the border.
+
+    Rows, then columns, as sums of shifted copies: on a CPU ten times faster than average pooling.
+    """
+    half, (height, width) = window // 2, x.shape[-2:]
+    padded = F.pad(x, (half, half, half, half))
+    rows = sum((padded[..., i : i + height, :] for i in range(1, window)), start=padded[..., :height, :])
+    total = sum((rows[..., i : i + width] for i in range(1, window)), start=rows[..., :width])
+    inside_rows, inside_columns = (_inside(side, half, x.device) for side in (height, width))
+    return total / (inside_rows[:, None] * inside_columns)
+
+
+def _inside(side: int, half: int, device: torch.device) -> Tensor:
+    """How many pixels of the window around each of ``side`` places lie inside."""
+    place = torch.arange(side, device=device)
+    return (place.clamp_max(half) + (side - 1 - place).clamp_max(half) + 1).float()
 
 
 def _winner(scores_VPHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,20 @@ activations, the optimiser, communication and waiting for data. Memory is parame
 averaged weights and what autograd keeps of the networks; it leaves out the renderer's lists, the libraries' own work
 space and fragmentation.
 
-How far off: on one core of a busy AMD EPYC, forward and backward passes took 1.6 times the bound for ``smoke``, and for
-the first stage of ``synthetic-small`` 2.3 times in fp32 and 6.5 times in bf16, where the CPU multiplies plain matrices
-five times as fast but the rest of the network no faster. Operations and kept bytes were equal to those of a real pass.
+How far off: on one core of a busy AMD EPYC, forward and backward passes took 1.5 times the bound for ``smoke``, and for
+the first stage of ``synthetic-small`` 1.7 times in fp32 and 3.8 times in bf16, where this CPU multiplies plain matrices
+five times as fast but does the rest no faster. Operations and kept bytes were those of the real pass. The memory of a
+process and the time on a GPU were not compared.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from math import prod
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +36,29 @@ from ilrm.render import render
 from ilrm.train.config import Bounded, BoundedV2, Stage, TrainConfig
 from ilrm.train.perceptual import LPIPS, VGGDistance
 
+Precision = Literal["fp32", "bf16"]
+
 # The update layers are alike from the second on: what more of them cost is extrapolated from these counts.
 _FEW_LAYERS = (2, 3)
 _MATMUL_SIDE = 1024
 _MEASURED_GAUSSIANS = 1 << 15
+
+
+def _attention(q: Sequence[int], k: Sequence[int], *_: Any, **__: Any) -> int:
+    """Of queries (N, H, Q, D) and keys (N, H, K, D): two products."""
+    return 4 * prod(q) * k[-2]
+
+
+def _attention_backward(_: Sequence[int], q: Sequence[int], k: Sequence[int], *__: Any, **___: Any) -> int:
+    """Five products, one of them again the scores."""
+    return 10 * prod(q) * k[-2]
+
+
+# torch's counter knows fused attention on CUDA only.
+ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +140,7 @@ def estimate(config: TrainConfig, *, device: torch.device | str = "cpu", world_s
     with torch.device("meta"):
         parameters = ILRM(config.model).parameter_count()
     copies = 4 + (config.optimiser.ema > 0)
-    speed = matmul_flops(config, device)
+    speed = matmul_flops(config.precision, device)
     ends = [*(stage.start for stage in config.stages[1:]), config.steps]
     stages = [
         _stage(config, stage, max(0, min(end, config.steps) - stage.start), device, world_size, speed)
@@ -170,14 +191,15 @@ def _views(stage: Stage) -> tuple[int, int]:
 # --- counted --------------------------------------------------------------------------------------------------------
 
 
-def count_network(config: ILRMConfig, samples: int, views: int, size: tuple[int, int], precision: Any) -> Count:
+def count_network(config: ILRMConfig, samples: int, views: int, size: tuple[int, int], precision: Precision) -> Count:
     """Operations and kept bytes of one forward and backward pass of the network."""
     fewer, more = (_count_few_layers(config, n, samples, views, size, precision) for n in _FEW_LAYERS)
     layer = more - fewer
     ends = fewer - layer.times(_FEW_LAYERS[0])
     if not config.checkpoint:
         return ends + layer.times(config.layers)
-    # Recomputed layers: a third pass, one layer's tensors at a time, and the tokens between all of them.
+    # Recomputed layers: a third pass (torch skips only its last product), one layer's tensors at a time, and the
+    # tokens between all of them.
     tokens = views * (size[0] // config.size_multiple) * (size[1] // config.size_multiple)
     between = 4.0 * samples * tokens * config.width
     recomputed = Count(layer.forward, layer.both + layer.forward, between)
@@ -185,7 +207,7 @@ def count_network(config: ILRMConfig, samples: int, views: int, size: tuple[int,
 
 
 def _count_few_layers(
-    config: ILRMConfig, layers: int, samples: int, views: int, size: tuple[int, int], precision: Any
+    config: ILRMConfig, layers: int, samples: int, views: int, size: tuple[int, int], precision: Precision
 ) -> Count:
     few = replace(config, layers=layers, checkpoint=False, mini_batch="none")
     subsets = _subsets(config, layers, size)
@@ -242,7 +264,7 @@ def _count(forward: Callable[[], Tensor], model: nn.Module) -> Count:
             kept[id(storage)] = storage
         return x
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
         with saved_tensors_hooks(keep, lambda x: x):
             loss = forward()
         there = counter.get_total_flops()
@@ -253,9 +275,9 @@ def _count(forward: Callable[[], Tensor], model: nn.Module) -> Count:
 # --- measured -------------------------------------------------------------------------------------------------------
 
 
-def matmul_flops(config: TrainConfig, device: torch.device) -> float:
-    """Operations per second of a matrix product in the run's precision."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+def matmul_flops(precision: Precision, device: torch.device) -> float:
+    """Operations per second of a plain matrix product."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.ones(_MATMUL_SIDE, _MATMUL_SIDE, dtype=dtype, device=device)
     return 2 * _MATMUL_SIDE**3 / _seconds(lambda: a @ a, device)
 

@@ -94,12 +94,14 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     )
     metadata = {_METADATA_KEY: state, _DIGEST_KEY: _digest(state, checkpoint.tensors)}
     with atomic_file(path) as temporary:
+        mode = temporary.stat().st_mode
         try:
             save_file(checkpoint.tensors, temporary, metadata=metadata)
         except safetensors.SafetensorError as error:  # it hides what the system said
             number = re.search(r"os error (\d+)", str(error))
             code = int(number.group(1)) if number else None
             raise (OSError(code, os.strerror(code)) if code else OSError(str(error))) from error
+        temporary.chmod(mode)  # it makes files that only their owner can read
         _flush(temporary)
     _flush(path.parent)
 

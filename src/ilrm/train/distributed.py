@@ -61,7 +61,9 @@ def launch(devices: int, nodes: int, strategy: StrategyName) -> Iterator[Fabric]
             process.kill()
         raise
     finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # gloo's group is left to the end of the process: its destructor waits, with Python's lock held, for a thread
+        # that may be waiting for that lock to drop the last collective's tensors.
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl":
             torch.distributed.destroy_process_group()
 
 

@@ -176,7 +176,7 @@ def smoke(data: Path | None) -> TrainConfig:
         name="smoke",
         model=ILRMConfig(width=64, head_width=32, layers=2, decoder=FootprintDecoder()),
         stages=(stage,),
-        steps=400,
+        steps=300,
         loss=LossConfig(depth=0.1),
         # A run of N steps is the beginning of any longer one.
         optimiser=OptimiserConfig(peak=2e-3, schedule="constant", warm_up=20, ema=0.95),

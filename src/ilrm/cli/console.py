@@ -13,9 +13,9 @@ from rich.table import Table
 
 
 class Advance(Protocol):
-    """Takes a step, or several, and shows a note beside the bar."""
+    """Takes a step, or several, and shows a note beside the bar; says the total where it was not known before."""
 
-    def __call__(self, note: str = "", steps: int = 1) -> None: ...
+    def __call__(self, note: str = "", steps: int = 1, total: int | None = None) -> None: ...
 
 
 class _Pipe(rich.console.Console):
@@ -62,9 +62,9 @@ class Console:
             print(json.dumps(report, allow_nan=False), flush=True)
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Advance]:
+    def progress(self, label: str, total: int | None) -> Iterator[Advance]:
         """A bar of ``total`` steps; the yielded function advances it."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=self._messages, transient=True) as bar:
             task = bar.add_task(label, total=total, note="")
-            yield lambda note="", steps=1: bar.update(task, advance=steps, note=note)
+            yield lambda note="", steps=1, total=None: bar.update(task, advance=steps, note=note, total=total)

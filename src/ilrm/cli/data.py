@@ -1,21 +1,33 @@
-"""``ilrm data``: make synthetic scenes, and check scenes before use."""
+"""``ilrm data``: data sets made, converted and checked."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ilrm.cli.arguments import Output, check_at_least, check_size
+from ilrm.cli.arguments import Output, check_at_least, check_size, check_suffix
 from ilrm.cli.console import Console
-from ilrm.errors import SceneError
+from ilrm.errors import ConfigError, SceneError
+
+if TYPE_CHECKING:
+    from ilrm.scenes.check import Finding
+    from ilrm.scenes.check_set import SetReport
+
+_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Make:
-    """Make synthetic scenes with true cameras and depth, one folder each."""
+    """Make synthetic scenes with true cameras.
+
+    The same command continues after an interruption, and makes only scenes that the folder lacks.
+    """
 
     output: Output
     """Folder to write."""
@@ -27,55 +39,172 @@ class Make:
     """Width and height in pixels."""
     seed: int = 0
     """Of the first scene; the others count on from it."""
+    form: Literal["folders", "chunks", "json"] = "folders"
+    """A folder each with transforms.json and true depth; pixelSplat chunks; or a folder each with opencv_cameras.json
+    and a list of them."""
+    kind: Literal["room", "open", "mixed"] = "mixed"
+    """Closed rooms, open ground, or both."""
+    baseline: tuple[float, float] | None = None
+    """Range of the camera path's length, as a share of the distance to what is looked at (default .1 1.2)."""
+    image_format: Literal["png", "jpg"] = "png"
+    """PNG is exact, JPEG small."""
+    jobs: int | None = None
+    """Processes to share the work (default: one a core)."""
 
     def run(self, console: Console) -> dict[str, Any]:
         check_at_least("--scenes", self.scenes, 1)
         check_at_least("--views", self.views, 1)
+        check_at_least("--seed", self.seed, 0)
+        check_at_least("--jobs", 1 if self.jobs is None else self.jobs, 1)
         check_size(self.size)
-        from ilrm.files import atomic_folder
-        from ilrm.scenes import save_scene
-        from ilrm.scenes.procedural import ProceduralConfig, make_scene
+        from ilrm.scenes.make_set import make_set
+        from ilrm.scenes.procedural import ProceduralConfig
 
-        config = ProceduralConfig(views=self.views, width=self.size, height=self.size)
+        config = ProceduralConfig(views=self.views, width=self.size, height=self.size, kind=self.kind)
+        if self.baseline is not None:
+            config = replace(config, baseline=self.baseline)
         seeds = range(self.seed, self.seed + self.scenes)
-        names = [f"scene_{seed:06d}" for seed in seeds]
-        with atomic_folder(self.output) as folder, console.progress("scenes", self.scenes) as advance:
-            for seed, name in zip(seeds, names, strict=True):
-                save_scene(make_scene(seed, config), folder / name)
-                advance("")
-        console.show("", {"scenes": self.scenes, "written": self.output})
-        return {"output": str(self.output), "scenes": names}
+        with _resumable(), console.progress("scenes", self.scenes) as advance:
+            outcomes = make_set(
+                self.output,
+                seeds,
+                config,
+                self.form,
+                image_format=self.image_format,
+                jobs=self.jobs,
+                on_done=lambda outcome: advance(outcome.name),
+            )
+        kept = sum(outcome.kept for outcome in outcomes)
+        console.show("", {"scenes": self.scenes, "of these made earlier": kept or None, "written": self.output})
+        return {"output": str(self.output), "scenes": [outcome.name for outcome in outcomes], "kept": kept}
 
 
 @dataclass(frozen=True)
-class Check:
-    """Check that a scene can be used: every pose, intrinsic and image."""
+class Convert:
+    """Convert captures into one data set for training, undistorted and at one size.
 
-    path: tyro.conf.Positional[Path]
-    """A scene's folder or camera file."""
+    OUT/report.json says what became of each scene. The same command continues after an interruption, and tries again
+    what could not be converted.
+    """
+
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """Scenes (nerfstudio, DL3DV, COLMAP, LVSM, opencv_cameras.json), folders of them, lists of them, or chunks."""
+    output: Output
+    """Folder to write."""
+    form: Literal["chunks", "json"] = "chunks"
+    """pixelSplat chunks; or a folder each with opencv_cameras.json and a list of them."""
+    max_side: int | None = None
+    """Longer side of the photos at most (default: as they are)."""
+    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="W H")] = None
+    """Width and height of all photos: scaled to cover it, then cropped around the centre."""
+    key_from: Literal["folder", "parent", "path"] = "folder"
+    """What names a scene: its folder, the folder above it, or the whole path below INPUT."""
+    image_format: Literal["jpg", "png"] = "jpg"
+    """JPEG is small, PNG exact."""
+    jobs: int | None = None
+    """Processes to share the work (default: one a core)."""
+    skip_broken: bool = False
+    """Exit with 0 even if some scenes could not be converted."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        from ilrm.scenes import check_scene
+        if not self.inputs:
+            raise ConfigError("No INPUT was given.", expected="one or more scenes, folders of scenes, or lists")
+        check_at_least("--jobs", 1 if self.jobs is None else self.jobs, 1)
+        from ilrm.scenes.convert import REPORT_FILE, Fit, convert_scenes, find_inputs
 
-        findings = check_scene(self.path)
-        errors = [finding.message for finding in findings if finding.level == "error"]
-        report = {"path": str(self.path), "usable": not errors, "findings": [asdict(finding) for finding in findings]}
-        for finding in findings:
-            if finding.level != "error":
-                console.say(f"{finding.level}: {finding.message}")
-        if errors:
+        fit = Fit(self.max_side, self.size)
+        refs = find_inputs(self.inputs, self.key_from)
+        with _resumable(), console.progress("scenes", len(refs)) as advance:
+            outcomes = convert_scenes(
+                refs,
+                self.output,
+                self.form,
+                fit,
+                image_format=self.image_format,
+                jobs=self.jobs,
+                on_done=lambda outcome: advance(outcome.name),
+            )
+        written = [outcome.written for outcome in outcomes if outcome.written]
+        broken = {outcome.name: outcome.reason for outcome in outcomes if not outcome.written}
+        summary = {
+            "scenes": len(outcomes),
+            "converted": len(written),
+            "kept": sum(outcome.kept for outcome in outcomes),
+            "broken": len(broken),
+            "warnings": sum(bool(scene.warnings) for scene in written),
+            "views": sum(scene.views for scene in written),
+            "report": str(self.output / REPORT_FILE),
+        }
+        console.show("", summary)
+        report = {**summary, "output": str(self.output), "broken": broken}
+        if broken and not (self.skip_broken and written):
             console.answer(report)
-            raise SceneError(f"{self.path} cannot be used as it is:\n" + "\n".join(errors))
-        console.show("", {str(self.path): "can be used"})
+            raise SceneError(f"{len(broken)} of {len(refs)} scenes could not be converted:\n{_reasons(broken)}")
+        for name, reason in broken.items():
+            console.warn(f"{name} was left out: {reason.splitlines()[0]}")
         return report
 
 
 @dataclass(frozen=True)
+class Check:
+    """Check that a scene, or every scene of a data set, can be used: poses, intrinsics, and every image decoded."""
+
+    path: tyro.conf.Positional[Path]
+    """A scene's folder or camera file; chunks, a folder of scenes, or a list of them."""
+    report: Path | None = None
+    """Write every finding to this .json file."""
+    jobs: int | None = None
+    """Processes to share the work (default: one a core)."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        check_at_least("--jobs", 1 if self.jobs is None else self.jobs, 1)
+        if self.report is not None:
+            check_suffix(self.report, ".json")
+        from ilrm.files import write_json
+        from ilrm.scenes.check_set import is_set
+
+        report, errors = self._check_set(console) if is_set(self.path) else self._check_scene(console)
+        if self.report is not None:
+            write_json(self.report, report)
+        if errors:
+            console.answer(report)
+            raise SceneError(f"{self.path} cannot be used as it is:\n{errors}")
+        return report
+
+    def _check_scene(self, console: Console) -> tuple[dict[str, Any], str]:
+        """The report on a scene, and what makes it unusable, a line each."""
+        from ilrm.scenes import check_scene
+
+        findings = check_scene(self.path)
+        errors = [finding.message for finding in findings if finding.level == "error"]
+        _say(findings, console)
+        if not errors:
+            console.show("", {str(self.path): "can be used"})
+        report = {"path": str(self.path), "usable": not errors, "findings": [asdict(finding) for finding in findings]}
+        return report, "\n".join(errors)
+
+    def _check_set(self, console: Console) -> tuple[dict[str, Any], str]:
+        """The report on a data set, and what makes it or the first of its scenes unusable, a line each."""
+        from ilrm.scenes.check_set import check_set
+
+        with console.progress("checking", None) as advance:
+            checked = check_set(self.path, jobs=self.jobs, on_done=lambda name, total: advance(name, total=total))
+        _say(checked.findings, console)
+        console.show("", _summary(checked))
+        broken = {scene.name: scene.error for scene in checked.scenes if scene.error}
+        errors = [finding.message for finding in checked.findings if finding.level == "error"]
+        report = {"path": str(self.path), "usable": checked.usable, **asdict(checked)}
+        return report, "\n".join([*errors, *([_reasons(broken)] if broken else [])])
+
+
+@dataclass(frozen=True)
 class Data:
-    """Make and check scenes."""
+    """Make, convert and check data sets."""
 
     command: Annotated[
-        Annotated[Make, tyro.conf.subcommand("make")] | Annotated[Check, tyro.conf.subcommand("check")],
+        Annotated[Make, tyro.conf.subcommand("make")]
+        | Annotated[Convert, tyro.conf.subcommand("convert")]
+        | Annotated[Check, tyro.conf.subcommand("check")],
         tyro.conf.arg(name=""),
     ]
     json: bool = False
@@ -83,3 +212,41 @@ class Data:
 
     def run(self, console: Console) -> dict[str, Any]:
         return self.command.run(console)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("interrupted; the same command continues from here") from error
+
+
+def _say(findings: Sequence[Finding], console: Console) -> None:
+    for finding in findings:
+        if finding.level != "error":
+            console.say(f"{finding.level}: {finding.message}")
+
+
+def _reasons(broken: Mapping[str, str]) -> str:
+    """A line each for the first few scenes."""
+    lines = [f"{name}: {reason.splitlines()[0]}" for name, reason in list(broken.items())[:_MOST_SHOWN]]
+    more = len(broken) - len(lines)
+    return "\n".join([*lines, *([f"... and {more} more"] if more else [])])
+
+
+def _summary(checked: SetReport) -> Mapping[str, object]:
+    """The rows of a table."""
+    loaded = [scene for scene in checked.scenes if scene.views]
+    warned = sum(any(finding.level == "warning" for finding in scene.findings) for scene in checked.scenes)
+    rows = {"scenes": len(checked.scenes), "usable": sum(not scene.error for scene in checked.scenes), "warned": warned}
+    if not loaded:
+        return rows
+    views = [scene.views or 0 for scene in loaded]
+    sizes = Counter(scene.size for scene in loaded if scene.size).most_common(_MOST_SHOWN)
+    angles = [angle for scene in loaded for angle in scene.fov or ()]
+    return rows | {
+        "views": f"{sum(views)}, {min(views)} to {max(views)} a scene",
+        "sizes": ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes),
+        "field of view": f"{min(angles):.0f} to {max(angles):.0f} degrees",
+    }

@@ -54,9 +54,9 @@ class SceneReport:
     fov: tuple[float, float] | None = None
 
     @property
-    def usable(self) -> bool:
-        """Whether every view can be used."""
-        return not any(finding.level == "error" for finding in self.findings)
+    def error(self) -> str:
+        """The first reason why the scene cannot be used whole; empty if it can."""
+        return next((finding.message for finding in self.findings if finding.level == "error"), "")
 
 
 def check_scene(path: str | Path, *, key: str | None = None) -> list[Finding]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ilrm.errors import SceneError
 from ilrm.scenes.check import Finding, SceneReport, report_scene
 from ilrm.scenes.chunks import INDEX, is_chunk_index, open_chunk
-from ilrm.scenes.dataset import SceneRef, chunk_stages, find_scenes
+from ilrm.scenes.dataset import LIST_SUFFIX, SceneRef, chunk_stages, find_scenes
 from ilrm.scenes.load import read_source
 from ilrm.scenes.parallel import Lost, choose_jobs, run_each
 from ilrm.scenes.records import listing, read_json
@@ -27,18 +27,31 @@ class SetReport:
     @property
     def usable(self) -> bool:
         """Whether every scene is, and the set holds together."""
-        return all(scene.usable for scene in self.scenes) and not any(f.level == "error" for f in self.findings)
+        return not any(scene.error for scene in self.scenes) and not any(f.level == "error" for f in self.findings)
+
+
+def is_set(path: Path) -> bool:
+    """Whether a path is more than one scene's folder or file: chunks, a list, or a folder of scenes."""
+    if not path.exists():
+        return False
+    if chunk_stages(path) or path.suffix == ".torch":
+        return True
+    try:
+        refs = find_scenes(path)
+    except SceneError:
+        return path.is_file() and path.suffix.lower() == LIST_SUFFIX
+    return [ref.path for ref in refs] != [path]
 
 
 def check_set(
-    path: Path | str, *, jobs: int | None = None, on_done: Callable[[int, str], object] = lambda total, name: None
+    path: Path | str, *, jobs: int | None = None, on_done: Callable[[str, int], object] = lambda name, total: None
 ) -> SetReport:
     """Check every scene of a data set as ``check_scene`` does, in parallel; chunks also against their index.
 
     Args:
         path: whatever ``find_scenes`` takes.
         jobs: processes; one a core by default.
-        on_done: called with the number of parts (scenes, or chunks) and what has been checked, after each of them.
+        on_done: called with what has been checked, a scene or chunk, and the number of all of them, after each.
 
     Raises:
         SceneError: nothing is there.
@@ -58,7 +71,7 @@ def check_set(
     for index, answer in run_each(_check_ref, refs, choose_jobs(jobs, len(refs))):
         name = refs[index].name
         scenes[index] = _failed(name, answer.reason) if isinstance(answer, Lost) else answer
-        on_done(len(refs), name)
+        on_done(name, len(refs))
     return SetReport(tuple(scenes[index] for index in range(len(refs))), tuple(_repeated_paths(refs)))
 
 
@@ -79,7 +92,7 @@ def _repeated_paths(refs: Sequence[SceneRef]) -> Iterator[Finding]:
 # --- chunks ---------------------------------------------------------------------------------------------------------
 
 
-def _check_chunks(path: Path, jobs: int | None, on_done: Callable[[int, str], object]) -> SetReport:
+def _check_chunks(path: Path, jobs: int | None, on_done: Callable[[str, int], object]) -> SetReport:
     """One stage, or a single chunk file."""
     files = [path] if path.is_file() else sorted(path.glob("*.torch"))
     reports: dict[str, list[SceneReport]] = {}
@@ -90,7 +103,7 @@ def _check_chunks(path: Path, jobs: int | None, on_done: Callable[[int, str], ob
             reports[file.name] = answer
         else:
             findings.append(Finding("error", answer.reason if isinstance(answer, Lost) else answer))
-        on_done(len(files), file.name)
+        on_done(file.name, len(files))
     findings.sort(key=lambda finding: finding.message)
     scenes = [scene for file in files for scene in reports.get(file.name, [])]
     findings += _repeated_keys(reports)

@@ -15,6 +15,7 @@ from ilrm.scenes.frames import Frame, Source, fit_lens
 from ilrm.scenes.images import find_images, image_candidates, is_file, open_photo
 from ilrm.scenes.lenses import Lens
 from ilrm.scenes.records import unique_names
+from ilrm.scenes.signals import sigterm_kept
 
 if TYPE_CHECKING:
     import pycolmap
@@ -64,7 +65,8 @@ def _is_model(folder: Path) -> bool:
 
 
 def _open(model: Path) -> pycolmap.Reconstruction:
-    import pycolmap
+    with sigterm_kept():
+        import pycolmap
 
     suffix = ".bin" if (model / "images.bin").is_file() else ".txt"
     missing = [name + suffix for name in _FILES if not (model / (name + suffix)).is_file()]

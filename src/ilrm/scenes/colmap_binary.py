@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ilrm.errors import SceneError
+from ilrm.scenes.signals import sigterm_kept
 
 # Skips one record that starts at an offset; raises struct.error or ValueError where it does not fit.
 _Skip = Callable[[bytes, int], int]
@@ -48,7 +49,8 @@ def _check_file(path: Path, skip: _Skip) -> None:
 
 
 def _skip_camera(data: bytes, offset: int) -> int:
-    import pycolmap
+    with sigterm_kept():
+        import pycolmap
 
     _, model, _, _ = _CAMERA.unpack_from(data, offset)
     blank = pycolmap.Camera.create_from_model_id(1, pycolmap.CameraModelId(model), 1.0, 1, 1)

@@ -41,8 +41,9 @@ class Fit:
     def __post_init__(self) -> None:
         if self.max_side is not None and self.size is not None:
             raise ConfigError("A longer side and a size were given.", expected="one of them", fix="leave out one")
-        if min(self.max_side or 1, *(self.size or (1,))) < 1:
-            raise ConfigError(f"Photos of {self.size or self.max_side} cannot be.", expected="at least 1 pixel")
+        sides = [side for side in (self.max_side, *(self.size or ())) if side is not None]
+        if any(side < 1 for side in sides):
+            raise ConfigError(f"Photos cannot have a side of {min(sides)} pixels.", expected="at least 1")
 
     def enlarges(self, size: Size) -> bool:
         """Whether photos of that (width, height) have fewer pixels than are asked for."""
@@ -51,40 +52,50 @@ class Fit:
         return self.max_side is not None and max(size) < self.max_side
 
 
+def find_inputs(paths: Sequence[Path], names: NameRule = "folder") -> list[SceneRef]:
+    """The scenes of several data sets, see ``find_scenes``.
+
+    Raises:
+        ConfigError: two scenes would have one name.
+        SceneError: a path without scenes.
+    """
+    refs = [ref for path in paths for ref in find_scenes(path, names)]
+    times = Counter(ref.name for ref in refs)
+    if repeated := [name for name, count in times.items() if count > 1]:
+        examples = listing([_origin(ref) for ref in refs if ref.name == repeated[0]])
+        raise ConfigError(
+            f"Several scenes would be named {listing(repeated)}: {examples}.",
+            expected="a name of its own for each scene",
+            fix="name them by another part of their path (--key-from parent or path), or convert one input at a time",
+        )
+    return refs
+
+
 def convert_scenes(
-    inputs: Sequence[Path],
+    refs: Sequence[SceneRef],
     output: Path | str,
     form: Literal["chunks", "json"],
     fit: Fit,
     *,
-    names: NameRule = "folder",
     image_format: ImageFormat = "jpg",
     jobs: int | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-    on_start: Callable[[int], object] = lambda scenes: None,
     on_done: Callable[[Outcome], object] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Write all scenes of ``inputs`` that are not in ``output`` yet, and report.json: what became of each.
+    """Write all scenes that are not in ``output`` yet, and report.json: what became of each.
 
     A scene that cannot be converted has a reason among the outcomes and does not stop the others. Depth and points are
     left out. Where a capture has reduced copies of its photos (images_2, images_4, images_8), the smallest that are
     large enough are used; intrinsics follow.
 
     Args:
-        inputs: scenes or data sets, whatever ``find_scenes`` takes.
+        refs: what ``find_inputs`` has found.
         output, form, image_format, jobs, chunk_bytes, on_done: see ``save_set``.
         fit: the photos' size.
-        names: how folders and keys are named, see ``find_scenes``.
-        on_start: called once with the number of scenes.
 
     Raises:
-        ConfigError: two scenes would have one name.
-        SceneError: an input without scenes.
         OutputError: the folder cannot be written, or holds scenes that were converted in another way.
     """
-    refs = [ref for path in inputs for ref in find_scenes(path, names)]
-    _check_names(refs)
-    on_start(len(refs))
     items = [Item(ref.name, _origin(ref), partial(_load, ref, fit)) for ref in refs]
     settings = {"max_side": fit.max_side, "size": fit.size}
     outcomes = save_set(
@@ -99,17 +110,6 @@ def convert_scenes(
     )
     write_json(Path(output) / REPORT_FILE, _report(outcomes))
     return outcomes
-
-
-def _check_names(refs: Sequence[SceneRef]) -> None:
-    times = Counter(ref.name for ref in refs)
-    if repeated := [name for name, count in times.items() if count > 1]:
-        examples = ", ".join(_origin(ref) for ref in refs if ref.name == repeated[0])
-        raise ConfigError(
-            f"Several scenes would be named {listing(repeated)}: {examples}.",
-            expected="a name of its own for each scene",
-            fix="name them by another part of their path (--key-from parent or path), or convert them one set a time",
-        )
 
 
 def _origin(ref: SceneRef) -> str:

@@ -18,7 +18,7 @@ NameRule = Literal["folder", "parent", "path"]
 _STAGES = ("train", "test", "val")
 # Files whose folder names the scene; another file names it itself (LVSM keeps many in one folder).
 _CAMERA_FILES = ("transforms.json", "transforms_train.json", "transforms_test.json", "opencv_cameras.json")
-_LIST_SUFFIX = ".txt"
+LIST_SUFFIX = ".txt"
 # Data sets group their scenes (DL3DV: 1K/hash/nerfstudio); nobody nests them deeper than this.
 _DEEPEST = 4
 
@@ -81,7 +81,7 @@ def _in_file(file: Path, names: NameRule) -> list[SceneRef]:
         return _in_chunks(stages[0])
     if file.suffix == ".torch":
         return _in_chunks(file)
-    if file.suffix.lower() == _LIST_SUFFIX and not has_cameras(file.parent):  # COLMAP's files are .txt, too
+    if file.suffix.lower() == LIST_SUFFIX and not has_cameras(file.parent):  # COLMAP's files are .txt, too
         return [ref for scene in _listed(file) for ref in _one(scene, file.parent, names)]
     return _one(file, file.parent, names)
 

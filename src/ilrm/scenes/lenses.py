@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilrm.errors import SceneError
+from ilrm.scenes.signals import sigterm_kept
 
 if TYPE_CHECKING:
     import pycolmap
@@ -102,7 +103,8 @@ def remap(pixels: Tensor, lens: Lens, pinhole: Lens, *, nearest: bool = False) -
 @lru_cache(maxsize=64)
 def _undistorted(lens: Lens) -> Lens | None:
     """The pinhole lens, or None where there is none."""
-    import pycolmap
+    with sigterm_kept():
+        import pycolmap
 
     camera = _colmap_camera(lens)
     if getattr(camera, "is_spherical", lambda: False)():  # panoramas came with pycolmap 4
@@ -129,6 +131,7 @@ def _remap_grid(lens: Lens, pinhole: Lens) -> Tensor:
 
 
 def _colmap_camera(lens: Lens) -> pycolmap.Camera:
-    import pycolmap
+    with sigterm_kept():
+        import pycolmap
 
     return pycolmap.Camera(model=lens.model, width=lens.width, height=lens.height, params=list(lens.params))

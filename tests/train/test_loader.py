@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -291,6 +295,52 @@ def test_a_worker_that_dies_is_a_clear_error():
     with pytest.raises(WorkerError, match="process that prepares batches died"):
         for _ in range(10):
             next(iterator)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_our_own_mistakes_keep_their_words(monkeypatch, workers):
+    def fail(*_: object) -> Batch:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(BatchMaker, "__getitem__", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        next(batches(config(workers=workers)))
+
+
+def test_makers_travel_to_other_processes(chunks):
+    maker = BatchMaker(mixed(chunks), rank=1, world_size=2)
+    same(pickle.loads(pickle.dumps(maker))[2], maker[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupt_ends_everything(workers):
+    program = """if True:
+        from dataclasses import replace
+        from ilrm.train.loader import batches
+        from tests.train.data import config, stage
+        for number, _ in enumerate(batches(config(stage(batch=1), workers=%d))):
+            if number == 1:
+                print("ready", flush=True)
+        """
+    process = subprocess.Popen(
+        [sys.executable, "-c", program % workers],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, which gets the interrupt as from a terminal
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode in (-signal.SIGINT, 1)
+    assert errors.count("Traceback") == 1, "the workers keep silent"
 
 
 def test_workers_end_with_the_iterator():

@@ -108,7 +108,7 @@ def _from_processes(maker: BatchMaker, indices: range, workers: int) -> Iterator
                 raise item
             yield item
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker (pid"):  # an error of the worker's own, carried over
             raise
         raise WorkerError(
             f"A process that prepares batches died: {str(error).splitlines()[0]}",

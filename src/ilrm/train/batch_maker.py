@@ -72,10 +72,8 @@ class BatchMaker:
         orders = [self._order(step, stage, place, inputs) for place in places]
         made: dict[int, _Made] = {}
         for index, source in enumerate(stage.sources):
-            opened, chosen = (
-                self._opened[_unweighted(source)],
-                [order for order in orders if order.pick.source == index],
-            )
+            opened = self._opened[_unweighted(source)]
+            chosen = [order for order in orders if order.pick.source == index]
             if isinstance(opened, ProceduralSource):
                 made.update(self._from_procedural(opened, chosen))
             else:

@@ -38,12 +38,14 @@ def assert_same(output: Path, expected: Path) -> None:
         assert torch.allclose(x, tensors[name], atol=2e-4, rtol=1e-3), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_are_as_one(alone: Path, tmp_path: Path, strategy: str) -> None:
     run(command(CONFIG, tmp_path / "out", "--devices", "2", "--strategy", strategy))
     assert_same(tmp_path / "out", alone)
 
 
+@pytest.mark.slow
 def test_sharded_run_goes_on_alone_and_back(alone: Path, tmp_path: Path) -> None:
     """The same file continues in another number of processes."""
     sharded = ("--devices", "2", "--strategy", "fsdp")
@@ -65,6 +67,7 @@ def test_torchrun(alone: Path, tmp_path: Path) -> None:
     assert_same(tmp_path / "out", alone)
 
 
+@pytest.mark.slow
 def test_mistake_is_told_once(tmp_path: Path) -> None:
     said = run(command(replace(CONFIG, accumulate=4), tmp_path / "out", "--devices", "2"), status=1)
     assert said.count("does not divide into 2 ranks") == 1

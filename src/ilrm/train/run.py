@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -104,6 +104,7 @@ class Run:
         self._average = Average(self._network, config.optimiser.ema) if config.optimiser.ema > 0 else None
         if stored is not None:
             together(fabric, partial(restore, stored, self._network, self._optimiser, self._average))
+        self._batches: Iterator[Batch] = iter(())
         self._log: RunLog | None = None
         self._not_finite = 0  # steps in a row
         self._step_seconds = self._save_seconds = 0.0
@@ -120,7 +121,7 @@ class Run:
         wanted = loss.perceptual is not None and loss.perceptual_weight > 0
         self._perceptual = perceptual.load(loss.perceptual, device) if wanted and loss.perceptual else None
         self._validation = validation_batches(config) if config.validation is not None else []
-        self._batches: Iterator[Batch] = batches(
+        self._batches = batches(
             config,
             rank=self.fabric.global_rank,
             world_size=self.fabric.world_size,
@@ -136,6 +137,8 @@ class Run:
 
     def close(self) -> None:
         """Stop what runs beside the training."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
         if self._log is not None:
             self._log.close()
 

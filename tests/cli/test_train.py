@@ -1,0 +1,197 @@
+"""``ilrm train``: what its options change, how it stops and goes on, what it says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ilrm.cli import main
+from ilrm.cli.train import Train
+from ilrm.train.checkpoint import read_checkpoint
+from ilrm.train.presets import PRESETS, preset
+from ilrm.train.serialise import to_json
+from tests.cli.conftest import tree
+from tests.train.runs import command, environment, rows, tiny
+
+SMALL = ["--config", "stages.0.size=[32,32]", "validation.size=[32,32]", "model.width=32", "stages.0.batch=2"]
+
+
+def test_smoke_run_leaves_a_log_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    assert main(["train", "smoke", "-o", str(whole), "--steps", "6", "--seed", "1", *SMALL]) == 0
+    capsys.readouterr()
+    assert main(["train", "smoke", "-o", str(output), "--steps", "3", "--seed", "1", "--json", *SMALL]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["step"], first["steps_now"], first["stopped_by"]) == (3, 3, "steps")
+    assert (output / "last").is_file()
+    with (output / "log.csv").open() as file:
+        columns = csv.DictReader(file).fieldnames or []
+    assert columns[:5] == ["step", "loss", "psnr", "lr", "scenes_per_s"]
+    assert main(["train", "smoke", "-o", str(output), "--steps", "6", "--seed", "1", "--json", *SMALL]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert (second["step"], second["steps_now"]) == (6, 3)
+    assert rows(output) == rows(whole)
+    assert second["psnr"] == pytest.approx(float(rows(output)[-1]["psnr"]), abs=1e-5)
+
+
+def test_every_preset_is_named_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    for name in PRESETS:
+        assert name.removesuffix("-mc") in said
+    assert {name.removesuffix("-mc") for name in PRESETS if name.endswith("-mc")} == {
+        "re10k-2view",
+        "re10k-4view",
+        "re10k-8view",
+    }
+
+
+def test_options_change_the_config(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"optimiser": {"peak": 0.5}, "validate_every": 7}))
+    made = Train(
+        preset="synthetic-small",
+        output=tmp_path,
+        steps=9,
+        seed=5,
+        precision="fp32",
+        accumulate=2,
+        batch=8,
+        workers=3,
+        compile=True,
+        checkpoint_layers=True,
+        init="ilrm-small",
+        config=(str(tmp_path / "a.json"), "loss.depth=0.25"),
+    ).make_config()
+    base = preset("synthetic-small")
+    assert made == replace(
+        base,
+        steps=9,
+        seed=5,
+        precision="fp32",
+        accumulate=2,
+        workers=3,
+        compile=True,
+        initial_weights="ilrm-small",
+        validate_every=7,
+        model=replace(base.model, checkpoint=True),
+        optimiser=replace(base.optimiser, peak=0.5),
+        loss=replace(base.loss, depth=0.25),
+        stages=tuple(replace(stage, batch=8) for stage in base.stages),
+    )
+
+
+def test_without_options_it_is_the_preset(tmp_path: Path) -> None:
+    assert Train(preset="smoke", output=tmp_path).make_config() == preset("smoke")
+
+
+def test_written_config_is_a_whole_change(tmp_path: Path) -> None:
+    """The config.json of another run makes the same run of any preset, whatever kinds of parts it has."""
+    to_json(preset("synthetic-small"), tmp_path / "config.json")
+    made = Train(preset="smoke", output=tmp_path, config=(str(tmp_path / "config.json"),)).make_config()
+    assert made == preset("synthetic-small")
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["train", "smoke", "-o", str(tmp_path / "out"), "--dry-run", *SMALL]
+    assert main([*options, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["parameters"] > 10_000
+    assert report["memory_bytes"] > 4 * report["parameters"]
+    assert report["seconds"] > 0
+    assert report["stages"][0]["viewpoint_tokens"] == 3 * (32 // 16) ** 2
+    assert main(options) == 0
+    said = capsys.readouterr().out
+    assert "parameters" in said
+    assert "tokens of a sample" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_says_how_to_go_on(tmp_path: Path, number: int, status: int) -> None:
+    output = tmp_path / "out"
+    config = tiny(steps=100_000)
+    process = subprocess.Popen(command(config, output), env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not (output / "log.csv").exists() or len((output / "log.csv").read_text().splitlines()) < 4:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status, said
+    step = read_checkpoint(output / "last").progress.step
+    assert f"stopped after step {step} of 100000; the same command continues from there" in said
+    assert "Traceback" not in said
+    assert len(rows(output)) == step
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["smok"], "no preset 'smok'"),
+        (["smoke", "--steps", "0"], "--steps 0 was given"),
+        (["smoke", "--minutes", "-1"], "--minutes -1.0 was given"),
+        (["smoke", "--minutes", "nan"], "--minutes nan was given"),
+        (["smoke", "--batch", "0"], "--batch 0 was given"),
+        (["smoke", "--accumulate", "3"], "does not divide"),
+        (["smoke", "--init", "nothing-of-that-name"], "no weights 'nothing-of-that-name'"),
+        (["smoke", "--data", "/nowhere"], "smoke"),
+        (["re10k-2view"], "re10k-2view"),
+        (["re10k-2view", "--data", "/nowhere"], "/nowhere"),
+        (["smoke", "--config", "optimiser.pick=1"], "no field 'pick'"),
+        (["smoke", "--config", "missing.json"], "--config missing.json cannot be read"),
+        (["smoke", "--config", "seed=red"], 'seed = "red"'),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_mistakes_are_told(options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    assert main(["train", *options, "-o", str(output)]) == 1
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.out == ""
+    assert not (output / "last").exists()
+
+
+def test_refused_runs_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    arguments = ["train", "smoke", "-o", str(output), "--steps", "1", *SMALL]
+    assert main(arguments) == 0
+    before = tree(output)
+    assert main([*arguments, "--seed", "9"]) == 1
+    assert "seed: 0 there, 9 now" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    assert main(["train", "smoke", "-o", str(tmp_path / "other"), *SMALL]) == 1
+    assert "holds other things (thesis.tex)" in capsys.readouterr().err
+    assert tree(output) == before
+    assert list(tree(tmp_path / "other")) == ["thesis.tex"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is closed to the administrator")
+def test_closed_folder_is_told_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0o500)
+    assert main(["train", "smoke", "-o", str(tmp_path / "out"), *SMALL]) == 1
+    assert "permission" in capsys.readouterr().err
+
+
+def test_out_of_memory_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("ilrm.train.engine.train", exhausted)
+    assert main(["train", "smoke", "-o", str(tmp_path / "out")]) == 1
+    assert "raise --accumulate, or choose --checkpoint-layers" in capsys.readouterr().err

@@ -256,3 +256,16 @@ def test_as_many_jobs_as_are_worth_it() -> None:
     assert choose_jobs(None, 1) == 1
     assert choose_jobs(3, 2) == 2
     assert choose_jobs(None, 10**6) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.slow
+def test_sigterm_still_unwinds_after_pycolmap_is_loaded() -> None:
+    """So that temporary files are removed; pycolmap would end the process with a stack trace."""
+    code = (
+        "import os, signal, sys, time\nfrom ilrm.scenes.lenses import Lens\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "Lens('OPENCV', (20, 20, 16, 12, .1, 0, 0, 0), 32, 24).undistorted('')\n"
+        "assert 'pycolmap' in sys.modules\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (7, "")

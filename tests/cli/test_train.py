@@ -119,15 +119,18 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_run_says_how_to_go_on(tmp_path: Path, number: int, status: int) -> None:
+    """The signal goes to all its processes, as a terminal and a scheduler send it."""
     output = tmp_path / "out"
-    config = tiny(steps=100_000)
-    process = subprocess.Popen(command(config, output), env=environment(), stderr=subprocess.PIPE, text=True)
+    config = tiny(steps=100_000, workers=1)
+    process = subprocess.Popen(
+        command(config, output), env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 90
     while not (output / "log.csv").exists() or len((output / "log.csv").read_text().splitlines()) < 4:
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == status, said
     step = read_checkpoint(output / "last").progress.step

@@ -203,9 +203,9 @@ def test_run_that_stays_not_finite_stops(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(torch.isfinite(x).all() for x in read_checkpoint(tmp_path / "last").tensors.values())
 
 
-def unusable(share: int) -> Any:
+def unusable(share: int, broken: bool = True) -> Any:
     def change(step: int, batch: Batch) -> Batch:
-        problem = Problem(f"scene_{step}", "chunks/7.torch", "cut short, sadly", broken=True)
+        problem = Problem(f"scene_{step}", "chunks/7.torch", "cut short, sadly", broken=broken)
         return replace(batch, problems=(problem,)) if step % share == 0 else batch
 
     return change
@@ -213,11 +213,19 @@ def unusable(share: int) -> Any:
 
 def test_too_many_broken_items_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_batches(monkeypatch, unusable(1))
-    with pytest.raises(SceneError, match=r"17 of 51 items could not be used") as caught:
+    with pytest.raises(SceneError, match=r"17 of 51 items are broken") as caught:
         train(tiny(steps=40), tmp_path)
     assert "scene_16 in chunks/7.torch: cut short, sadly" in caught.value.problem
     assert "problems.csv" in caught.value.fix
     assert len(rows(tmp_path, "problems.csv")) == 17
+
+
+def test_sequences_too_short_for_the_sampler_never_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_batches(monkeypatch, unusable(1, broken=False))
+    assert train(tiny(steps=20), tmp_path).step == 20
+    assert rows(tmp_path)[-1]["unusable"] == "20"
 
 
 def test_few_broken_items_are_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import torch
 from ilrm.errors import ConfigError, SceneError, WorkerError
 from ilrm.train.batch import Batch
 from ilrm.train.config import Bounded, Chunks, Folders, Spread, TrainConfig
-from ilrm.train.loader import BatchMaker, batches, validation_batches
+from ilrm.train.loader import BatchMaker, batches, validation_batches, worker_deaths_explained
 from tests.scenes.files import write_scene
 from tests.scenes.test_chunks import example
 from tests.train.data import PROCEDURAL, config, stage, write_chunk_set
@@ -295,6 +295,17 @@ def test_a_worker_that_dies_is_a_clear_error():
     with pytest.raises(WorkerError, match="process that prepares batches died"):
         for _ in range(10):
             next(iterator)
+
+
+def test_a_worker_that_dies_during_the_step_is_the_same_error():
+    """torch tells of it from a signal handler, which interrupts whatever the training process does."""
+    iterator = batches(config(stage(batch=1), workers=1))
+    next(iterator)
+    worker = torch.multiprocessing.active_children()[0]
+    assert worker.pid is not None
+    with pytest.raises(WorkerError, match="process that prepares batches died"), worker_deaths_explained():
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(20)  # interrupted
 
 
 @pytest.mark.parametrize("workers", [0, 1])

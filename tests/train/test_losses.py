@@ -14,7 +14,7 @@ from torch import Tensor
 from ilrm.cameras import Cameras, normalise
 from ilrm.errors import ConfigError
 from ilrm.gaussians import Gaussians
-from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
+from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.render import render
 from ilrm.train import losses as module
 from ilrm.train.batch import Batch
@@ -260,3 +260,65 @@ def test_equal_images_have_a_finite_psnr() -> None:
 def test_contradictory_weights_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         LossConfig(**values)
+
+
+class TestMatching:
+    CONFIG = replace(
+        NETWORK,
+        viewpoint_factor=2,
+        uplift=2,
+        image_channels=("rgb", "moment", "direction", "match"),
+        matching=MatchingConfig(planes=8, sources=1, window=3, channels=4),
+    )
+
+    def compute(self, batch: Batch) -> tuple[module.Losses, ILRM]:
+        model = make_model(self.CONFIG)
+        config = LossConfig(mse=0, matching=0.5)
+        return losses(model, batch, config, 0, model_config=self.CONFIG, precision="fp32"), model
+
+    def test_is_the_cross_entropy_at_the_true_distance(self) -> None:
+        batch = make_batch()
+        assert batch.depth is not None
+        result, model = self.compute(batch)
+        inputs = (batch.images[:, :INPUTS], batch.c2w[:, :INPUTS], batch.K[:, :INPUTS])
+        _, match = model(*inputs, with_match=True)
+        assert match is not None
+        assert match.logits is not None
+        samples = []
+        for b in range(2):
+            errors = []
+            for v in range(INPUTS):
+                for i in range(SIDE // 2):
+                    for j in range(SIDE // 2):
+                        z = batch.depth[b, v, 2 * i + 1, 2 * j + 1]
+                        if z == 0:
+                            continue
+                        pixel = torch.tensor([2 * j + 1.0, 2 * i + 1.0, 1.0])
+                        distance = (torch.linalg.solve(batch.K[b, v], pixel) * z).norm().item()
+                        place = math.log(distance / 0.2) / math.log(400 / 0.2) * 7
+                        log_p = match.logits[b, v, :, i, j].log_softmax(0)
+                        below = math.floor(place)
+                        mixed = (below + 1 - place) * log_p[below] + (place - below) * log_p[below + 1]
+                        errors.append(-mixed.item())
+            samples.append(sum(errors) / len(errors))
+        assert result.terms["matching"].item() == pytest.approx(sum(samples) / 2, rel=1e-4)
+        assert result.total.item() == pytest.approx(0.5 * sum(samples) / 2, rel=1e-4)
+
+    def test_gradient_reaches_the_matching_network(self) -> None:
+        result, model = self.compute(make_batch())
+        result.total.backward()
+        assert model.matching is not None
+        for name in ("out", "sharpen_out"):
+            grad = getattr(model.matching, name).weight.grad
+            assert grad is not None
+            assert grad.abs().max() > 0
+
+    def test_two_halves_average_to_the_whole(self) -> None:
+        batch = make_batch()
+        whole = self.compute(batch)[0].terms["matching"]
+        halves = [self.compute(part(batch, slice(b, b + 1)))[0].terms["matching"] for b in range(2)]
+        torch.testing.assert_close(torch.stack(halves).mean(), whole, atol=1e-5, rtol=1e-5)
+
+    def test_needs_a_network_that_learns_to_match(self) -> None:
+        with pytest.raises(ConfigError, match="learned matching"):
+            compute(make_model(), make_batch(), LossConfig(matching=1))

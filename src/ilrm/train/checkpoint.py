@@ -46,7 +46,8 @@ class Progress:
     Attributes:
         step: optimiser steps done, skipped ones included.
         seconds: time spent on them, without start-up.
-        seen, unusable: items that were drawn, and those of them that could not be used.
+        seen, unusable, broken: items that were drawn, those of them that could not be used, and those of these with
+            damaged data.
         skipped: steps whose update was left out because loss or gradient were not finite.
         best_psnr: of all validations, in dB.
     """
@@ -55,6 +56,7 @@ class Progress:
     seconds: float = 0.0
     seen: int = 0
     unusable: int = 0
+    broken: int = 0
     skipped: int = 0
     best_psnr: float | None = None
 

@@ -279,7 +279,7 @@ class TrainConfig:
         initial_weights: name or path of weights to start from.
         save_every, keep_every: steps between writes of OUT/last, and between checkpoints that are kept (0: none).
         validate_every: steps between validations on ``validation_scenes`` fixed samples.
-        broken_share: more broken or unusable items than this share of all seen stop the run.
+        broken_share: more broken items than this share of all seen stop the run.
         non_finite: so many non-finite steps in a row stop the run.
     """
 

@@ -18,6 +18,7 @@ from ilrm.files import atomic_file
 from ilrm.train.checkpoint import Checkpoint, check_same_run, read_checkpoint
 from ilrm.train.config import TrainConfig
 from ilrm.train.distributed import StrategyName, launch, together
+from ilrm.train.loader import worker_deaths_explained
 from ilrm.train.log import StepRecord
 from ilrm.train.run import CONFIG, LAST, Run
 
@@ -87,7 +88,7 @@ def train(
         stored = together(fabric, lambda: _stored(output, config))
         run = Run(fabric, config, output, stored)
         first_step, record, stopped_by = run.progress.step, None, "steps"
-        with closing(run), _Signals() as signals:
+        with worker_deaths_explained(), closing(run), _Signals() as signals:
             if first_step < config.steps:
                 run.open()
             while run.progress.step < config.steps and stopped_by == "steps":

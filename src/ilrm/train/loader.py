@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import DataLoader
@@ -102,17 +103,28 @@ def _from_processes(maker: BatchMaker, indices: range, workers: int) -> Iterator
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its own: the training's random numbers do not depend on the workers
     )
-    try:
+    with worker_deaths_explained():
         for item in loader:
             if isinstance(item, IlrmError):
                 raise item
             yield item
+
+
+@contextmanager
+def worker_deaths_explained() -> Iterator[None]:
+    """Turn torch's report of a dead worker into a ``WorkerError``.
+
+    torch raises it from a signal handler, so wherever the training process happens to be: this also belongs around
+    whatever is done between two batches.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):  # an error of the worker's own, carried over
             raise
         raise WorkerError(
             f"A process that prepares batches died: {str(error).splitlines()[0]}",
-            expected=f"{workers} processes that live as long as the training",
+            expected="processes that live as long as the training",
             fix="free some memory (or shared memory, /dev/shm), lower workers, or set workers to 0",
         ) from error
 
@@ -131,5 +143,7 @@ class _Guarded:
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to answer
+    # Ctrl-C, and the SIGTERM that a scheduler sends to all processes of a job, are the training process's to answer.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -51,7 +51,8 @@ class _Found:
 
     Attributes:
         waited: seconds this process waited for data.
-        problems: items that this process could not use.  unusable: how many there were in all processes.
+        problems: items that this process could not use.  unusable: how many there were in all processes;
+            broken: those of them with damaged data.
     """
 
     loss: float
@@ -62,6 +63,7 @@ class _Found:
     waited: float
     problems: list[Problem]
     unusable: int
+    broken: int
 
 
 class _Trained(nn.Module):
@@ -166,7 +168,7 @@ class Run:
             if self._average is not None:
                 self._average.update(self._network)
         self._optimiser.zero_grad(set_to_none=True)
-        self._count(begun, stage.batch, found.unusable, finite)
+        self._count(begun, stage.batch, found, finite)
         record = StepRecord(
             step=self.progress.step,
             loss=found.loss,
@@ -208,7 +210,8 @@ class Run:
             self._trained, self._optimiser, max_norm=config.optimiser.clip, error_if_nonfinite=False
         )
         mine = [torch.stack([part[name] for part in values]).double().mean() for name in values[0]]
-        *means, unusable = self._mean_of_all(torch.stack([*mine, mine[0].new_tensor(len(problems))]))
+        counts = mine[0].new_tensor([len(problems), sum(p.broken for p in problems)])
+        *means, unusable, broken = self._mean_of_all(torch.cat([torch.stack(mine), counts]))
         loss, psnr, *terms = means
         return _Found(
             loss=loss,
@@ -219,6 +222,7 @@ class Run:
             waited=waited,
             problems=problems,
             unusable=round(unusable * fabric.world_size),
+            broken=round(broken * fabric.world_size),
         )
 
     def _losses(self, network: ILRM, *, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -239,7 +243,7 @@ class Run:
         assert isinstance(total, Tensor)
         return (total / self.fabric.world_size).tolist()
 
-    def _count(self, begun: float, batch: int, unusable: int, finite: bool) -> None:
+    def _count(self, begun: float, batch: int, found: _Found, finite: bool) -> None:
         now = time.perf_counter()
         before, passed = self.progress, now - self._mark
         self._mark, self._step_seconds = now, now - begun
@@ -248,8 +252,9 @@ class Run:
             before,
             step=before.step + 1,
             seconds=before.seconds + passed,
-            seen=before.seen + batch + unusable,
-            unusable=before.unusable + unusable,
+            seen=before.seen + batch + found.unusable,
+            unusable=before.unusable + found.unusable,
+            broken=before.broken + found.broken,
             skipped=before.skipped + (not finite),
         )
 
@@ -263,11 +268,13 @@ class Run:
             together(self.fabric, partial(self._check, problems))
 
     def _check(self, problems: list[Problem]) -> None:
-        share = self.progress.unusable / self.progress.seen
+        # Sequences too short for the sampler are a property of sound data; only damage is a reason to stop.
+        problems = [p for p in problems if p.broken]
+        share = self.progress.broken / self.progress.seen
         if problems and self.progress.seen >= _LEAST_SEEN and share > self.config.broken_share:
             some = "\n    ".join(f"{p.scene} in {p.source}: {p.reason}" for p in problems[:4])
             raise SceneError(
-                f"{self.progress.unusable} of {self.progress.seen} items could not be used, the last ones:\n    {some}",
+                f"{self.progress.broken} of {self.progress.seen} items are broken, the last ones:\n    {some}",
                 expected=f"at most a share of {self.config.broken_share:g}",
                 fix=f"see {self.output / PROBLEMS} for all of them; mend the data, or raise broken_share",
             )

@@ -143,7 +143,5 @@ class _Guarded:
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C, and the SIGTERM that a scheduler sends to all processes of a job, are the training process's to answer.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to answer
     torch.set_num_threads(1)

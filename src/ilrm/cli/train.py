@@ -30,7 +30,7 @@ _LINES_APART_S = 60.0
 class Train:
     """Train a network, or continue a training run.
 
-    Presets: smoke (two minutes, to try it), synthetic-small (the shipped weights); re10k-2view, re10k-4view,
+    Presets: smoke (two minutes, to try it), synthetic-small (the small network); re10k-2view, re10k-4view,
     re10k-8view, each also with -mc (mini-batch cross-attention); dl3dv-256, dl3dv-512; undistorted-16view,
     undistorted-32view.
 

@@ -82,16 +82,21 @@ def _in_file(file: Path, names: NameRule) -> list[SceneRef]:
     if file.suffix == ".torch":
         return _in_chunks(file)
     if file.suffix.lower() == LIST_SUFFIX and not has_cameras(file.parent):  # COLMAP's files are .txt, too
-        return [ref for scene in _listed(file) for ref in _one(scene, file.parent, names)]
+        return [ref for line in read_list(file) for ref in _one(file.parent / line, file.parent, names)]
     return _one(file, file.parent, names)
 
 
-def _listed(file: Path) -> list[Path]:
+def read_list(file: Path) -> list[str]:
+    """The lines of a list of scenes, each a path relative to the list's folder; comments (#) and empty lines left out.
+
+    Raises:
+        SceneError: no text, or a list of nothing.
+    """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise SceneError(f"{file} cannot be read as a list of scenes: {error}.", expected="a text file") from error
-    scenes = [file.parent / line for line in lines if line and not line.startswith("#")]
+    scenes = [line for line in lines if line and not line.startswith("#")]
     if not scenes:
         raise SceneError(f"{file} lists no scenes.", expected="the path of a scene in each line, relative to the list")
     return scenes

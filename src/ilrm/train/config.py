@@ -315,6 +315,11 @@ class TrainConfig:
                 f"validation_scenes = {self.validation_scenes}.",
                 expected="seed and workers from 0, accumulate and validation_scenes from 1",
             )
+        if self.loss.matching > 0 and not (self.model.matching and self.model.matching.channels):
+            raise ConfigError(
+                f"loss.matching = {self.loss.matching} teaches learned matching, which this network has not.",
+                fix="set loss.matching to 0, or model.matching.channels above 0",
+            )
         multiple = self.model.size_multiple
         for stage in (*self.stages, *([self.validation] if self.validation else [])):
             if any(side % multiple for side in stage.size):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -83,7 +83,7 @@ def train(
     """
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     output = Path(output)
-    with launch(devices, nodes, strategy) as fabric:
+    with _nothing_empty_left(output), launch(devices, nodes, strategy) as fabric:
         together(fabric, lambda: _open_output(output), first_only=True)
         stored = together(fabric, lambda: _stored(output, config))
         run = Run(fabric, config, output, stored)
@@ -111,6 +111,17 @@ def train(
             best_psnr=run.progress.best_psnr,
             is_first=fabric.is_global_zero,
         )
+
+
+@contextmanager
+def _nothing_empty_left(output: Path) -> Iterator[None]:
+    """Remove the folder again if a failure left nothing in it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty, or never made
+            output.rmdir()
+        raise
 
 
 def _due(step: int, every: int) -> bool:

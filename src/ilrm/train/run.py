@@ -119,9 +119,6 @@ class Run:
 
     def _open_data(self) -> None:
         config, device = self.config, self.fabric.device
-        loss = config.loss
-        wanted = loss.perceptual is not None and loss.perceptual_weight > 0
-        self._perceptual = perceptual.load(loss.perceptual, device) if wanted and loss.perceptual else None
         self._validation = validation_batches(config) if config.validation is not None else []
         self._batches = batches(
             config,
@@ -131,6 +128,10 @@ class Run:
             steps=config.steps - self.progress.step,
             device="cpu" if config.workers else device,
         )
+        # After the data: a wrong path is told before half a gigabyte is downloaded.
+        loss = config.loss
+        wanted = loss.perceptual is not None and loss.perceptual_weight > 0
+        self._perceptual = perceptual.load(loss.perceptual, device) if wanted and loss.perceptual else None
 
     def _open_log(self) -> None:
         described = to_dict(self.config)

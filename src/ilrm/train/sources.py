@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +17,8 @@ from ilrm.errors import SceneError
 from ilrm.scene import Scene
 from ilrm.scenes import frames
 from ilrm.scenes.chunks import Chunk, chunk_of_every_key, open_chunk
-from ilrm.scenes.load import camera_files, has_cameras, is_chunk_folder, read_source
+from ilrm.scenes.dataset import find_scenes, read_list
+from ilrm.scenes.load import has_cameras, is_chunk_folder, read_source
 from ilrm.scenes.procedural import make_batch
 from ilrm.scenes.records import listing
 from ilrm.train.config import Chunks, Folders, Procedural, SceneList, Source
@@ -159,13 +161,7 @@ def _read(path: Path) -> frames.Source:
 
 
 def _open_list(path: Path) -> FiniteSource:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SceneError(f"{path} cannot be read as a list of scenes: {error}.", expected="a text file") from error
-    keys = [line for line in lines if line and not line.startswith("#")]
-    if not keys:
-        raise SceneError(f"{path} lists no scenes.", expected="the path of a scene in each line, relative to the list")
+    keys = read_list(path)
     repeated = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
     if repeated:
         raise SceneError(f"{path} lists {listing(repeated)} more than once.", fix="remove the repeated lines")
@@ -180,15 +176,8 @@ def _open_list(path: Path) -> FiniteSource:
 
 
 def _open_folders(path: Path) -> FiniteSource:
-    if path.is_file() or has_cameras(path):
-        return FiniteSource(str(path), (path.name,), _FileScenes(path.parent))
-    if is_chunk_folder(path):
+    refs = find_scenes(path)
+    if any(ref.key is not None for ref in refs):
         raise SceneError(f"{path} holds chunks, not folders of scenes.", fix='use a source of the kind "chunks"')
-    folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    if not any(has_cameras(folder) or camera_files(folder) for folder in folders):
-        raise SceneError(
-            f"{path} holds no scenes.",
-            expected="a scene's folder, or folders of scenes, each with a camera file or COLMAP model",
-            fix="give the folder that holds the scenes' folders",
-        )
-    return FiniteSource(str(path), tuple(folder.name for folder in folders), _FileScenes(path))
+    root = path.parent if path.is_file() or has_cameras(path) else path
+    return FiniteSource(str(path), tuple(os.path.relpath(ref.path, root) for ref in refs), _FileScenes(root))

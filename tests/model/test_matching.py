@@ -10,7 +10,8 @@ import torch
 from ilrm.cameras import Cameras, normalise
 from ilrm.errors import ConfigError
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
-from ilrm.model.matching import _fill, match_depth, source_views
+from ilrm.model.matching import _fill, match_depth
+from ilrm.model.view_geometry import source_views
 from ilrm.scenes.procedural import ProceduralConfig, make_batch
 
 CONFIG = ILRMConfig(

@@ -184,11 +184,12 @@ def test_fields_are_changed_by_assignments() -> None:
             "stages.0.sources.0.scenes.fov=[50,60]",
             "initial_weights=ilrm-small",
             "compile=true",
+            "loss.matching=0",
         ],
     )
     assert config.optimiser.peak == 1.0
     assert isinstance(config.optimiser.peak, float)
-    assert [stage.batch for stage in config.stages] == [4, 8, 1, 1]
+    assert [stage.batch for stage in config.stages] == [4, 8, 1]
     assert config.loss.perceptual == "vgg"
     assert config.stages[0].size == (64, 96)
     assert config.model.matching is None

@@ -9,11 +9,11 @@ from ilrm.cameras import NormalisationRule
 from ilrm.errors import ConfigError
 
 RayChannel = Literal["origin", "direction", "moment"]
-ImageChannel = Literal["rgb", "origin", "direction", "moment", "match"]
+ImageChannel = Literal["rgb", "origin", "direction", "moment", "match", "consistency"]
 MiniBatch = Literal["none", "half", "quarter", "random"]
 
 # Channels that each named part of a token contributes per pixel.
-CHANNEL_WIDTH = {"rgb": 3, "origin": 3, "direction": 3, "moment": 3, "match": 3}
+CHANNEL_WIDTH = {"rgb": 3, "origin": 3, "direction": 3, "moment": 3, "match": 3, "consistency": 6}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ class ILRMConfig:
         mini_batch: which share of both token sets a layer's cross-attention works on ("none" = all of them).
         normalisation: how the world is scaled before it enters (see ``ilrm.cameras.normalise``).
         decoder: how raw channels become Gaussians.
-        matching: optional plane-sweep matching; needs "match" among the image channels and the footprint decoder.
+        matching: optional plane-sweep matching; needs "match" among the image channels and the footprint decoder. With
+            "consistency" among them, too, Gaussians also start smaller where views overlap and more transparent where
+            views contradict them (see ``consistency``).
         pixel_head: hidden channels of a convolution on the viewpoint grid that corrects each Gaussian's raw channels
             after the decoder's projection, 0 = none (not part of the paper).
         checkpoint: recompute each update layer's activations in the backward pass instead of keeping them.
@@ -179,8 +181,15 @@ class ILRMConfig:
             )
         if (self.matching is not None) != ("match" in self.image_channels):
             raise ConfigError("matching and the image channel 'match' go together.", fix="set both or neither")
+        if self.cross_checks and self.matching is None:
+            raise ConfigError("The image channel 'consistency' compares what was matched.", fix="set matching, too")
         if self.matching is not None and self.decoder.kind != "footprint":
             raise ConfigError("matching gives a depth in the footprint decoder's range.", fix="use FootprintDecoder")
+
+    @property
+    def cross_checks(self) -> bool:
+        """Whether views look at each other's matched surfaces."""
+        return "consistency" in self.image_channels
 
     @property
     def size_multiple(self) -> int:

@@ -13,13 +13,15 @@ from ilrm.gaussians import Gaussians
 from ilrm.model import mini_batch
 from ilrm.model.blocks import UpdateLayer
 from ilrm.model.camera_encoding import CameraEncoding
-from ilrm.model.config import ILRMConfig
+from ilrm.model.config import FootprintDecoder, ILRMConfig
+from ilrm.model.consistency import cross_check
 from ilrm.model.decode import DecoderInputs, GaussianLogits, PixelHead, decode
 from ilrm.model.matching import Match, match_depth
 from ilrm.model.matching_net import MatchingNet
 from ilrm.model.tokens import (
     LAYER_NORM_EPS,
     PatchTokens,
+    blocks,
     channel_count,
     fit_size,
     ray_maps,
@@ -133,10 +135,12 @@ class ILRM(nn.Module):
         r = self.config.viewpoint_factor
         rgb = reduce(images_BVHW3, r) if r > 1 else images_BVHW3
         K = scale_intrinsics(K_BV33, 1 / r, 1 / r)
-        match = None
+        match = consistency = None
         if self.config.matching is not None:
             match = match_depth(rgb, c2w_BV44, K, self.config, self.matching)
-        return DecoderInputs(c2w_BV44, K, rgb, match)
+        if match is not None and self.config.cross_checks and isinstance(self.config.decoder, FootprintDecoder):
+            consistency = cross_check(match, rgb, c2w_BV44, K, self.config.decoder)
+        return DecoderInputs(c2w_BV44, K, rgb, blocks(images_BVHW3, r), match, consistency)
 
     def make_viewpoint_tokens(self, inputs: DecoderInputs) -> Tensor:
         """(B, T, d): camera rays alone, on the viewpoint grid."""
@@ -156,10 +160,16 @@ class ILRM(nn.Module):
         maps = ray_maps(c2w_BV44, K_BV33, width, height)
         maps["rgb"] = 2 * images_BVHW3 - 1
         if inputs.match is not None:
-            finer = self.config.viewpoint_factor // factor
-            maps["match"] = inputs.match.channels().repeat_interleave(finer, 2).repeat_interleave(finer, 3)
+            maps["match"] = self._on_image_grid(inputs.match.channels())
+        if inputs.consistency is not None:
+            maps["consistency"] = self._on_image_grid(inputs.consistency.channels())
         tokens_BTd = self.image_tokens(torch.cat([maps[name] for name in self.config.image_channels], dim=-1))
         return tokens_BTd.reshape(B * V, -1, tokens_BTd.shape[-1])
+
+    def _on_image_grid(self, map_BVHWC: Tensor) -> Tensor:
+        """A map of the viewpoint grid, repeated for the pixels that image tokens are made of."""
+        finer = self.config.viewpoint_factor // self.config.image_factor
+        return map_BVHWC.repeat_interleave(finer, 2).repeat_interleave(finer, 3)
 
     def decode(self, viewpoint_BTd: Tensor, inputs: DecoderInputs) -> GaussianLogits:
         """Gaussians of the tokens as they stand after some update layer."""

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilrm.cameras import rays
 from ilrm.errors import ConfigError
 from ilrm.model.config import FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.model.matching_net import MatchingNet
+from ilrm.model.view_geometry import Views
 
 # Variance of grey values below which a window counts as plain: (two grey levels of 255) squared.
 _PLAIN_VARIANCE = (2 / 255) ** 2
@@ -32,7 +32,7 @@ _FINE_WINDOW = 3
 # Planes on either side of the likeliest one that its place is averaged over.
 _NEIGHBOURS = 2
 # Error in log-distance at which a source view's own depth half contradicts a pixel's (factor 1 / e).
-_AGREEMENT_TOLERANCE = 0.1
+AGREEMENT_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,34 +73,6 @@ class Match:
         return torch.where(known, entropy, 0.0).flatten(1).sum(1) / known.flatten(1).sum(1).clamp_min(1)
 
 
-@dataclass(frozen=True, eq=False)
-class _Views:
-    """One sample: c2w (V, 4, 4), K (V, 3, 3), rays of its pixels (V, H, W, 3), and S sources of each view (V, S)."""
-
-    c2w: Tensor
-    K: Tensor
-    origins: Tensor
-    directions: Tensor
-    sources: Tensor
-
-    def project(self, slot: int) -> tuple[Tensor, Tensor]:
-        """(slope, base), (V, H, W, 3) and (V, 1, 1, 3): the point at distance t on a pixel's ray has the homogeneous
-        pixel coordinates t * slope + base in that pixel's source number ``slot``."""
-        source = self.sources[:, slot]
-        to_pixel = self.K[source] @ self.c2w[source, :3, :3].transpose(1, 2)
-        slope = torch.einsum("vij,vhwj->vhwi", to_pixel, self.directions)
-        apart = self.c2w[:, :3, 3] - self.c2w[source, :3, 3]
-        return slope, torch.einsum("vij,vj->vi", to_pixel, apart)[:, None, None]
-
-    def sampling_grid(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates for ``grid_sample`` (V, H, W, 2) of homogeneous pixels, and where they lie in the image."""
-        height, width = self.directions.shape[1:3]
-        size = torch.tensor([width, height], dtype=pixels.dtype, device=pixels.device)
-        grid = 2 * pixels[..., :2] / pixels[..., 2:].clamp_min(1e-6) / size - 1
-        seen = (grid.abs() < 1).all(-1) & (pixels[..., 2] > 1e-6)
-        return grid.clamp(-2, 2), seen
-
-
 def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig, net: MatchingNet | None = None) -> Match:
     """Depth of every pixel by correlation with the nearest other views.
 
@@ -128,7 +100,7 @@ def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig, net: Ma
     for b in range(B):  # one sample at a time bounds memory by the views of one sample
         poses, K_V33 = c2w[b].float(), K[b].float()
         with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
-            views = _Views(poses, K_V33, *rays(poses, K_V33, W, H), source_views(poses, matching.sources))
+            views = Views.of(poses, K_V33, W, H, matching.sources)
             correlation = _Correlation(rgb[b].float().mean(-1), views, matching.window)
             volume = _sweep(correlation, distances_P)
         logits = None if net is None else net(volume, rgb[b])
@@ -146,7 +118,7 @@ def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig, net: Ma
     return Match(**{name: torch.stack([getattr(m, name) for m in matches]) for name in names})
 
 
-def _settle(fraction: Tensor, score: Tensor, logits: Tensor | None, views: _Views, decoder: FootprintDecoder) -> Match:
+def _settle(fraction: Tensor, score: Tensor, logits: Tensor | None, views: Views, decoder: FootprintDecoder) -> Match:
     """One sample's match: each view's own finding, replaced by its surroundings where the views disagree."""
     with torch.no_grad():
         agreement = _agreement(fraction, views, decoder.near, math.log(decoder.far / decoder.near))
@@ -155,19 +127,10 @@ def _settle(fraction: Tensor, score: Tensor, logits: Tensor | None, views: _View
     return Match(_fill(fraction[:, None], weight[:, None])[:, 0], score, agreement, logits)
 
 
-def source_views(c2w_V44: Tensor, count: int) -> Tensor:
-    """(V, S) indices of the views most like each view: near by, looking the same way. S <= V - 1."""
-    centre, forward = c2w_V44[:, :3, 3].float(), c2w_V44[:, :3, 2].float()
-    apart = torch.cdist(centre, centre)
-    cost = apart / apart.max().clamp_min(1e-12) + (1 - forward @ forward.T)
-    cost.fill_diagonal_(float("inf"))
-    return cost.argsort(dim=-1, stable=True)[:, : min(count, len(c2w_V44) - 1)]
-
-
 class _Correlation:
     """Zero-mean normalised correlation of grey windows between each view and its sources, at any hypothesis."""
 
-    def __init__(self, grey_VHW: Tensor, views: _Views, window: int) -> None:
+    def __init__(self, grey_VHW: Tensor, views: Views, window: int) -> None:
         self.window, self.views = window, views
         slots = range(views.sources.shape[1])
         self.images = grey_VHW[views.sources]  # (V, S, H, W)
@@ -297,24 +260,17 @@ def _sharpened(scores_VFHW: Tensor, places_VFHW: Tensor, logits_VPHW: Tensor, sh
     return ((sharpness * scores_VFHW + prior).softmax(1) * places_VFHW).sum(1)
 
 
-def _agreement(fraction_VHW: Tensor, views: _Views, near: float, log_range: float) -> Tensor:
+def _agreement(fraction_VHW: Tensor, views: Views, near: float, log_range: float) -> Tensor:
     """How well each pixel's depth fits the depth that the source views found there, in [0, 1] (V, H, W).
 
     Mean over the better half of the sources, as for the scores; a source that does not see the point counts as 0.
     """
-    distance = near * torch.exp(log_range * fraction_VHW)[..., None]
-    points = views.origins + views.directions * distance
+    points = views.points(near * torch.exp(log_range * fraction_VHW))
     fits = []
     for s in range(views.sources.shape[1]):
-        slope, base = views.project(s)
-        grid, seen = views.sampling_grid(slope * distance + base)
-        source = views.sources[:, s]
-        theirs = F.grid_sample(
-            fraction_VHW[source][:, None], grid, mode="nearest", padding_mode="border", align_corners=False
-        )[:, 0]
-        from_source = (points - views.c2w[source, None, None, :3, 3]).norm(dim=-1)
-        error = log_range * theirs - torch.log(from_source / near)
-        fits.append(torch.where(seen, torch.exp(-error.abs() / _AGREEMENT_TOLERANCE), 0.0))
+        seen, from_source, theirs = views.look_from(s, points, fraction_VHW[..., None])
+        error = log_range * theirs[..., 0] - torch.log(from_source / near)
+        fits.append(torch.where(seen, torch.exp(-error.abs() / AGREEMENT_TOLERANCE), 0.0))
     return torch.stack(fits, dim=1).topk((len(fits) + 1) // 2, dim=1).values.mean(1)
 
 

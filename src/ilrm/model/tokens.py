@@ -72,6 +72,12 @@ def reduce(images_BVHW3: Tensor, factor: int) -> Tensor:
     return flat.permute(0, 2, 3, 1).unflatten(0, images_BVHW3.shape[:2])
 
 
+def blocks(images_BVHW3: Tensor, factor: int) -> Tensor:
+    """(B, V, H / factor, W / factor, 3 factor^2): the pixels of each block, row by row."""
+    B, V, H, W, _ = images_BVHW3.shape
+    return patchify(images_BVHW3, factor).reshape(B, V, H // factor, W // factor, 3 * factor**2)
+
+
 def round_size(side: int, multiple: int) -> int:
     """The multiple nearest to a side in pixels, at least one."""
     return max(multiple, int(side / multiple + 0.5) * multiple)

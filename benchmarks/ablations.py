@@ -3,7 +3,7 @@
     python benchmarks/ablations.py -o out/ablations --steps 300
 
 Every batch is made once and shown to all variants; the score is PSNR on scenes that none was trained on. Writes
-OUT/curves.csv and OUT/curves.json and prints the table.
+OUT/curves.csv and OUT/curves.json after each variant and prints the table.
 """
 
 from __future__ import annotations
@@ -99,6 +99,10 @@ def main(options: Options) -> None:
         curves[name] = train(config, batches, held_out, options)
         size, behind = ILRM(config).parameter_count(), curves[name][-1] - curves["iLRM"][-1]
         print(f"| {name} | {size:,} | {curves[name][-1]:.2f} | {behind:+.2f} | {published:+.2f} |", flush=True)
+        write(curves, options)
+
+
+def write(curves: dict[str, list[float]], options: Options) -> None:
     (options.output / "curves.json").write_text(json.dumps(curves, indent=1))
     with (options.output / "curves.csv").open("w", newline="") as file:
         rows = csv.writer(file)

@@ -23,7 +23,7 @@ from ilrm.spherical_harmonics import C0
 _MATCH_MARGIN = 1e-3
 # Samples of overlapping views fall irregularly: two layers need larger Gaussians to close their gaps than eight do.
 # Both numbers gave the best untrained pictures of procedural scenes with 2 to 12 views.
-_TILING, _FEW_LAYERS = 0.75, 1.0
+_TILING, _FEW_LAYERS = 0.4, 2.5
 # What the opacity's logit loses where all other views look through a Gaussian.
 _CONTRADICTED = 8.0
 

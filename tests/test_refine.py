@@ -178,6 +178,18 @@ def test_no_steps_change_nothing() -> None:
         torch.testing.assert_close(getattr(result.gaussians, name), getattr(start, name), atol=1e-5, rtol=1e-5)
 
 
+def test_wider_gaussians_start_the_steps_but_are_no_result_of_their_own() -> None:
+    start, scene = setup(views=3, count=60)
+    still = LearningRates(*[1e-12] * 5)
+    config = RefineConfig(still, widen=3.0)
+    moved = refine(start, scene, 1, config=config).gaussians
+    torch.testing.assert_close(moved.scales, 3 * start.scales, atol=1e-5, rtol=1e-4)
+    for steps, watch in ((0, None), (1, scene)):  # the photos like the given ones better
+        result = refine(start, scene, steps, config=config, watch=watch)
+        assert result.best_step == 0
+        torch.testing.assert_close(result.gaussians.scales, start.scales, atol=1e-5, rtol=1e-5)
+
+
 def test_what_cannot_be_refined() -> None:
     start, scene = setup(views=2, count=30)
     with pytest.raises(GaussiansError, match="cannot be refined"):
@@ -190,6 +202,8 @@ def test_what_cannot_be_refined() -> None:
         RefineConfig(views_per_step=0)
     with pytest.raises(ConfigError, match="l1 = 2"):
         RefineConfig(l1=2.0)
+    with pytest.raises(ConfigError, match="widen = 0"):
+        RefineConfig(widen=0.0)
     start.means[3] = float("nan")
     with pytest.raises(GaussiansError, match="NaN"):
         refine(start, scene, 1)

@@ -52,6 +52,8 @@ class RefineConfig:
         views_per_step: input views that a step renders, drawn in seeded shuffled rounds; None is all of them.
         l1: share of the absolute error in the photometric loss; the rest is squared error.
         ssim: weight of 1 - SSIM beside it.
+        widen: Gaussians start this many times as large. A Gaussian of less than a pixel has a gradient from that pixel
+            alone; predicted ones that are meant to be seen many at once find their places better from a larger size.
         prune_every: steps between prunings; None never prunes.
         prune_opacity: Gaussians below this opacity go.
         prune_scale: Gaussians larger than this share of their distance to the nearest camera go.
@@ -64,6 +66,7 @@ class RefineConfig:
     views_per_step: int | None = None
     l1: float = 0.0
     ssim: float = 0.0
+    widen: float = 1.0
     prune_every: int | None = None
     prune_opacity: float = 0.005
     prune_scale: float = 1.0
@@ -75,6 +78,8 @@ class RefineConfig:
         for name in ("views_per_step", "prune_every", "check_every", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"RefineConfig was given {name} = {value}.", expected="at least 1")
+        if not 0 < self.widen < math.inf:
+            raise ConfigError(f"RefineConfig was given widen = {self.widen}.", expected="a finite factor above 0")
         if not 0 <= self.l1 <= 1:
             raise ConfigError(f"RefineConfig was given l1 = {self.l1}.", expected="a share from 0 to 1")
 
@@ -170,8 +175,9 @@ def refine(
     photos = scene.transform(to_unit)
     watched = watch.transform(to_unit) if watch is not None and len(watch) > 0 else None
     generator = torch.Generator().manual_seed(config.seed)
-    state = _State(gaussians.detach().to(dtype=torch.float32).transform(to_unit), photos.cameras, config)
-    best = _Best(state.gaussians(), config.patience)
+    start = gaussians.detach().to(dtype=torch.float32).transform(to_unit)
+    state = _State(start, photos.cameras, config)
+    best = _Best(start, config.patience)
     if watched is not None:
         best.measured(0, mean_psnr(best.gaussians, watched), best.gaussians)
     history: list[RefineStep] = []
@@ -189,7 +195,7 @@ def refine(
             progress(history[-1])
         if best.worn_out:
             break
-    if watched is None:
+    if watched is None and history:
         best.measured(len(history), math.inf, state.gaussians())
     return RefineResult(
         best.gaussians.transform(to_world), tuple(history), best.step, best.worn_out, state.skipped_steps
@@ -264,7 +270,7 @@ class _State:
         self.parameters: dict[str, Tensor] = {
             "means": torch.zeros_like(self.start),  # the way from the start, in units of self._unit()
             "sh": gaussians.sh.clone(),
-            "log_scales": gaussians.scales.clamp_min(torch.finfo(torch.float32).tiny).log(),
+            "log_scales": (gaussians.scales * config.widen).clamp_min(torch.finfo(torch.float32).tiny).log(),
             "quats": gaussians.quats.clone(),
             "opacity_logits": torch.logit(gaussians.opacities.double().clamp(*_OPACITY_RANGE)).float(),
         }

@@ -9,7 +9,7 @@ import torch
 
 from ilrm.cameras import Cameras, Similarity
 from ilrm.errors import ConfigError
-from ilrm.trajectories import focus_point, look_at, orbit
+from ilrm.trajectories import focus_point, look_at, looks_from_all_around, orbit
 from tests.conftest import make_cameras
 
 FOCUS = torch.tensor([1.0, 0.5, 3.0], dtype=torch.float64)
@@ -72,3 +72,14 @@ def test_path_moves_along_with_the_world() -> None:
     world = Similarity(3.0, turn * torch.linalg.det(turn), torch.tensor([5.0, -2.0, 1.0], dtype=torch.float64))
     expected = orbit(cameras, 8).transform(world)
     torch.testing.assert_close(orbit(cameras.transform(world), 8).c2w, expected.c2w, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("height", [0.0, 0.7, 3.0, 9.0])
+def test_a_ring_is_one_however_steeply_it_looks_down(height: float) -> None:
+    cameras = ring(9, height=height)
+    assert looks_from_all_around(cameras)
+    offset = orbit(cameras, 12).centers - FOCUS
+    torch.testing.assert_close(offset[:, [0, 2]].norm(dim=-1), torch.full((12,), 2.0).double())
+    assert not looks_from_all_around(cameras[:3])
+    assert not looks_from_all_around(cameras[0])
+    assert not looks_from_all_around(make_cameras(6, 40, 30))

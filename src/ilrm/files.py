@@ -6,6 +6,7 @@ An error, a full disk or Ctrl-C leaves what was there before, and no temporary f
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
@@ -156,6 +157,42 @@ def _locked(folder: Path) -> int | None:
 
 
 @contextmanager
+def resumable_folder(path: Path | str, fingerprint: str) -> Iterator[Path]:
+    """A hidden folder beside ``path`` that keeps finished parts of it from an interrupted call to the next one.
+
+    When the body succeeds, it goes, and with it all that calls with other fingerprints have left for the same ``path``.
+    When the body fails, it stays if anything is in it. Files in it must be written with ``atomic_file``.
+
+    Args:
+        path: the file or folder that is to be. Where that is a folder, the hidden one lies inside, on the same disk.
+        fingerprint: 8 or more hexadecimal digits of a hash of everything that the parts depend on.
+
+    Raises:
+        OutputError: the folder cannot be written, or another process works on the same.
+    """
+    target = Path(os.path.realpath(path))
+    with _explained(target):
+        holder = target if target.is_dir() else target.parent
+    stem = f".{target.name[:80]}-"
+    folder = holder / f"{stem}{fingerprint[:8]}.partial"
+    with _parents(folder):
+        try:
+            with only_writer(folder):
+                yield folder
+        except OutputError as error:
+            _remove_if_empty(folder)
+            raise _about(target, folder, error) from error
+        except BaseException:
+            _remove_if_empty(folder)  # else the next call goes on from it
+            raise
+        finished = [holder, target] if target.is_dir() else [holder]
+        for place in finished:
+            for entry in place.glob(f"{glob.escape(stem)}*.partial"):
+                if entry.is_dir() and _PARTIAL.search(entry.name):
+                    shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextmanager
 def atomic_folder(path: Path | str, owns: Sequence[str] | None = None) -> Iterator[Path]:
     """Write a folder of results: the body fills the yielded temporary folder, whose content then moves to ``path``.
 
@@ -187,11 +224,20 @@ def atomic_folder(path: Path | str, owns: Sequence[str] | None = None) -> Iterat
                 else:
                     os.rename(staging, target)
         except OutputError as error:
-            raise OutputError(
-                error.problem.replace(str(staging), str(target)), expected=error.expected, fix=error.fix
-            ) from error
+            raise _about(target, staging, error) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _about(target: Path, temporary: Path, error: OutputError) -> OutputError:
+    """The same error in terms of the name that the user knows."""
+    problem = error.problem.replace(str(temporary), str(target))
+    return OutputError(problem, expected=error.expected, fix=error.fix)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _swap_entries(staging: Path, target: Path, owns: Sequence[str]) -> None:

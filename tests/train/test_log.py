@@ -18,7 +18,6 @@ from PIL import Image
 from ilrm.train.config import LossConfig
 from ilrm.train.engine import train
 from ilrm.train.log import Table, active_terms
-from ilrm.train.validate import colour_depth
 from tests.train.runs import environment, rows, tiny
 
 
@@ -91,19 +90,6 @@ def test_only_active_terms_have_columns() -> None:
     assert active_terms(LossConfig()) == ("mse",)
     assert active_terms(LossConfig(perceptual="vgg", depth=0.1)) == ("mse", "perceptual", "depth")
     assert active_terms(LossConfig(perceptual="vgg", perceptual_weight=0.0)) == ("mse",)
-
-
-def test_colours_of_depth() -> None:
-    depth = torch.full((4, 50), 0.0)
-    depth[1:] = torch.linspace(0.5, 8, 50)
-    colours = colour_depth(depth)
-    assert colours.shape == (4, 50, 3)
-    assert (colours[0] == 0).all()
-    brightness = colours[1].sum(-1)
-    assert (brightness.diff() <= 1e-6).all()
-    assert brightness[0] > 2
-    assert brightness[-1] < 1
-    assert (colour_depth(torch.zeros(2, 2)) == 0).all()
 
 
 def scalars(folder: Path) -> dict[str, list[int]]:

@@ -28,11 +28,13 @@ def near_plane(cameras: Cameras) -> float:
 
 
 def save_png(image: Tensor, path: Path) -> None:
-    """Write an image (H, W, 3) in [0, 1], rounded to 8 bits."""
+    """Write an image (H, W, 3), uint8 or in [0, 1] and then rounded to 8 bits."""
     from PIL import Image
 
+    from ilrm.export.video import as_image8
+
     buffer = io.BytesIO()
-    Image.fromarray(image.detach().clamp(0, 1).mul(255).round().byte().cpu().numpy()).save(buffer, "PNG")
+    Image.fromarray(as_image8(image)).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())
 
 

@@ -1,124 +1,149 @@
-"""``ilrm render``: images of a splat file."""
+"""``ilrm render``: images and videos of a splat file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from ilrm.cli.arguments import Output, check_at_least, check_size, find_device
+from ilrm.cli.arguments import Output, check_at_least, find_device
 from ilrm.cli.console import Console
-from ilrm.errors import CameraError, OutputError
+from ilrm.cli.picture_options import check_output, parse_colour, parse_size, resized
+from ilrm.errors import ConfigError
 
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras
+    from ilrm.cli.frame_store import Shot
+    from ilrm.export.camera_path import CameraPath
     from ilrm.gaussians import Gaussians
+
+_FPS = 30.0
 
 
 @dataclass(frozen=True)
 class Render:
-    """Render a splat file along a path or at given poses, as PNG files.
+    """Render a splat file along a camera path: a video, a moving preview, or PNG files.
 
-    `--path orbit` circles what the cameras look at; `--path poses` renders at the cameras themselves.
+    A render that was interrupted goes on when the same command is given again.
     """
 
     gaussians: tyro.conf.Positional[Path]
-    """Splat file (.ply)."""
+    """Splat file, or the folder that `ilrm reconstruct` wrote."""
     output: Output
-    """Folder for the frames, or a .png file if there is only one."""
-    path: Literal["orbit", "poses"] = "orbit"
-    """Where to render from."""
+    """A video (.mp4), a preview (.webp, .gif), a folder for PNG files, or a .png if there is only one frame."""
+    path: str = "auto"
+    """auto, orbit, interpolate, spiral, wobble, input (the cameras themselves; also poses), or a path file:
+    a cameras.json or nerfstudio's camera_path.json. auto is an orbit where the cameras stand around something, else a
+    spiral."""
     cameras: Path | None = None
-    """A scene, or a cameras.json, in the world of the Gaussians. Default: cameras.json beside the splat file."""
-    frames: int = 60
-    """Number of frames of an orbit."""
-    size: int | None = None
-    """Longer side of the frames in pixels; as the cameras have it by default."""
+    """A scene, or a cameras.json, in the world of the Gaussians. Default: cameras.json beside the splat file; without
+    it, cameras are made up."""
+    frames: int | None = None
+    """Number of frames. Default: 120; interpolate has 16 a camera, input and path files have as many as they hold."""
+    fps: float | None = None
+    """Frames a second of a video or preview. Default: 30, or what a path file says."""
+    size: str | None = None
+    """Longer side of the frames in pixels, or WIDTHxHEIGHT, which crops. Default: as the cameras have it."""
+    what: tuple[Literal["rgb", "depth", "normals", "opacity"], ...] = ("rgb",)
+    """What to show; several stand side by side."""
+    nearest_photos: Path | None = None
+    """A scene in the world of the Gaussians; each frame gets the photo with the nearest pose at its side."""
+    stabilise: bool = False
+    """Smooth the path over 50 frames."""
+    ping_pong: bool = False
+    """Play the frames forth and back."""
+    loops: int = 1
+    """Play a video so many times. Previews repeat forever anyway."""
+    background: str = "white"
+    """A colour by name or as #rrggbb."""
+    up: Literal["x", "y", "z", "-x", "-y", "-z"] = "-y"
+    """Axis of the world that points up, for cameras that are made up."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        check_at_least("--frames", self.frames, 1)
+        self._check()
         device = find_device(self.device)
-        if self.size is not None:
-            check_size(self.size)
-        if self.output.suffix.lower() not in ("", ".png"):
-            raise OutputError(
-                f"{self.output} has the extension {self.output.suffix!r}.",
-                expected="a folder, or a name that ends in .png",
+        from ilrm.cli.frame_store import render_to
+        from ilrm.export import load_gaussians
+
+        file = self.gaussians / "scene.ply" if self.gaussians.is_dir() else self.gaussians
+        gaussians = load_gaussians(file)
+        shot, names, fps = self._shot(file, gaussians, console)
+        plays = self.loops * (2 if self.ping_pong else 1)
+        check_output(self.output, len(shot.cameras) * plays, *shot.size, fps)
+        report = render_to(self.output, gaussians.to(device), shot, names, fps, (self.loops, self.ping_pong), console)
+        console.show("", {name: value for name, value in report.items() if name not in ("files", "num_gaussians")})
+        return report
+
+    def _check(self) -> None:
+        """Refuse what can be told from the flags alone."""
+        check_at_least("--frames", 1 if self.frames is None else self.frames, 1)
+        check_at_least("--loops", self.loops, 1)
+        check_output(self.output, 1, 2, 2, _FPS if self.fps is None else self.fps)
+        if self.output.suffix.lower() in ("", ".png") and (self.ping_pong or self.loops > 1 or self.fps is not None):
+            raise ConfigError(
+                f"{self.output} holds single images, which are not played.",
+                expected="--fps, --loops and --ping-pong with a .mp4, .webp or .gif",
             )
-        from ilrm.cli.images import file_stems, near_plane
-        from ilrm.export import load_ply
-
-        gaussians = load_ply(self.gaussians)
-        given, names = self._cameras()
-        near = near_plane(given)
-        if self.path == "orbit":
-            cameras = _orbit(given, gaussians, self.frames)
-            stems = [f"frame_{i:04d}" for i in range(self.frames)]
-        else:
-            cameras, stems = given, file_stems(names)
+        if len(set(self.what)) != len(self.what) or not self.what:
+            raise ConfigError(f"--what {' '.join(self.what)} was given.", expected="each of them once, at least one")
+        parse_colour(self.background)
         if self.size is not None:
-            factor = self.size / max(cameras.width, cameras.height)
-            cameras = cameras.resize(round(cameras.width * factor), round(cameras.height * factor))
-        files = self._write(gaussians.to(device), cameras, stems, near, console)
-        console.show("", {"frames": len(files), "size": f"{cameras.width}x{cameras.height}", "written": self.output})
-        return {
-            "output": str(self.output),
-            "files": files,
-            "width": cameras.width,
-            "height": cameras.height,
-            "num_gaussians": len(gaussians),
-        }
+            parse_size(self.size, even=self.output.suffix.lower() == ".mp4")
 
-    def _cameras(self) -> tuple[Cameras, tuple[str, ...]]:
+    def _shot(self, file: Path, gaussians: Gaussians, console: Console) -> tuple[Shot, tuple[str, ...] | None, float]:
+        """What to render, the names of the frames if they have any, and the frame rate."""
+        from ilrm.cli.frame_store import Photos, Shot
+        from ilrm.cli.images import near_plane
+        from ilrm.export.frames import Picture, clear_near_plane, path_depth_range
+        from ilrm.trajectories import stabilise
+
+        given, names = self._given(file, gaussians, console)
+        taken = self._path(given, names, gaussians)
+        cameras = stabilise(taken.cameras, closed=taken.closed) if self.stabilise else taken.cameras
+        cameras = resized(cameras, self.size, even=self.output.suffix.lower() == ".mp4")
+        near = near_plane(given)
+        if taken.names is None:  # not at the photos' own places
+            near = clear_near_plane(gaussians, given, near)
+        limits = path_depth_range(gaussians, cameras, near)
+        picture = Picture(self.what, parse_colour(self.background), near, limits if "depth" in self.what else None)
+        photos = None
+        if self.nearest_photos is not None:
+            distance = sum(limits) / 2 if limits else 1.0
+            photos = Photos.nearest(self.nearest_photos, cameras, distance)
+        return Shot(file, cameras, picture, photos), taken.names, self.fps or taken.fps or _FPS
+
+    def _given(self, file: Path, gaussians: Gaussians, console: Console) -> tuple[Cameras, tuple[str, ...]]:
+        """The cameras that the Gaussians were seen by, or some that are made up, with their names."""
+        from ilrm.export.camera_path import cameras_around
         from ilrm.export.cameras import load_cameras
         from ilrm.scenes import load_scene
 
-        path = self.cameras or self.gaussians.with_name("cameras.json")
+        path = self.cameras or file.with_name("cameras.json")
         if path.name == "cameras.json" and path.is_file():
             return load_cameras(path)
-        if self.cameras is None:
-            raise CameraError(
-                f"There is no {path} to say where to render from.",
-                fix="give a scene or a cameras.json with --cameras",
-            )
-        scene = load_scene(path)
-        return scene.cameras, scene.names
+        if self.cameras is not None:
+            scene = load_scene(path)
+            return scene.cameras, scene.names
+        if not self._is_file():
+            console.say(f"There is no {path}: cameras are made up, with {self.up} up (--cameras, --up).")
+        made_up = cameras_around(gaussians, self.up)
+        return made_up, tuple(f"camera_{i}" for i in range(len(made_up)))
 
-    def _write(
-        self, gaussians: Gaussians, cameras: Cameras, stems: list[str], near: float, console: Console
-    ) -> list[str]:
-        from ilrm.cli.images import render_view, save_png
-        from ilrm.files import atomic_folder
+    def _path(self, given: Cameras, names: tuple[str, ...], gaussians: Gaussians) -> CameraPath:
+        from ilrm.export.camera_path import load_path, make_path
 
-        if self.output.suffix:
-            if len(cameras) != 1:
-                raise OutputError(
-                    f"{len(cameras)} frames do not fit into the one file {self.output}.",
-                    fix="give a folder, or --path orbit --frames 1",
-                )
-            save_png(render_view(gaussians, cameras, near), self.output)
-            return [self.output.name]
-        with atomic_folder(self.output) as folder, console.progress("rendering", len(cameras)) as advance:
-            for view, stem in enumerate(stems):
-                save_png(render_view(gaussians, cameras[view], near), folder / f"{stem}.png")
-                advance("")
-        return [f"{stem}.png" for stem in stems]
+        if not self._is_file():
+            path = make_path("input" if self.path == "poses" else self.path, gaussians, given, self.frames)
+            return path if path.closed else replace(path, names=names)
+        if self.frames is not None:
+            raise ConfigError(f"--frames {self.frames} was given, but {self.path} says how many there are.")
+        return load_path(self.path)
 
-
-def _orbit(cameras: Cameras, gaussians: Gaussians, frames: int) -> Cameras:
-    """An orbit; where the viewing axes are parallel it looks at the Gaussians' median depth."""
-    from ilrm.cameras import mean_pose
-    from ilrm.trajectories import focus_point, orbit
-
-    focus = focus_point(cameras)
-    if focus is None:
-        rotation, centre = mean_pose(cameras.c2w)
-        depth = (gaussians.means.double() - centre) @ rotation[:, 2]
-        focus = centre + rotation[:, 2] * depth[depth > 0].median() if (depth > 0).any() else None
-    return orbit(cameras, frames, focus)
+    def _is_file(self) -> bool:
+        return self.path.lower().endswith(".json")

@@ -16,10 +16,8 @@ from ilrm.evaluate.metrics import SSIM_WINDOW
 from ilrm.files import write_bytes
 from ilrm.gaussians import Gaussians
 from ilrm.render import render
+from ilrm.render.depth_colours import colour_depth
 from ilrm.train.batch import Batch
-
-# Near to far, roughly even steps of brightness, so that it also reads in grey.
-_COLOURS = ((1.0, 0.97, 0.75), (0.99, 0.68, 0.36), (0.87, 0.32, 0.40), (0.55, 0.16, 0.51), (0.2, 0.07, 0.42), (0, 0, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,22 +69,6 @@ def validate(reconstruct: Callable[[Batch], Gaussians], batches: Sequence[Batch]
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def colour_depth(depth: Tensor) -> Tensor:
-    """(H, W, 3) colours of z-depths (H, W): light is near, dark is far, evenly in log-depth, black is unknown (0)."""
-    known = depth > 0
-    if not known.any():
-        return depth.new_zeros((*depth.shape, 3))
-    log = depth.clamp_min(1e-6).log()
-    # A few outliers should not make the rest of one colour.
-    low, high = torch.quantile(log[known][:: max(1, known.sum().item() // 10_000)], log.new_tensor([0.02, 0.98]))
-    place = ((log - low) / (high - low).clamp_min(1e-3)).clamp(0, 1) * (len(_COLOURS) - 2)
-    colours = depth.new_tensor(_COLOURS)
-    lower = place.floor().long().clamp_max(len(_COLOURS) - 3)
-    share = (place - lower)[..., None]
-    mixed = colours[lower] * (1 - share) + colours[lower + 1] * share
-    return torch.where(known[..., None], mixed, colours[-1])
 
 
 def save_picture(image: Tensor, path: Path) -> None:

@@ -1,0 +1,41 @@
+"""The states of a scene after each update layer: the network run again on the photos of a result."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ilrm.errors import ConfigError, SceneError
+from ilrm.gaussians import Gaussians
+from ilrm.model.ilrm import ILRM
+from ilrm.reconstruct import reconstruct
+from ilrm.scene import Scene
+from ilrm.view.result import Result
+
+
+def update_layers(result: Result, device: torch.device | str = "cpu") -> list[tuple[str, Gaussians]]:
+    """(name, N Gaussians on the CPU) after every update layer, without any refinement.
+
+    The last one is the result itself, up to rounding and the compression of photos, if it was not refined.
+
+    Raises:
+        SceneError: cameras or some photos are not at hand.
+        ConfigError: the result does not say which weights made it.
+        WeightsError: those weights are not here.
+    """
+    if result.cameras is None or not result.photos or any(photo is None for photo in result.photos):
+        raise SceneError(
+            f"The photos of {result.path} are not at hand, and the network needs them.",
+            fix="give the scene that the result was made from with --photos",
+        )
+    weights = result.metrics.get("weights")
+    if not isinstance(weights, str):
+        raise ConfigError(
+            f"Nothing beside {result.path} says which weights made it.",
+            expected="metrics.json with the field 'weights'",
+        )
+    images = torch.from_numpy(np.stack([photo for photo in result.photos if photo is not None])).float() / 255
+    scene = Scene(images, result.cameras, result.names)
+    model = ILRM.from_pretrained(weights).to(device)
+    states = reconstruct(scene, model, iterations=True).to("cpu")
+    return [(f"update layer {i + 1}", states[i]) for i in range(states.means.shape[0])]

@@ -1,0 +1,234 @@
+"""The live viewer: what is drawn, and how it follows the session and the visitors' cameras."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ilrm.cameras import Cameras
+from ilrm.errors import IlrmError, MissingExtraError, SceneError
+from ilrm.gaussians import Gaussians, matrix_to_quaternion, quaternion_to_matrix
+from ilrm.view.edit import Box, Session
+from ilrm.view.flight import fly
+from ilrm.view.pictures import Kind, picture
+from ilrm.view.result import Result
+from ilrm.view.server import show_cameras, show_layout, show_splats
+from ilrm.view.splats import Array, Pose, SplatArrays, arrange, check_drawable, splat_arrays
+from ilrm.view.worker import LatestWorker
+
+if TYPE_CHECKING:
+    import viser
+
+PICTURES: dict[str, Kind] = {"exact colours": "colour", "depth": "depth", "normals": "normals", "opacity": "opacity"}
+_PICTURE_SIDE = {"cpu": 480, "cuda": 1280}  # pixels of the longer side of our own renderings
+_FLIGHT_STEPS, _FLIGHT_STEP_S = 12, 0.03
+_FROM_GLTF = (0.0, 1.0, 0.0, 0.0)  # half a turn about x: glTF is y up and z backward, our worlds are as their photos
+_POINT_SHARE = 0.004  # of the scene's scale
+
+
+class Viewer:
+    """A result on a viser server.
+
+    Args:
+        server: where to show it.
+        result: what to show.
+        layers: earlier states to choose from, (name, Gaussians) in order, e.g. after each update layer.
+        device: where our own renderer computes.
+    """
+
+    def __init__(
+        self,
+        server: viser.ViserServer,
+        result: Result,
+        layers: Sequence[tuple[str, Gaussians]] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        states = [*layers, ("result", result.gaussians)]
+        for _, gaussians in states:
+            check_drawable(gaussians)
+        self.server, self.result, self.device = server, result, torch.device(device)
+        self.session = Session([(name, gaussians.detach().to("cpu")) for name, gaussians in states])
+        self.layout = arrange(result.gaussians, result.cameras)
+        self.mode = "splats"
+        self.keyframes: list[Pose] = []
+        self.work = LatestWorker(self._failed)
+        self.listeners: dict[str, Callable[[], None]] = {}  # what else is to be drawn again, by name
+        self._arrays: tuple[str, SplatArrays] | None = None
+        self._standing: dict[int, int | None] = {}  # client -> the camera that it stands in
+        show_layout(server, self.layout)
+        self._splats = show_splats(server, self.arrays)
+        self._points: viser.PointCloudHandle | None = None
+        self._mesh = _show_mesh(server, result.mesh)
+        self.frustums: list[viser.CameraFrustumHandle] = []
+        self.frustums_wanted = True
+        if result.cameras is not None:
+            photos = result.photos or [None] * len(result.cameras)
+            self.frustums = show_cameras(server, result.cameras, self.layout, photos)
+        for i, frustum in enumerate(self.frustums):
+            frustum.on_click(lambda event, i=i: self.fly_to(event.client, self.layout.poses[i]))
+        server.on_client_connect(self._welcome)
+        server.on_client_disconnect(lambda client: self._moved(client, gone=True))
+
+    @property
+    def modes(self) -> list[str]:
+        """What can be shown."""
+        return ["splats", "points", *(["mesh"] if self._mesh is not None else []), *PICTURES]
+
+    @property
+    def arrays(self) -> SplatArrays:
+        """The session's state, unedited, as viser takes it."""
+        if self._arrays is None or self._arrays[0] != self.session.name:
+            self._arrays = (self.session.name, splat_arrays(self.session.everything))
+        return self._arrays[1]
+
+    def close(self) -> None:
+        """Stop what is being computed."""
+        self.work.close()
+
+    def refresh(self) -> None:
+        """Draw the session as it is now, soon."""
+        self.work.submit("scene", self._draw_scene)
+        for client in self.server.get_clients().values():
+            self.work.submit(f"picture {client.client_id}", lambda client=client: self._draw_picture(client))
+        for name, draw in self.listeners.items():
+            self.work.submit(name, draw)
+
+    def show(self, mode: str) -> None:
+        """Change what is shown: one of ``modes``."""
+        self.mode = mode
+        self.refresh()
+
+    def _draw_scene(self) -> None:
+        keep = self.session.keep().numpy()
+        arrays, any_left = self.arrays, bool(keep.any())
+        self._splats.visible = self.mode == "splats" and any_left
+        if any_left and self.mode == "splats":
+            self._splats.set_gaussians(**arrays.select(keep))
+            self._splats.position, self._splats.scale = arrays.origin, arrays.unit
+        if self._points is not None:
+            self._points.remove()
+            self._points = None
+        if self.mode == "points" and any_left:
+            self._points = self.server.scene.add_point_cloud(
+                "/points",
+                arrays.centers[keep],
+                arrays.rgbs[keep],
+                point_size=_POINT_SHARE * self.layout.scale / arrays.unit,
+                point_shape="circle",
+                precision="float32",
+                scale=arrays.unit,
+                position=arrays.origin,
+            )
+        if self._mesh is not None:
+            self._mesh.visible = self.mode == "mesh"
+
+    def _draw_picture(self, client: viser.ClientHandle) -> None:
+        """Our own rendering as the background of one visitor, or none."""
+        kind = PICTURES.get(self.mode)
+        if kind is None:
+            client.scene.set_background_image(None)
+            return
+        pose, side = pose_of(client.camera), _PICTURE_SIDE[self.device.type]
+        wide, high = max(client.camera.image_width, 1), max(client.camera.image_height, 1)
+        factor = min(side / max(wide, high), 1.0)
+        camera = pose.camera(max(round(wide * factor), 1), max(round(high * factor), 1))
+        client.scene.set_background_image(self.picture(camera, kind), format="jpeg", jpeg_quality=90)
+
+    def picture(self, camera: Cameras, kind: Kind = "colour") -> Array:
+        """The session rendered by our own renderer, (H, W, 3) uint8."""
+        return picture(self.session.shown().to(self.device), camera, kind, self.layout.near)
+
+    def _welcome(self, client: viser.ClientHandle) -> None:
+        client.camera.on_update(lambda _: self._moved(client))
+        self._moved(client)
+        self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
+
+    def _moved(self, client: viser.ClientHandle, gone: bool = False) -> None:
+        """Follow a visitor: hide the frustum that would cover the view, draw the picture again."""
+        if gone:
+            self._standing.pop(client.client_id, None)
+        else:
+            self._standing[client.client_id] = self.camera_at(client.camera.position)
+            if self.mode in PICTURES:
+                self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
+        self.update_frustums()
+
+    def camera_at(self, position: Array) -> int | None:
+        """The input camera whose frustum surrounds a point (3,), if any."""
+        for i, pose in enumerate(self.layout.poses if self.frustums else ()):
+            if np.linalg.norm(pose.position - position) < 0.1 * self.layout.scale:
+                return i
+        return None
+
+    def update_frustums(self) -> None:
+        """Show the frustums that are wanted and that nobody stands in."""
+        occupied = set(self._standing.values())
+        for i, frustum in enumerate(self.frustums):
+            visible = self.frustums_wanted and i not in occupied
+            if frustum.visible != visible:
+                frustum.visible = visible
+
+    def fly_to(self, client: viser.ClientHandle, pose: Pose) -> None:
+        """Move one visitor to a pose."""
+        self.fly_along(client, fly([pose_of(client.camera), pose], _FLIGHT_STEPS), _FLIGHT_STEP_S)
+
+    def fly_along(self, client: viser.ClientHandle, poses: Sequence[Pose], seconds_apart: float) -> None:
+        """Move one visitor along poses."""
+        for pose in poses:
+            with client.atomic():
+                client.camera.position = pose.position
+                client.camera.look_at = pose.look_at
+                client.camera.up_direction = self.layout.up_at(pose)
+                client.camera.fov = pose.fov
+            time.sleep(seconds_apart)
+
+    def set_box(self, box: Box | None) -> None:
+        """Change the crop box, or end cropping."""
+        self.session.change(box=box)
+        self.refresh()
+
+    def tell(self, client: viser.ClientHandle | None, title: str, body: str, color: Any = "red") -> None:
+        """A note to one visitor, or to all."""
+        for each in [client] if client is not None else self.server.get_clients().values():
+            each.add_notification(title, body, color=color, auto_close_seconds=None if color == "red" else 5)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, IlrmError):
+            self.tell(None, "This did not work", str(error))
+        else:
+            traceback.print_exception(error)  # our own mistake
+
+
+def pose_of(camera: viser.CameraHandle) -> Pose:
+    """Where a visitor stands."""
+    c2w = torch.eye(4, dtype=torch.float64)
+    c2w[:3, :3] = quaternion_to_matrix(torch.as_tensor(np.array(camera.wxyz), dtype=torch.float64))
+    c2w[:3, 3] = torch.as_tensor(np.array(camera.position), dtype=torch.float64)
+    return Pose(c2w, float(camera.fov), max(float(np.linalg.norm(camera.look_at - camera.position)), 1e-9))
+
+
+def box_pose(box: Box) -> tuple[Array, Array]:
+    """Quaternion wxyz (4,) and centre (3,) of a box."""
+    return matrix_to_quaternion(box.rotation).numpy(), box.centre.numpy()
+
+
+def _show_mesh(server: viser.ViserServer, path: Path | None) -> Any:
+    """The surface of a result under the name /mesh, hidden; None without a file."""
+    if path is None:
+        return None
+    try:
+        if path.suffix == ".glb":
+            return server.scene.add_glb("/mesh", path.read_bytes(), wxyz=_FROM_GLTF, visible=False)
+        try:
+            import trimesh
+        except ImportError as error:
+            raise MissingExtraError("trimesh", "mesh", f"Showing {path.name}") from error
+        return server.scene.add_mesh_trimesh("/mesh", trimesh.load_mesh(path), visible=False)
+    except (OSError, ValueError) as error:
+        raise SceneError(f"Cannot read the mesh {path}: {error}.", fix="write it again, or remove that file") from error

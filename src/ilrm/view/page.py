@@ -1,0 +1,119 @@
+"""A scene as one .html file that opens by double click, without a connection or a server."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlencode
+
+from ilrm.cameras import Cameras
+from ilrm.errors import GaussiansError
+from ilrm.files import write_text
+from ilrm.gaussians import Gaussians
+from ilrm.view.server import serve, show_cameras, show_layout, show_splats, thumbnail
+from ilrm.view.splats import Array, Layout, Pose, arrange, check_drawable, splat_arrays
+
+_VISER_TITLE = "<title>Viser</title>"
+_STRIP_SIDE = 72  # pixels of a thumbnail in the strip
+
+_STYLE = """<style>
+#ilrm-card { position: fixed; left: 12px; bottom: 12px; z-index: 20; max-width: min(420px, calc(100vw - 24px));
+  background: rgba(255, 255, 255, 0.88); border-radius: 6px; box-shadow: 0 1px 6px rgba(0, 0, 0, 0.25);
+  font: 13px/1.45 system-ui, sans-serif; color: #222; padding: 6px 12px; }
+#ilrm-card summary { font-weight: 600; cursor: pointer; }
+#ilrm-card table { border-spacing: 0; margin: 4px 0; }
+#ilrm-card td:first-child { color: #666; padding-right: 14px; }
+#ilrm-strip { display: flex; flex-wrap: wrap; gap: 4px; max-height: 180px; overflow-y: auto; margin: 4px 0; }
+#ilrm-strip a { display: block; color: #222; }
+#ilrm-strip img { display: block; border-radius: 3px; }
+#ilrm-card p { margin: 4px 0 2px; color: #666; }
+</style>"""
+
+
+def save_page(
+    gaussians: Gaussians,
+    path: Path | str,
+    cameras: Cameras | None = None,
+    thumbnails: Sequence[Array | None] | None = None,
+    title: str = "ilrm",
+    numbers: Mapping[str, object] | None = None,
+) -> None:
+    """Write a page that shows Gaussians in any browser with WebGL 2, whole or not at all.
+
+    It opens at the first camera; the links of the other cameras load the page again at theirs. View-dependent colour
+    is left out (viser draws degree 0).
+
+    Args:
+        gaussians: N > 0 finite Gaussians.
+        path: file to write.
+        cameras: V input cameras, shown as frustums.
+        thumbnails: V photos (H, W, 3) uint8, of any size; None where there is none.
+        title: of the page.
+        numbers: names and values to show beside the scene.
+
+    Raises:
+        GaussiansError: no Gaussians, batched ones, or values that are not finite.
+        OutputError: the file cannot be written.
+    """
+    check_drawable(gaussians)
+    if thumbnails is not None and len(thumbnails) != (0 if cameras is None else len(cameras)):
+        raise GaussiansError(f"{len(thumbnails)} thumbnails were given.", expected="one a camera")
+    layout = arrange(gaussians, cameras)
+    with serve() as server:
+        show_layout(server, layout)
+        show_splats(server, splat_arrays(gaussians))
+        if cameras is not None:
+            # The first camera is where the page opens: its photo would cover the scene.
+            images = [None, *thumbnails[1:]] if thumbnails else [None] * len(cameras)
+            show_cameras(server, cameras, layout, images)
+        page = server.scene.as_html()
+    write_text(path, _dressed(page, layout if cameras is not None else None, thumbnails, title, numbers or {}))
+
+
+def _dressed(
+    page: str,
+    layout: Layout | None,
+    thumbnails: Sequence[Array | None] | None,
+    title: str,
+    numbers: Mapping[str, object],
+) -> str:
+    """viser's page with our title and a card in the corner."""
+    name = html.escape(title)
+    rows = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in numbers.items())
+    strip = "" if layout is None else _strip(layout, thumbnails)
+    card = (
+        f'<details id="ilrm-card" open><summary>{name}</summary><table>{rows}</table>{strip}'
+        "<p>Drag to turn, drag with the right button to move, scroll to come nearer.</p></details>"
+    )
+    # Python's replace: a title with backslashes or dollars stays what it is.
+    page = page.replace(_VISER_TITLE, f"<title>{name}</title>{_STYLE}", 1)
+    body_end = page.rindex("</body>")
+    return page[:body_end] + card + page[body_end:]
+
+
+def _strip(layout: Layout, thumbnails: Sequence[Array | None] | None) -> str:
+    """A link per camera."""
+    links = []
+    for i, pose in enumerate(layout.poses):
+        photo = thumbnails[i] if thumbnails else None
+        picture = str(i + 1) if photo is None else f'<img alt="camera {i + 1}" src="{_data_url(photo)}">'
+        links.append(f'<a href="?{html.escape(_query(pose, layout))}" title="camera {i + 1}">{picture}</a>')
+    return f'<div id="ilrm-strip">{"".join(links)}</div>'
+
+
+def _query(pose: Pose, layout: Layout) -> str:
+    """The parameters by which viser's client opens at a pose."""
+    vectors = {"Position": pose.position, "LookAt": pose.look_at, "Up": layout.up_at(pose)}
+    query = {f"initialCamera{name}": ",".join(f"{x:.9g}" for x in vector) for name, vector in vectors.items()}
+    return urlencode(query | {"initialCameraFov": f"{pose.fov:.9g}"}, safe=",")
+
+
+def _data_url(photo: Array) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(thumbnail(photo, _STRIP_SIDE)).save(buffer, "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,154 @@
+"""What there is to look at: a splat file, or the folder that ``ilrm reconstruct`` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ilrm.cameras import Cameras
+from ilrm.errors import CameraError, GaussiansError, SceneError
+from ilrm.export import load_gaussians
+from ilrm.export.cameras import load_cameras
+from ilrm.gaussians import Gaussians
+from ilrm.view.splats import Array
+
+SCENE_FILE, CAMERAS_FILE, METRICS_FILE, INPUTS = "scene.ply", "cameras.json", "metrics.json", "inputs"
+_MESHES = ("mesh.glb", "mesh.ply")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A reconstruction and what is known about it.
+
+    Attributes:
+        path: where the Gaussians lie.
+        gaussians: N Gaussians in the world of the cameras.
+        cameras: V input cameras, if known.
+        names: of the V inputs.
+        photos: V input photos (H, W, 3) uint8 of the cameras' size, None where one is not at hand; empty if none is.
+        metrics: the content of metrics.json.
+        mesh: a file with the surface of the same scene, if there is one.
+    """
+
+    path: Path
+    gaussians: Gaussians
+    cameras: Cameras | None = None
+    names: tuple[str, ...] = ()
+    photos: tuple[Array | None, ...] = ()
+    metrics: dict[str, Any] = field(default_factory=dict)
+    mesh: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of the folder, or of the file where it stands alone."""
+        path = self.path.resolve()
+        return path.parent.name if path.name == SCENE_FILE else path.stem
+
+    @property
+    def numbers(self) -> dict[str, str]:
+        """What a person wants to know, in words."""
+        found = {"Gaussians": f"{len(self.gaussians):,}"}
+        if self.cameras is not None:
+            found["photos"] = f"{len(self.cameras)} of {self.cameras.width}x{self.cameras.height}"
+        for name, label, form in (("psnr", "held-out PSNR", "{:.2f} dB"), ("ssim", "held-out SSIM", "{:.3f}")):
+            if isinstance(value := self.metrics.get(name), int | float):
+                found[label] = form.format(value)
+        for name, label in (("weights", "weights"), ("refine_steps_done", "refinement steps")):
+            if value := self.metrics.get(name):
+                found[label] = str(value)
+        return found
+
+
+def load_result(path: Path | str) -> Result:
+    """Read a folder of results, or a splat file with what lies beside it.
+
+    cameras.json, metrics.json, inputs/ and mesh.glb or mesh.ply are taken from the folder of the splat file where they
+    are there.
+
+    Raises:
+        GaussiansError: no Gaussians there.
+        CameraError, SceneError: one of the other files is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / SCENE_FILE).is_file():
+            raise GaussiansError(
+                f"{path} holds no {SCENE_FILE}.",
+                expected="a folder that `ilrm reconstruct` has written, or a splat file",
+                fix=f"make one of photos with `ilrm reconstruct {path} -o OUT`",
+            )
+        path = path / SCENE_FILE
+    gaussians, folder = load_gaussians(path), path.parent
+    cameras, names, photos = None, (), ()
+    if (folder / CAMERAS_FILE).is_file():
+        cameras, names = load_cameras(folder / CAMERAS_FILE)
+        photos = _photos_beside(folder / INPUTS, names, cameras)
+    mesh = next((folder / name for name in _MESHES if (folder / name).is_file()), None)
+    return Result(path, gaussians, cameras, names, photos, _metrics(folder / METRICS_FILE), mesh)
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        metrics = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SceneError(f"Cannot read {path}: {error}.", fix="write the result again, or remove that file") from error
+    if not isinstance(metrics, dict):
+        raise SceneError(f"{path} holds no JSON object.", fix="write the result again, or remove that file")
+    return metrics
+
+
+def _photos_beside(folder: Path, names: Sequence[str], cameras: Cameras) -> tuple[Array | None, ...]:
+    """The input photos that a result carries along: NAME, or NAME as .jpg, flat or in folders."""
+    if not folder.is_dir():
+        return ()
+    photos = []
+    for name in names:
+        whole = PurePosixPath(name.replace("\\", "/"))
+        # Only the parts below the folder: a name from a file must not lead elsewhere.
+        tails = {PurePosixPath(*[part for part in whole.parts if part not in ("..", "/")]), PurePosixPath(whole.name)}
+        files = [folder / tail for each in tails for tail in (each, each.with_suffix(".jpg"))]
+        file = next((file for file in files if file.is_file()), None)
+        photos.append(None if file is None else _read_photo(file, cameras))
+    return tuple(photos) if any(photo is not None for photo in photos) else ()
+
+
+def _read_photo(path: Path, cameras: Cameras) -> Array:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((cameras.width, cameras.height)))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise SceneError(f"Cannot read the photo {path}: {error}.", fix="write the result again") from error
+
+
+def photos_of(scene_path: Path | str, names: Sequence[str], cameras: Cameras) -> tuple[Array, ...]:
+    """The photos of the cameras' names out of the scene that they came from, in the cameras' size.
+
+    Raises:
+        SceneError: the scene cannot be read, or lacks some of them.
+        CameraError: the photos have another shape than the cameras.
+    """
+    from ilrm.scenes import load_scene
+
+    scene = load_scene(scene_path, max_side=max(cameras.width, cameras.height))
+    if missing := [name for name in names if name not in scene.names]:
+        raise SceneError(
+            f"{scene_path} lacks {len(missing)} of {len(names)} input photos, the first is {missing[0]}.",
+            fix="give the scene that the result was made from",
+        )
+    if (scene.cameras.width, scene.cameras.height) != (cameras.width, cameras.height):
+        raise CameraError(
+            f"The photos of {scene_path} are {scene.cameras.width}x{scene.cameras.height}, those of the result were "
+            f"{cameras.width}x{cameras.height}.",
+            fix="give the scene that the result was made from",
+        )
+    images = scene.select([scene.names.index(name) for name in names]).images[:]
+    return tuple(images.mul(255).round().byte().cpu().numpy())

@@ -1,0 +1,135 @@
+"""A viser server on exactly the address that was asked for, and what is shown on it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ilrm.cameras import Cameras
+from ilrm.errors import OutputError
+from ilrm.gaussians import matrix_to_quaternion
+from ilrm.view.splats import Array, Layout, SplatArrays
+
+if TYPE_CHECKING:
+    import viser
+
+_FRUSTUM_SHARE = 0.12  # of the scene's scale
+_FRUSTUM_COLOUR = (230, 120, 30)
+_THUMBNAIL_SIDE = 128
+_FIXES = {
+    errno.EADDRINUSE: "choose another port with --port, or --port 0 for any free one",
+    errno.EACCES: "choose a port above 1023 with --port",
+    errno.EADDRNOTAVAIL: "give an address of this machine with --host",
+}
+
+
+@contextlib.contextmanager
+def serve(host: str = "127.0.0.1", port: int = 0, label: str = "ilrm") -> Iterator[viser.ViserServer]:
+    """Run a viser server while inside.
+
+    Args:
+        host: address to listen on.
+        port: 0 takes any free one. viser itself would silently take the next port if this one is in use.
+
+    Raises:
+        OutputError: the address cannot be listened on.
+    """
+    _check_address(host, port)
+    import viser
+
+    with contextlib.redirect_stdout(io.StringIO()):  # a banner with addresses that the caller tells in its own way
+        server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
+    try:
+        if port not in (0, server.get_port()):  # someone took it since the check
+            raise _address_error(host, port, OSError(errno.EADDRINUSE, "address already in use"))
+        yield server
+    finally:
+        with contextlib.redirect_stdout(io.StringIO()):  # viser says goodbye on stdout, which belongs to results
+            server.stop()
+
+
+def _check_address(host: str, port: int) -> None:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        with socket.socket(family, kind) as probe:
+            if sys.platform != "win32":  # there it would allow a second listener
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except (OSError, OverflowError) as error:
+        raise _address_error(host, port, error) from error
+
+
+def _address_error(host: str, port: int, error: Exception) -> OutputError:
+    code = error.errno if isinstance(error, OSError) else None
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return OutputError(
+        f"The viewer cannot listen on {host}, port {port}: {reason[:1].lower()}{reason[1:]}.",
+        expected="a free port from 0 to 65535",
+        fix=_FIXES.get(code or 0, "choose other values for --host and --port"),
+    )
+
+
+def show_layout(server: viser.ViserServer, layout: Layout) -> None:
+    """Up, clipping planes and the place that every viewer starts from."""
+    server.scene.set_up_direction(layout.up.numpy())
+    server.scene.world_axes.visible = False
+    first, start = layout.poses[0], server.initial_camera
+    start.position, start.look_at, start.up = first.position, first.look_at, layout.up_at(first)
+    start.fov, start.near, start.far = first.fov, layout.near, layout.far
+
+
+def show_splats(server: viser.ViserServer, arrays: SplatArrays) -> viser.GaussianSplatHandle:
+    """Add all Gaussians under the name /splats."""
+    return server.scene.add_gaussian_splats(
+        "/splats",
+        arrays.centers,
+        arrays.covariances,
+        arrays.rgbs,
+        arrays.opacities,
+        scale=arrays.unit,
+        position=arrays.origin,
+    )
+
+
+def show_cameras(
+    server: viser.ViserServer, cameras: Cameras, layout: Layout, photos: Sequence[Array | None]
+) -> list[viser.CameraFrustumHandle]:
+    """Add a frustum per camera under the name /cameras, with its photo (H, W, 3) uint8 where there is one."""
+    wxyz = matrix_to_quaternion(cameras.c2w[:, :3, :3].double().cpu()).numpy()
+    scale = _FRUSTUM_SHARE * layout.scale
+    return [
+        server.scene.add_camera_frustum(
+            f"/cameras/{i:03d}",
+            fov=pose.fov,
+            aspect=cameras.width / cameras.height,
+            scale=scale,
+            thickness=0.02 * scale,
+            color=_FRUSTUM_COLOUR,
+            image=None if (photo := photos[i]) is None else thumbnail(photo),
+            jpeg_quality=80,
+            wxyz=wxyz[i],
+            position=pose.position,
+            cast_shadow=False,
+            receive_shadow=False,
+        )
+        for i, pose in enumerate(layout.poses)
+    ]
+
+
+def thumbnail(photo: Array, side: int = _THUMBNAIL_SIDE) -> Array:
+    """A photo (H, W, 3) uint8 reduced to a longer side of at most ``side`` pixels."""
+    from PIL import Image
+
+    image = Image.fromarray(photo)
+    image.thumbnail((side, side))
+    return np.asarray(image)

@@ -1,0 +1,167 @@
+"""The page and the live viewer in Chromium: they draw what we render, say nothing on the console, and obey."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ilrm.export import load_ply
+from ilrm.render import render
+from ilrm.view import Result, save_page
+from ilrm.view.controls import add_controls
+from ilrm.view.live import Viewer, pose_of
+from ilrm.view.server import serve
+from ilrm.view.splats import Layout, Pose, arrange
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+pytestmark = pytest.mark.slow
+
+WIDTH, HEIGHT = 320, 240
+PATIENCE_S = 100  # software WebGL, and splats are drawn unsorted until their order arrives
+LEAST_PSNR = 20.0
+# What viser 1.1.1 itself says; nothing else may be said.
+TOLERATED = (
+    "THREE.Clock: This module has been deprecated",
+    # three.js measures the splats' quad, whose corners have two coordinates; nothing is culled by it.
+    "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN",
+    # Chromium, where there is no GPU.
+    "GPU stall due to ReadPixels",
+    "Automatic fallback to software WebGL",
+)
+# Ours and viser's panels and notes lie over the picture.
+BARE = "#ilrm-card, [class*=Notifications], [class*=Paper-root], [class*=dock] { visibility: hidden !important }"
+
+
+class Watched:
+    """A browser page with all that it says and asks for."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.page: Page = context.new_page()
+        self.page.set_default_timeout(1000 * PATIENCE_S)
+        self.said: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda m: self.said.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def complaints(self) -> list[str]:
+        return [text for text in self.said if not any(known in text for known in TOLERATED)]
+
+    def picture(self) -> np.ndarray:
+        """(H, W, 3) in [0, 1], without panels."""
+        style = self.page.add_style_tag(content=BARE)
+        shot = self.page.screenshot()
+        style.evaluate("element => element.remove()")
+        return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")) / 255.0
+
+    def psnr(self, expected: np.ndarray) -> float:
+        """Of the picture, once it has come to rest: the best until time is over."""
+        deadline, best = time.monotonic() + PATIENCE_S, 0.0
+        while best < LEAST_PSNR and time.monotonic() < deadline:
+            best = max(best, -10 * np.log10(np.square(self.picture() - expected).mean()))
+        return best
+
+
+@pytest.fixture
+def watched(browser: Browser) -> Iterator[Watched]:
+    context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, accept_downloads=True)
+    yield Watched(context)
+    context.close()
+
+
+def rendered(result: Result, layout: Layout, pose: Pose) -> np.ndarray:
+    seen = render(result.gaussians, pose.camera(WIDTH, HEIGHT), near=layout.near)
+    return seen.rgb[0].clamp(0, 1).numpy()
+
+
+def test_the_page_draws_the_scene_offline(capture: Result, watched: Watched, tmp_path: Path) -> None:
+    path = tmp_path / "a page.html"
+    save_page(capture.gaussians, path, capture.cameras, capture.photos, capture.title, capture.numbers)
+    layout = arrange(capture.gaussians, capture.cameras)
+    page = watched.page
+    page.context.set_offline(True)
+    page.goto(path.as_uri())
+    assert page.title() == capture.title
+    assert capture.numbers["held-out PSNR"] in page.inner_text("#ilrm-card")
+    hide_cameras(page)
+    assert watched.psnr(rendered(capture, layout, layout.poses[0])) >= LEAST_PSNR
+    page.click("#ilrm-strip a:nth-child(3)")  # a control of the page: another input camera
+    page.wait_for_url(re.compile("initialCameraPosition"))
+    hide_cameras(page)
+    assert watched.psnr(rendered(capture, layout, layout.poses[2])) >= LEAST_PSNR
+    assert watched.complaints() == []
+    assert [url for url in watched.requests if not url.startswith(("file:", "blob:", "data:"))] == []
+
+
+def hide_cameras(page: Page) -> None:
+    """By viser's own control, the eye in the scene tree."""
+    page.click("[aria-label='Show scene tree']")
+    page.locator("[data-scene-node='/cameras'] svg").nth(1).dispatch_event("mousedown", {"button": 0})
+    page.mouse.up()
+    page.click("[aria-label='Hide scene tree']")
+
+
+@pytest.fixture
+def viewer(capture: Result) -> Iterator[Viewer]:
+    with serve() as server:
+        viewer = Viewer(server, capture)
+        add_controls(viewer)
+        yield viewer
+        viewer.close()
+
+
+def wait(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_live_viewer_draws_and_obeys(capture: Result, viewer: Viewer, watched: Watched, tmp_path: Path) -> None:
+    page = watched.page
+    page.goto(f"http://127.0.0.1:{viewer.server.get_port()}")
+    wait(viewer.server.get_clients)
+    (client,) = viewer.server.get_clients().values()
+    first, second = viewer.layout.poses[:2]
+    # It starts in the first input camera, whose frustum steps aside.
+    wait(lambda: np.allclose(client.camera.position, first.position, atol=1e-3))
+    assert torch.allclose(pose_of(client.camera).c2w, first.c2w, atol=1e-3)
+    wait(lambda: not viewer.frustums[0].visible)
+    assert viewer.frustums[1].visible
+    viewer.frustums_wanted = False
+    viewer.update_frustums()
+    assert watched.psnr(rendered(capture, viewer.layout, pose_of(client.camera))) >= LEAST_PSNR
+
+    # Thresholds, set by keyboard in the panel, and the count that follows.
+    page.set_viewport_size({"width": 800, "height": 600})
+    thumb = page.locator("[role=slider]").first
+    thumb.focus()
+    for _ in range(30):
+        thumb.press("ArrowRight")
+    expected = int((capture.gaussians.opacities >= 0.3).sum())
+    page.get_by_text(f"{expected:,} of {len(capture.gaussians):,} Gaussians").wait_for()
+    assert 0 < expected < len(capture.gaussians)
+    wait(lambda: len(viewer._splats.buffer) == expected)
+
+    # What is left arrives as a download.
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save PLY").click()
+    download.value.save_as(tmp_path / "edited.ply")
+    assert len(load_ply(tmp_path / "edited.ply")) == expected
+
+    # Flying to another input camera.
+    viewer.fly_to(client, second)
+    wait(lambda: np.allclose(client.camera.position, second.position, atol=1e-3))
+    assert torch.allclose(pose_of(client.camera).c2w, second.c2w, atol=1e-2)
+    assert watched.complaints() == []

@@ -1,0 +1,177 @@
+"""The live viewer on a server without visitors: its controls change the session and what is drawn."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import viser
+
+from ilrm.errors import ConfigError, GaussiansError, MissingExtraError, OutputError
+from ilrm.export import load_ply
+from ilrm.view import Result
+from ilrm.view.controls import add_controls, comparison, count_text, edited_ply, save_flight
+from ilrm.view.live import Viewer
+from ilrm.view.server import serve
+from tests.conftest import make_cameras, make_gaussians
+
+
+@pytest.fixture
+def viewer() -> Iterator[Viewer]:
+    g, cameras = make_gaussians(400, scale=0.05), make_cameras(3, 64, 48)
+    photos = tuple(np.full((48, 64, 3), 90, np.uint8) for _ in range(3))
+    result = Result(Path("made/scene.ply"), g, cameras, ("a", "b", "c"), photos)
+    with serve() as server:
+        viewer = Viewer(server, result, [("update layer 1", g[:100])])
+        add_controls(viewer)
+        yield viewer
+        viewer.close()
+
+
+def control(viewer: Viewer, label: str) -> Any:
+    """A control of the panel by its label."""
+    handles = viewer.server.gui._gui_input_handle_from_uuid.values()
+    (found,) = [handle for handle in handles if getattr(handle, "label", None) == label]
+    return found
+
+
+def until(condition: Callable[[], bool], viewer: Viewer) -> None:
+    """Callbacks run in viser's threads, drawing in ours."""
+    import time
+
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+    assert viewer.work.wait(30)
+
+
+def test_thresholds_reach_the_scene(viewer: Viewer) -> None:
+    g = viewer.result.gaussians
+    control(viewer, "Min. opacity").value = 0.5
+    expected = int((g.opacities >= 0.5).sum())
+    until(lambda: len(viewer._splats.buffer) == expected, viewer)
+    assert count_text(viewer.session) == f"**{expected}** of 400 Gaussians"
+    control(viewer, "Size limit %").value = 50.0
+    until(lambda: len(viewer._splats.buffer) < expected, viewer)
+    control(viewer, "Min. opacity").value = 1.0
+    until(lambda: not viewer._splats.visible, viewer)
+    with pytest.raises(GaussiansError, match="no Gaussians"):
+        edited_ply(viewer.session)
+
+
+def test_crop_states_and_saving(viewer: Viewer, tmp_path: Path) -> None:
+    control(viewer, "Crop box").value = True
+    until(lambda: viewer.session.edit.box is not None, viewer)
+    for axis in ("x", "y", "up"):
+        control(viewer, f"Box {axis}").value = 0.5
+    until(lambda: len(viewer._splats.buffer) == int(viewer.session.keep().sum()) < 200, viewer)
+    path = tmp_path / "edited.ply"
+    path.write_bytes(edited_ply(viewer.session))
+    saved = load_ply(path)
+    assert torch.allclose(saved.means, viewer.session.shown().means)
+    assert len(saved) < 200
+    control(viewer, "State").value = "update layer 1"
+    until(lambda: viewer.session.name == "update layer 1", viewer)
+    until(lambda: len(viewer._splats.buffer) == int(viewer.session.keep().sum()) < 100, viewer)
+
+
+def test_points_and_pictures(viewer: Viewer) -> None:
+    control(viewer, "Show").value = "points"
+    until(lambda: viewer._points is not None and not viewer._splats.visible, viewer)
+    control(viewer, "Show").value = "depth"
+    until(lambda: viewer._points is None, viewer)
+    assert viewer.mode == "depth"
+    control(viewer, "Show").value = "splats"
+    until(lambda: viewer._splats.visible, viewer)
+    assert "mesh" not in viewer.modes
+
+
+def test_comparison(viewer: Viewer) -> None:
+    pair, decibels = comparison(viewer, 1)
+    assert pair.shape == (48, 128, 3)
+    assert (pair[:, :64] == 90).all()
+    assert decibels is not None
+    assert 5 < decibels < 30
+    viewer.result = replace(viewer.result, photos=())
+    alone, nothing = comparison(viewer, 1)
+    assert nothing is None
+    assert np.array_equal(alone, pair[:, 64:])
+
+
+def test_frustums_step_aside(viewer: Viewer) -> None:
+    assert viewer.camera_at(viewer.layout.poses[2].position) == 2
+    assert viewer.camera_at(viewer.layout.poses[2].position + 10) is None
+    viewer._standing[5] = 2
+    viewer.update_frustums()
+    assert [frustum.visible for frustum in viewer.frustums] == [True, True, False]
+    control(viewer, "Frustums").value = False
+    until(lambda: not any(frustum.visible for frustum in viewer.frustums), viewer)
+
+
+def test_a_flight_becomes_a_video(viewer: Viewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer is replaced: what reaches it is what matters here."""
+    written: dict[str, Any] = {}
+    writer = types.ModuleType("ilrm.export.video")
+    writer.save_video = lambda frames, path, fps: written.update(frames=list(frames), path=path, fps=fps)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ilrm.export.video", writer)
+    with pytest.raises(ConfigError, match="0 keyframes"):
+        save_flight(viewer, tmp_path / "a.mp4", 4, 1.5)
+    viewer.keyframes = list(viewer.layout.poses)
+    shares: list[float] = []
+    save_flight(viewer, tmp_path / "a.mp4", 4, 1.5, shares.append)
+    assert [frame.shape for frame in written["frames"]] == [(426, 640, 3)] * 4
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+    first = viewer.picture(viewer.layout.poses[0].camera(640, 426))
+    assert np.array_equal(written["frames"][0], first)
+
+
+def test_a_mesh_beside_the_splats(viewer: Viewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mesh.glb").write_bytes(b"glTF")
+    other = Viewer(viewer.server, replace(viewer.result, mesh=tmp_path / "mesh.glb"))
+    assert other.modes[2] == "mesh"
+    assert not other._mesh.visible
+    other.show("mesh")
+    assert other.work.wait(30)
+    assert other._mesh.visible
+    assert not other._splats.visible
+    other.close()
+    monkeypatch.setitem(sys.modules, "trimesh", None)
+    with pytest.raises(MissingExtraError, match="trimesh"):
+        Viewer(viewer.server, replace(viewer.result, mesh=tmp_path / "mesh.ply"))
+
+
+def test_a_port_in_use_is_an_error_not_another_port() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OutputError, match="in use") as caught, serve(port=taken.getsockname()[1]):
+            pass
+    assert "--port 0" in caught.value.fix
+
+
+def test_a_port_taken_at_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """viser would silently move to the next one."""
+    monkeypatch.setattr("ilrm.view.server._check_address", lambda *_: None)
+    with serve() as first, pytest.raises(OutputError, match="in use"), serve(port=first.get_port()):
+        pass
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("203.0.113.7", 0), ("no.such.host.invalid", 0)])
+def test_impossible_addresses(host: str, port: int) -> None:
+    with pytest.raises(OutputError, match="cannot listen"), serve(host, port):
+        pass
+
+
+def test_only_this_machine_by_default() -> None:
+    with serve() as server:
+        assert isinstance(server, viser.ViserServer)
+        assert server.get_host() == "127.0.0.1"

@@ -1,0 +1,142 @@
+"""``ilrm mesh``: the surface of a splat file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from ilrm.cli.arguments import Output, check_at_least, find_device
+from ilrm.cli.console import Console
+from ilrm.errors import ConfigError, GaussiansError
+
+if TYPE_CHECKING:
+    from ilrm.cameras import Cameras
+    from ilrm.gaussians import Gaussians
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Turn Gaussians into a mesh with colours: .glb, .ply or .obj.
+
+    Depth is rendered at the cameras that the scene was made from and fused. .ply and .obj keep the world frame; .glb is
+    y-up, as its standard asks.
+    """
+
+    input: tyro.conf.Positional[Path]
+    """Folder that `ilrm reconstruct` has written, or a splat file."""
+    output: Output
+    """File to write; its extension (.glb, .ply, .obj) says which format."""
+    cameras: Path | None = None
+    """A scene, or a cameras.json, in the world of the Gaussians, to look from. Default: cameras.json beside the splat
+    file; without one, cameras all around, which see things but not rooms."""
+    voxel: float | None = None
+    """Distance between the points of the lattice in world units; default: 1.5 pixels on the surface."""
+    faces: int | None = None
+    """Simplify to about so many faces."""
+    min_piece: float = 0.001
+    """Remove connected pieces that have a smaller share of all faces."""
+    texture: int | None = None
+    """Side of a texture in texels, instead of colours at the vertices (.glb only; goes with --faces)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N: where depth is rendered."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        from ilrm.export import load_gaussians
+        from ilrm.export.mesh_files import check_mesh_path, save_surface
+        from ilrm.files import atomic_file
+
+        self._check()
+        check_mesh_path(self.output, textured=self.texture is not None)
+        device = find_device(self.device)
+        path = _splat_file(self.input)
+        with atomic_file(self.output) as temporary:  # a place that cannot be written is told before the work
+            gaussians = load_gaussians(path).to(device)
+            report, surface, texture = self._make(gaussians, self._cameras(path, gaussians), console)
+            save_surface(surface, temporary, texture)
+            report["bytes"] = temporary.stat().st_size
+        report = {"output": str(self.output), **report}
+        console.show("", _rows(report))
+        return report
+
+    def _check(self) -> None:
+        if self.voxel is not None and not 0 < self.voxel < float("inf"):
+            raise ConfigError(f"--voxel {self.voxel} was given.", expected="a length above 0, in world units")
+        if not 0 <= self.min_piece < 1:
+            raise ConfigError(f"--min-piece {self.min_piece} was given.", expected="a share of all faces, 0 to 1")
+        if self.faces is not None:
+            check_at_least("--faces", self.faces, 4)
+        if self.texture is not None and not 64 <= self.texture <= 8192:
+            raise ConfigError(f"--texture {self.texture} was given.", expected="64 to 8192 texels")
+
+    def _cameras(self, path: Path, gaussians: Gaussians) -> Cameras:
+        from ilrm.export.cameras import load_cameras
+        from ilrm.export.viewpoints import cameras_around
+        from ilrm.scenes import load_scene
+
+        beside = path.with_name("cameras.json")
+        if self.cameras is not None and self.cameras.name != "cameras.json":
+            return load_scene(self.cameras).cameras
+        if self.cameras is not None or beside.is_file():
+            return load_cameras(self.cameras or beside)[0]
+        return cameras_around(gaussians)
+
+    def _make(self, gaussians: Gaussians, cameras: Cameras, console: Console) -> tuple[dict[str, Any], Any, Any]:
+        """The report, the surface and, if one was asked for, the texture."""
+        from ilrm.cli.images import near_plane
+        from ilrm.export.mesh import fuse_surface, is_watertight, plan, see_surface
+        from ilrm.export.texture import bake
+
+        with console.progress("rendering depth", len(cameras)) as advance:
+            views = see_surface(gaussians, cameras, near=near_plane(cameras), progress=advance)
+        if len(views.depth) < len(cameras):
+            console.warn(
+                f"{len(cameras)} cameras are more than memory is meant to hold; used {len(views.depth)} of them"
+            )
+        lattice = plan(views, self.voxel)
+        console.say(f"{len(views.depth)} views, voxel {lattice.voxel:.4g}, {len(lattice.chunks)} chunks of 32 cubed")
+        with console.progress("fusing", len(lattice.chunks)) as advance:
+            surface = fuse_surface(lattice, min_piece=self.min_piece, faces=self.faces, progress=advance)
+        texture = None
+        if self.texture is not None:
+            console.say(f"laying out a texture on {len(surface.faces):,} faces")
+            texture = bake(surface, lattice.views, lattice.truncation, self.texture)
+        extent = surface.vertices.max(axis=0) - surface.vertices.min(axis=0)
+        report = {
+            "vertices": len(surface.vertices),
+            "faces": len(surface.faces),
+            "watertight": is_watertight(surface),
+            "extent": extent.tolist(),
+            "voxel": lattice.voxel,
+            "views": len(views.depth),
+            "num_gaussians": len(gaussians),
+        }
+        return report, surface, texture
+
+
+def _splat_file(path: Path) -> Path:
+    """The splat file that a path means."""
+    from ilrm.cli.pipeline import SCENE_FILE
+
+    if not path.is_dir():
+        return path
+    if not (path / SCENE_FILE).is_file():
+        raise GaussiansError(
+            f"The folder {path} holds no {SCENE_FILE}.", expected="what `ilrm reconstruct` has written, or a splat file"
+        )
+    return path / SCENE_FILE
+
+
+def _rows(report: dict[str, Any]) -> dict[str, object]:
+    return {
+        "vertices": f"{report['vertices']:,}",
+        "faces": f"{report['faces']:,}",
+        "watertight": "yes" if report["watertight"] else "no",
+        "size": " x ".join(f"{side:.3g}" for side in report["extent"]) + " world units",
+        "voxel": f"{report['voxel']:.4g}",
+        "written": f"{report['output']} ({report['bytes'] / 1e6:.1f} MB)",
+    }

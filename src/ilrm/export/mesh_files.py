@@ -1,0 +1,105 @@
+"""A coloured surface as .glb, .ply or .obj, written by trimesh.
+
+PLY and OBJ keep the world frame and store colours as they look (sRGB). glTF asks for y up and linear colours, so a GLB
+is turned by half a turn about x from OpenCV's y down, and its colours are converted; it is marked as unlit, because
+the photos' light is in the colours already.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ilrm.errors import MissingExtraError, OutputError
+from ilrm.export.tsdf import FloatArray, Surface
+from ilrm.files import atomic_file
+
+if TYPE_CHECKING:
+    from ilrm.export.texture import Texture
+
+MESH_SUFFIXES = (".glb", ".obj", ".ply")
+# From OpenCV axes (y down, z forward) to glTF's (y up, z backward).
+Y_UP = np.diag([1.0, -1.0, -1.0])
+_UNLIT = "KHR_materials_unlit"
+_LINEAR = "_linear_colours"  # the name under which trimesh carries them
+
+
+def check_mesh_path(path: Path, *, textured: bool = False) -> None:
+    """Refuse a mesh file of a kind that is not written. Raises OutputError."""
+    suffixes = (".glb",) if textured else MESH_SUFFIXES
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(
+            f"{path} has the extension {path.suffix!r}" + (", which cannot hold a texture here." if textured else "."),
+            expected=f"a name that ends in {' or '.join(suffixes)}",
+        )
+
+
+def save_surface(surface: Surface, path: Path | str, texture: Texture | None = None) -> None:
+    """Write a surface in the format that the extension names.
+
+    Args:
+        texture: replaces the colours of the vertices; in .glb only.
+
+    Raises:
+        OutputError: an unknown extension, or a file that cannot be written.
+        MissingExtraError: without trimesh.
+    """
+    path = Path(path)
+    check_mesh_path(path, textured=texture is not None)
+    try:
+        import trimesh
+    except ImportError as error:
+        raise MissingExtraError("trimesh", "mesh", "Writing a mesh") from error
+    if texture is not None:
+        content: Any = _textured_glb(trimesh, texture)
+    elif path.suffix.lower() == ".glb":
+        content = _glb(trimesh, surface)
+    else:
+        colours = (surface.colours.clip(0, 1) * 255).round().astype(np.uint8)
+        mesh = trimesh.Trimesh(surface.vertices, surface.faces, vertex_colors=colours, process=False)
+        content = mesh.export(file_type=path.suffix.lower()[1:])
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def linear_from_srgb(colours: FloatArray) -> FloatArray:
+    """Linear light of sRGB colours in [0, 1] (IEC 61966-2-1)."""
+    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+
+
+def _glb(trimesh: Any, surface: Surface) -> bytes:
+    """Vertex colours in 16 bits: 8 bits of linear light show steps in the dark."""
+    linear = np.ones((len(surface.vertices), 4))
+    linear[:, :3] = linear_from_srgb(surface.colours.clip(0, 1))
+    mesh = trimesh.Trimesh(surface.vertices @ Y_UP, surface.faces, process=False)
+    mesh.vertex_attributes[_LINEAR] = (linear * 65535).round().astype(np.uint16)
+
+    def as_colours(tree: dict[str, Any]) -> None:
+        primitive = tree["meshes"][0]["primitives"][0]
+        index = primitive["attributes"].pop(_LINEAR)
+        primitive["attributes"]["COLOR_0"] = index
+        tree["accessors"][index]["normalized"] = True
+        primitive["material"] = 0
+        tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0}}]
+        _make_unlit(tree)
+
+    return trimesh.exchange.gltf.export_glb(mesh, tree_postprocessor=as_colours)
+
+
+def _textured_glb(trimesh: Any, texture: Texture) -> bytes:
+    from PIL import Image
+
+    image = Image.fromarray(texture.image)
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
+    visual = trimesh.visual.TextureVisuals(uv=texture.uv, material=material)
+    mesh = trimesh.Trimesh(texture.vertices @ Y_UP, texture.faces, visual=visual, process=False)
+    return trimesh.exchange.gltf.export_glb(mesh, tree_postprocessor=_make_unlit)
+
+
+def _make_unlit(tree: dict[str, Any]) -> None:
+    for material in tree["materials"]:
+        material["extensions"] = {_UNLIT: {}}
+        material["doubleSided"] = True
+    tree["extensionsUsed"] = sorted({*tree.get("extensionsUsed", []), _UNLIT})

@@ -14,10 +14,13 @@ import tyro
 from ilrm.cli.console import Console
 from ilrm.cli.data import Data
 from ilrm.cli.demo import Demo
+from ilrm.cli.export import Export
+from ilrm.cli.mesh import Mesh
 from ilrm.cli.reconstruct import Reconstruct
 from ilrm.cli.refine import Refine
 from ilrm.cli.render import Render
 from ilrm.cli.train import Train
+from ilrm.cli.view import View
 from ilrm.cli.weights import Weights
 from ilrm.errors import IlrmError
 
@@ -26,6 +29,9 @@ Command = (
     | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
     | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Refine, tyro.conf.subcommand("refine")]
+    | Annotated[View, tyro.conf.subcommand("view")]
+    | Annotated[Mesh, tyro.conf.subcommand("mesh")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Weights, tyro.conf.subcommand("weights")]
     | Annotated[Data, tyro.conf.subcommand("data")]

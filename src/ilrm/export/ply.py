@@ -7,16 +7,17 @@ Coordinates stay in the scene's own world frame; the normals are zero.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ilrm.errors import GaussiansError
+from ilrm.export.checks import check_finite, check_writable
+from ilrm.export.compressed_ply import decode, is_compressed
+from ilrm.export.ply_tables import EXPECTED, read_tables
 from ilrm.files import atomic_file
 from ilrm.gaussians import Gaussians
 
@@ -26,15 +27,7 @@ FloatArray = NDArray[np.float32]
 OPACITY_RANGE = (1e-12, 1.0 - 2.0**-25)
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
-_HEADER_LIMIT = 1 << 20
-_TYPES = {
-    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4"},
-    **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4"},
-    **{"double": "f8", "float64": "f8"},
-}
-_BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
-_REST_COUNTS = (0, 9, 24, 45)  # degree 0 to 3
-_EXPECTED = "a binary PLY of 3D Gaussian Splatting: x y z f_dc_0..2 [f_rest_*] opacity scale_0..2 rot_0..3"
+REST_COUNTS = (0, 9, 24, 45)  # degree 0 to 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,37 +91,24 @@ def save_ply(gaussians: Gaussians, path: Path | str) -> None:
         GaussiansError: there are none, they are batched, or some hold NaN or infinite values.
         OutputError: the file cannot be written.
     """
-    if gaussians.means.ndim != 2:
-        raise GaussiansError(
-            f"A PLY holds one set of Gaussians, but means of shape {tuple(gaussians.means.shape)} were given.",
-            fix="save each batch element on its own, or join them with .flatten()",
-        )
-    if len(gaussians) == 0:
-        raise GaussiansError(f"There are no Gaussians to write to {path}.", expected="at least one")
-    if not (finite := gaussians.finite()).all():
-        raise GaussiansError(
-            f"{int((~finite).sum())} of {len(gaussians)} Gaussians hold NaN or infinite values.",
-            expected="finite values",
-            fix="keep only gaussians[gaussians.finite()]",
-        )
+    check_writable(gaussians, path)
     write_fields(PlyFields.from_gaussians(gaussians), path)
 
 
 def load_ply(path: Path | str) -> Gaussians:
     """Read a splat PLY of any SH degree up to 3, with its properties in any order and extra ones ignored.
 
+    Compressed files (see ``compressed_ply``) are recognised by their header.
+
     Raises:
         GaussiansError: no such file, not a PLY, not a splat, cut off, empty, or with impossible values.
     """
-    fields = read_fields(path)
-    gaussians = fields.to_gaussians()
+    tables = read_tables(path)
+    if is_compressed(tables):
+        return decode(tables, path)
+    fields = _fields(tables["vertex"], path)
     # An infinite logit (opacity 0 or 1) or a scale of log 0 is legal and finite once decoded.
-    if not (finite := gaussians.finite()).all():
-        raise GaussiansError(
-            f"{path}: {int((~finite).sum())} of {len(gaussians)} Gaussians hold NaN or infinite values "
-            f"(the first is number {int((~finite).nonzero()[0])}).",
-            fix="write the file again from finite Gaussians, or remove them in a splat editor",
-        )
+    gaussians = check_finite(fields.to_gaussians(), path)
     if (empty := np.abs(fields.rot).max(axis=1) == 0).any():
         raise GaussiansError(
             f"{path}: {int(empty.sum())} of {len(gaussians)} Gaussians have the rotation 0 0 0 0.",
@@ -159,21 +139,18 @@ def write_fields(fields: PlyFields, path: Path | str) -> None:
 
 def read_fields(path: Path | str) -> PlyFields:
     """Read the stored numbers as they are; see ``load_ply`` for what is refused."""
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            table = _read_vertices(file, path)
-    except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
-        raise GaussiansError(f"Cannot read {path}: {reason}.", expected=_EXPECTED) from error
+    return _fields(read_tables(path)["vertex"], path)
+
+
+def _fields(table: NDArray[np.void], path: Path | str) -> PlyFields:
     stored = set(table.dtype.names or ())
     rest = sum(name.startswith("f_rest_") for name in stored)
-    if rest not in _REST_COUNTS:
+    if rest not in REST_COUNTS:
         raise GaussiansError(f"{path} has {rest} f_rest properties.", expected="0, 9, 24 or 45 (SH degree 0 to 3)")
     wanted = [name for name in _names(rest) if name not in ("nx", "ny", "nz")]
     if missing := [name for name in wanted if name not in stored]:
         kind = "a point cloud or mesh, not Gaussians" if len(missing) > 5 else "not complete Gaussians"
-        raise GaussiansError(f"{path} is {kind}: it lacks {', '.join(missing)}.", expected=_EXPECTED)
+        raise GaussiansError(f"{path} is {kind}: it lacks {', '.join(missing)}.", expected=EXPECTED)
 
     def columns(*names: str) -> FloatArray:
         return np.stack([table[name].astype(np.float32) for name in names], axis=1)
@@ -186,63 +163,3 @@ def read_fields(path: Path | str) -> PlyFields:
         scale=columns("scale_0", "scale_1", "scale_2"),
         rot=columns("rot_0", "rot_1", "rot_2", "rot_3"),
     )
-
-
-def _read_vertices(file: BinaryIO, path: Path) -> NDArray[np.void]:
-    """The vertex table of a PLY. Sizes are checked against the file's before anything is allocated."""
-    byte_order, elements = _read_header(file, path)
-    size = os.fstat(file.fileno()).st_size
-    for name, count, properties in elements:
-        if any(kind is None for _, kind in properties):
-            raise GaussiansError(
-                f"{path}: the element {name!r} holds lists before the Gaussians end.", expected=_EXPECTED
-            )
-        record = np.dtype([(label, byte_order + str(kind)) for label, kind in properties])
-        need, have = count * record.itemsize, size - file.tell()
-        if need > have:
-            raise GaussiansError(
-                f"{path} is cut off: its header promises {count} x {name!r} ({need} bytes), {have} bytes follow.",
-                fix="copy or export the file again",
-            )
-        if name == "vertex":
-            if count == 0:
-                raise GaussiansError(f"{path} holds no Gaussians (0 vertices).", expected="at least one")
-            return np.frombuffer(file.read(need), record)
-        file.seek(need, os.SEEK_CUR)
-    raise GaussiansError(f"{path} has no element 'vertex'.", expected=_EXPECTED)
-
-
-Element = tuple[str, int, list[tuple[str, str | None]]]
-
-
-def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[Element]]:
-    """Byte order, and per element its name, count and (property, numpy type; None for a list)."""
-    if file.readline(16).strip() != b"ply":
-        raise GaussiansError(f"{path} is not a PLY file: it does not start with 'ply'.", expected=_EXPECTED)
-    byte_order, elements = "", []
-    while (line := file.readline(_HEADER_LIMIT)).strip() != b"end_header":
-        words = line.decode("ascii", "replace").split()
-        if not line.endswith(b"\n") or file.tell() > _HEADER_LIMIT:
-            raise GaussiansError(f"{path} has no 'end_header': the header is cut off or malformed.", expected=_EXPECTED)
-        match words:
-            case ["format", name, *_]:
-                if name not in _BYTE_ORDERS:
-                    raise GaussiansError(f"{path} is in the format {name!r}.", expected=_EXPECTED)
-                byte_order = _BYTE_ORDERS[name]
-            case ["element", name, count] if count.isdecimal():
-                elements.append((name, int(count), []))
-            case ["property", kind, label] if kind in _TYPES and elements:
-                elements[-1][2].append((label, _TYPES[kind]))
-            case ["property", "list", _, _, label] if elements:
-                elements[-1][2].append((label, None))
-            case [] | ["comment", *_] | ["obj_info", *_]:
-                pass
-            case _:
-                raise GaussiansError(f"{path} has a header line that no PLY has: {' '.join(words)[:80]!r}.")
-    if not byte_order:
-        raise GaussiansError(f"{path} has a PLY header without a 'format' line.", expected=_EXPECTED)
-    for name, _, properties in elements:
-        labels = [label for label, _ in properties]
-        if len(set(labels)) < len(labels):
-            raise GaussiansError(f"{path}: the element {name!r} names a property twice.", expected=_EXPECTED)
-    return byte_order, elements

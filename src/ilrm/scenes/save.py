@@ -43,7 +43,7 @@ def save_scene(
         SceneError: an image cannot be decoded, or depth does not fit into 16-bit millimetres.
     """
     target = Path(folder)
-    files = _file_names(scene.names, image_format)
+    files = image_names(scene.names, image_format)
     opengl = camera_file == "transforms.json"
     with atomic_folder(target, owns=("images", "depth", "points.ply", "transforms.json", "opencv_cameras.json")) as out:
         for view, file in enumerate(files):
@@ -70,8 +70,8 @@ def encode_image(scene: Scene, view: int, image_format: ImageFormat) -> bytes:
     return stream.getvalue()
 
 
-def _file_names(names: tuple[str, ...], image_format: str) -> list[str]:
-    """Flat image names that keep the views' names where those stay unique without folder and suffix."""
+def image_names(names: tuple[str, ...], image_format: str) -> list[str]:
+    """Flat file names that keep the views' names where those stay unique without folder and suffix."""
     stems = [Path(name).stem for name in names]
     if len(set(stems)) < len(stems):
         stems = [f"{view:06d}" for view in range(len(names))]

@@ -1,0 +1,46 @@
+"""How tests compare Gaussians that went through a file, and the programs that read those files independently."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from ilrm.export import load_ply
+from ilrm.gaussians import Gaussians
+
+
+def differences(back: Gaussians, original: Gaussians) -> dict[str, float]:
+    """Largest absolute error of each attribute; shapes are compared as covariances relative to their size.
+
+    Quaternions are no measure: q, -q and turns of the own axes are the same ellipsoid.
+    """
+    expected = original.covariances()
+    shape = (back.covariances() - expected).norm(dim=(-2, -1)) / expected.norm(dim=(-2, -1))
+    errors = {name: (getattr(back, name) - getattr(original, name)).abs() for name in ("means", "opacities", "sh")}
+    return {name: error.max().item() for name, error in {**errors, "shape": shape}.items()}
+
+
+def in_order_of(back: Gaussians, original: Gaussians) -> Gaussians:
+    """What was read, in the order of what was written, for formats that reorder: each centre's nearest."""
+    nearest = torch.cdist(original.means, back.means).argmin(dim=1)
+    assert len(set(nearest.tolist())) == len(original) == len(back)
+    return back[nearest]
+
+
+def splat_transform(source: Path, target: Path) -> Path:
+    """Convert with PlayCanvas's program; the calling test is skipped where it is not installed."""
+    if shutil.which("splat-transform") is None:
+        pytest.skip("splat-transform is not installed (npm install -g @playcanvas/splat-transform)")
+    subprocess.run(
+        ["splat-transform", "-q", "-w", "-g", "cpu", str(source), str(target)], check=True, capture_output=True
+    )
+    return target
+
+
+def read_by_splat_transform(path: Path) -> Gaussians:
+    """The Gaussians that PlayCanvas's program finds in a file, by way of a plain PLY."""
+    return load_ply(splat_transform(path, path.with_name("independent.ply")))

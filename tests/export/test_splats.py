@@ -1,0 +1,99 @@
+"""All formats alike: found by extension, whole or absent, and never anything but our errors for broken files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ilrm.errors import GaussiansError, IlrmError, OutputError
+from ilrm.export import load_gaussians, save_gaussians
+from ilrm.export.splats import FORMATS
+from tests.conftest import make_gaussians
+
+OURS = [extension for extension in FORMATS if extension != ".sog"]  # which an external program reads and writes
+
+
+@pytest.mark.parametrize("extension", [*OURS, ".PLY", ".Compressed.ply", ".GLB"])
+def test_the_extension_decides(tmp_path: Path, extension: str) -> None:
+    gaussians = make_gaussians(40)
+    path = tmp_path / f"scene.v2{extension}"
+    save_gaussians(gaussians, path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    back = load_gaussians(str(path))
+    assert torch.allclose(back.means.sort(dim=0).values, gaussians.means.sort(dim=0).values, atol=0.005)
+    start = path.read_bytes()[:3]
+    assert start[:3] == {".glb": b"glT", ".spz": b"\x1f\x8b\x08"}.get(extension.lower(), start)
+    assert (b"packed_position" in path.read_bytes()) == ("compressed" in extension.lower())
+
+
+@pytest.mark.parametrize("name", ["scene.obj", "scene", "scene.ply.gz", "splat"])
+def test_unknown_extensions(tmp_path: Path, name: str) -> None:
+    for call in (lambda p: save_gaussians(make_gaussians(2), p), load_gaussians):
+        with pytest.raises(GaussiansError, match=r"\.spz") as caught:
+            call(tmp_path / name)
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("extension", FORMATS)
+def test_what_cannot_be_saved(tmp_path: Path, extension: str) -> None:
+    gaussians = make_gaussians(4)
+    path = tmp_path / f"a{extension}"
+    with pytest.raises(GaussiansError, match="no Gaussians"):
+        save_gaussians(gaussians[:0], path)
+    with pytest.raises(GaussiansError, match="flatten"):
+        save_gaussians(gaussians._map(lambda x: x[None]), path)
+    gaussians.sh[2, 0, 1] = float("nan")
+    with pytest.raises(GaussiansError, match="1 of 4"):
+        save_gaussians(gaussians, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("extension", OURS)
+def test_folders_that_cannot_be_written(extension: str) -> None:
+    with pytest.raises(OutputError, match="Cannot write /proc/out"):
+        save_gaussians(make_gaussians(2), f"/proc/out{extension}")
+
+
+@pytest.mark.parametrize("extension", OURS)
+@pytest.mark.parametrize("path", ["absent", "folder"])
+def test_unreadable_paths(tmp_path: Path, extension: str, path: str) -> None:
+    (tmp_path / f"folder{extension}").mkdir()
+    with pytest.raises(GaussiansError, match="Cannot read"):
+        load_gaussians(tmp_path / f"{path}{extension}")
+
+
+@pytest.mark.parametrize("extension", OURS)
+def test_every_beginning_of_a_file_is_refused(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a{extension}"
+    save_gaussians(make_gaussians(20, 1), path)
+    content = path.read_bytes()
+    for length in [*range(40), *range(40, len(content) - 1, max(len(content) // 50, 1)), len(content) - 1]:
+        if extension == ".splat" and length and length % 32 == 0:
+            continue  # fewer Gaussians, and nothing in the format to tell
+        path.write_bytes(content[:length])
+        with pytest.raises(GaussiansError, match=r"a\."):
+            load_gaussians(path)
+
+
+@pytest.mark.parametrize("extension", OURS)
+def test_damaged_files_never_end_in_a_traceback(tmp_path: Path, extension: str) -> None:
+    """They load, if the damage hit a number, or are refused by an error of ours."""
+    path = tmp_path / f"a{extension}"
+    save_gaussians(make_gaussians(20, 1), path)
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    draw = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        damaged = content.copy()
+        # Half of the damage in the first bytes, where the headers are.
+        reach = len(content) if draw.random() < 0.5 else min(len(content), 400)
+        damaged[draw.integers(0, reach, 3)] = draw.integers(0, 256, 3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert load_gaussians(path).finite().all()
+        except IlrmError:
+            refused += 1
+    assert 0 < refused <= 150

@@ -17,10 +17,11 @@ from PIL import Image
 
 from ilrm.cli import main
 from ilrm.evaluate import psnr
-from ilrm.export import load_ply
+from ilrm.export import load_gaussians, load_ply
 from ilrm.export.cameras import load_cameras
 from ilrm.model.ilrm import ILRM
 from ilrm.scenes import load_scene
+from ilrm.view import load_result
 
 HEAVY = ("numba", "viser", "pycolmap")
 
@@ -37,12 +38,36 @@ def test_reconstruct_writes_everything(result: Path, scene_folder: Path) -> None
     assert not set(metrics["input_names"]) & set(metrics["held_out_names"])
     assert (metrics["width"], metrics["height"]) == (64, 48)
     assert metrics["refine_steps"] == 4
-    assert set(metrics["seconds"]) == {"load", "reconstruct", "score_before_refine", "refine", "score", "write"}
+    stages = {"load", "reconstruct", "score_before_refine", "refine", "score", "write", "export"}
+    assert set(metrics["seconds"]) == stages
     assert metrics["peak_memory_gb"] > 0.1
     assert metrics["watched"] == "spare"
     assert len(load_ply(result / "scene.ply")) == metrics["num_gaussians"] == 3 * 64 * 48 // 4
-    assert sorted(p.name for p in result.iterdir()) == ["cameras.json", "metrics.json", "renders", "scene.ply"]
+    named = {"cameras.json", "inputs", "metrics.json", "preview.mp4", "renders", "scene.ply", "viewer.html"}
+    assert {p.name for p in result.iterdir()} == named
+    assert set(metrics["files"].values()) == {"scene.ply", "viewer.html", "preview.mp4"}
     assert len(list((result / "renders").iterdir())) == 4
+
+
+def test_reconstruct_writes_what_is_asked_for(scene_folder: Path, weights: Path, tmp_path: Path) -> None:
+    command = ["reconstruct", str(scene_folder), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    command += ["--views", "2", "--device", "cpu"]
+    assert main([*command, "--export", "spz", "splat", "glb", "compressed-ply"]) == 0
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    splats = {"scene.ply", "scene.spz", "scene.splat", "scene.glb", "scene.compressed.ply"}
+    assert written == {"cameras.json", "inputs", "metrics.json", "renders"} | splats
+    assert {len(load_gaussians(tmp_path / "out" / name)) for name in splats} == {2 * 64 * 48 // 4}
+    assert main([*command, "--export"]) == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == written - splats | {"scene.ply"}
+
+
+def test_input_photos_travel_along(result: Path, scene_folder: Path) -> None:
+    scene, shown = load_scene(scene_folder), load_result(result)
+    assert len(shown.photos) == 3
+    for name, photo in zip(shown.names, shown.photos, strict=True):
+        assert photo is not None
+        truth = scene.images[scene.names.index(name)]
+        assert (torch.from_numpy(photo.copy()) / 255 - truth).abs().mean() < 0.02
 
 
 def test_scores_are_those_of_the_written_files(result: Path, scene_folder: Path) -> None:

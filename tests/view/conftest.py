@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image
 
 from ilrm.cli import main
 from ilrm.view import Result, load_result
-from ilrm.view.result import photos_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -26,15 +24,10 @@ QUIET = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-backgrou
 
 @pytest.fixture(scope="session")
 def capture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `ilrm reconstruct` writes for three small photos, and their copies in inputs/."""
+    """What `ilrm reconstruct` writes for three small photos."""
     out = tmp_path_factory.mktemp("view") / "capture"
-    assert main(["reconstruct", str(CAPTURE), "-o", str(out), "--views", "3", "--size", "96", "--device", "cpu"]) == 0
-    result = load_result(out)
-    assert result.cameras is not None
-    for name, photo in zip(result.names, photos_of(CAPTURE, result.names, result.cameras), strict=True):
-        path = out / "inputs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(photo).save(path.with_suffix(".jpg"), quality=95)
+    options = ["--views", "3", "--size", "96", "--device", "cpu", "--export"]
+    assert main(["reconstruct", str(CAPTURE), "-o", str(out), *options]) == 0
     return out
 
 

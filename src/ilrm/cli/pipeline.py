@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ilrm.cli.arguments import PrecisionName, Watch, check_at_least, check_size, find_device
 from ilrm.cli.console import Console
+from ilrm.cli.extras import FILES, INPUTS, ExportName, as_result, save_extras, save_inputs
 from ilrm.cli.views import ViewSplit, split_views
 from ilrm.files import atomic_folder, write_json
 
@@ -42,6 +43,7 @@ class Options:
     holdout: int | None = None
     weights: str = "ilrm-small"
     refine: int = 0
+    export: tuple[ExportName, ...] = ("html", "video")
     watch: Watch = "spare"
     size: int = 256
     device: str = "auto"
@@ -73,7 +75,8 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     """Reconstruct, refine, score and write; the content of metrics.json."""
     options.check()
     device = find_device(options.device)
-    with atomic_folder(options.output, owns=(SCENE_FILE, METRICS_FILE, CAMERAS_FILE, RENDERS)) as folder:
+    owns = (SCENE_FILE, METRICS_FILE, CAMERAS_FILE, RENDERS, INPUTS, *FILES.values())
+    with atomic_folder(options.output, owns=owns) as folder:
         return _run(options, device, folder, console)
 
 
@@ -117,6 +120,7 @@ def _run(options: Options, device: torch.device, folder: Path, console: Console)
         save_cameras(inputs.cameras, inputs.names, folder / CAMERAS_FILE)
         # Without held-out views the inputs are shown; they are not scored, since they were looked at.
         save_comparisons(gaussians, held_out if split.held_out else inputs, folder / RENDERS, near, console)
+        save_inputs(inputs, folder / INPUTS)
     metrics = {
         "psnr": after and after[0],
         "ssim": after and after[1],
@@ -136,7 +140,11 @@ def _run(options: Options, device: torch.device, folder: Path, console: Console)
         "seed": options.seed,
         "refine_steps": options.refine,
         **_refine_report(result, options),
+        "files": {"splats": SCENE_FILE, **{name: FILES[name] for name in options.export}},
     }
+    with watch.stage("export"):
+        shown = as_result(gaussians, inputs, metrics, options.output / SCENE_FILE)
+        save_extras(options.export, shown, folder, near, console)
     write_json(folder / METRICS_FILE, metrics)
     return {**metrics, "output": str(options.output)}
 
@@ -194,7 +202,8 @@ def show_results(metrics: dict[str, Any], console: Console) -> None:
         "Gaussians": f"{metrics['num_gaussians']:,} from {metrics['num_inputs']} photos",
         "seconds": f"{sum(metrics['seconds'].values()):.1f}",
         "peak memory": f"{metrics['peak_memory_gb']:.2f} GB",
-        "splats": output / SCENE_FILE,
+        **{name: output / file for name, file in metrics["files"].items()},
+        "input photos": output / INPUTS,
         "renderings": output / RENDERS,
         "numbers": output / METRICS_FILE,
     }

@@ -10,6 +10,7 @@ import tyro
 
 from ilrm.cli.arguments import Output, PrecisionName, Watch
 from ilrm.cli.console import Console
+from ilrm.cli.extras import ExportName
 from ilrm.cli.pipeline import Options, run, show_results
 
 
@@ -17,8 +18,9 @@ from ilrm.cli.pipeline import Options, run, show_results
 class Reconstruct:
     """Turn posed photos into 3D Gaussians.
 
-    Writes scene.ply (in the photos' own world frame), metrics.json, cameras.json (the inputs) and renders/ (each
-    held-out photo rendered, alone and beside the truth), all of them or none.
+    Writes scene.ply (in the photos' own world frame), viewer.html (opens by double click), preview.mp4, metrics.json,
+    cameras.json and inputs/ (the input photos), and renders/ (each held-out photo rendered, alone and beside the
+    truth), all of them or none.
     """
 
     input: tyro.conf.Positional[Path]
@@ -34,6 +36,8 @@ class Reconstruct:
     """Name, file or folder of the weights, or a hub id."""
     refine: int = 0
     """Optimise the result for so many steps on the input photos."""
+    export: tuple[ExportName, ...] = ("html", "video")
+    """What to write beside scene.ply; give it without a name for nothing more."""
     watch: Watch = "spare"
     """Photos that stop the refinement when they get worse: those neither input nor held out, or the held-out ones
     (their score is then no longer independent), or none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +70,7 @@ def encode_image(scene: Scene, view: int, image_format: ImageFormat) -> bytes:
     return stream.getvalue()
 
 
-def image_names(names: tuple[str, ...], image_format: str) -> list[str]:
+def image_names(names: Sequence[str], image_format: str) -> list[str]:
     """Flat file names that keep the views' names where those stay unique without folder and suffix."""
     stems = [Path(name).stem for name in names]
     if len(set(stems)) < len(stems):

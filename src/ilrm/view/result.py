@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ilrm.errors import CameraError, GaussiansError, SceneError
 from ilrm.export import load_gaussians
 from ilrm.export.cameras import load_cameras
 from ilrm.gaussians import Gaussians
+from ilrm.scenes.save import image_names
 from ilrm.view.splats import Array
 
 SCENE_FILE, CAMERAS_FILE, METRICS_FILE, INPUTS = "scene.ply", "cameras.json", "metrics.json", "inputs"
@@ -105,18 +106,10 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 
 def _photos_beside(folder: Path, names: Sequence[str], cameras: Cameras) -> tuple[Array | None, ...]:
-    """The input photos that a result carries along: NAME, or NAME as .jpg, flat or in folders."""
-    if not folder.is_dir():
-        return ()
-    photos = []
-    for name in names:
-        whole = PurePosixPath(name.replace("\\", "/"))
-        # Only the parts below the folder: a name from a file must not lead elsewhere.
-        tails = {PurePosixPath(*[part for part in whole.parts if part not in ("..", "/")]), PurePosixPath(whole.name)}
-        files = [folder / tail for each in tails for tail in (each, each.with_suffix(".jpg"))]
-        file = next((file for file in files if file.is_file()), None)
-        photos.append(None if file is None else _read_photo(file, cameras))
-    return tuple(photos) if any(photo is not None for photo in photos) else ()
+    """The input photos that a result carries along, as ``ilrm reconstruct`` names them."""
+    files = [folder / file for file in image_names(names, "jpg")]
+    photos = tuple(_read_photo(file, cameras) if file.is_file() else None for file in files)
+    return photos if any(photo is not None for photo in photos) else ()
 
 
 def _read_photo(path: Path, cameras: Cameras) -> Array:

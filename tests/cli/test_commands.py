@@ -120,11 +120,11 @@ def test_existing_folder_is_updated(result: Path, scene_folder: Path, weights: P
     (tmp_path / "renders").mkdir()
     (tmp_path / "renders" / "stale.png").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
-    assert main(["reconstruct", str(scene_folder), "-o", str(tmp_path), "--weights", str(weights)]) == 0
+    assert main(["reconstruct", str(scene_folder), "-o", str(tmp_path), "--weights", str(weights), "--export"]) == 0
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "renders" / "stale.png").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        *("cameras.json", "metrics.json", "notes.txt", "renders", "scene.ply")
+        *("cameras.json", "inputs", "metrics.json", "notes.txt", "renders", "scene.ply")
     ]
 
 

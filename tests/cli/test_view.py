@@ -30,9 +30,10 @@ def test_a_page(result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_photos_come_from_the_scene(result: Path, scene_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(result, bare := tmp_path / "bare", ignore=shutil.ignore_patterns("inputs"))
     plain, with_photos = tmp_path / "plain.html", tmp_path / "photos.html"
-    assert main(["view", str(result), "--html", str(plain)]) == 0
-    assert main(["view", str(result), "--html", str(with_photos), "--photos", str(scene_folder)]) == 0
+    assert main(["view", str(bare), "--html", str(plain)]) == 0
+    assert main(["view", str(bare), "--html", str(with_photos), "--photos", str(scene_folder)]) == 0
     assert plain.read_text().count("data:image/jpeg") == 0
     assert with_photos.read_text().count("data:image/jpeg") == 3
 

@@ -131,7 +131,7 @@ def test_a_flight_becomes_a_video(viewer: Viewer, tmp_path: Path, monkeypatch: p
     assert [frame.shape for frame in written["frames"]] == [(426, 640, 3)] * 4
     assert shares == [0.25, 0.5, 0.75, 1.0]
     first = viewer.picture(viewer.layout.poses[0].camera(640, 426))
-    assert np.array_equal(written["frames"][0], first)
+    assert np.abs(written["frames"][0].astype(float) - first).mean() < 0.1
 
 
 def test_a_mesh_beside_the_splats(viewer: Viewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,10 @@ class View:
         if self.html is not None:
             return self._write_page(result, self.html, console)
         layers = _layers(result, device, console) if self.iterations else []
-        self._serve(result, layers, device, console)
+        try:
+            self._serve(result, layers, device, console)
+        except KeyboardInterrupt as error:  # the way out, even where it comes again while the server closes
+            raise KeyboardInterrupt("the viewer has ended") from error
 
     def _load(self) -> Result:
         from ilrm.view import load_result
@@ -106,8 +109,6 @@ class View:
                     webbrowser.open(address)
                 while True:
                     time.sleep(3600)
-            except KeyboardInterrupt as error:
-                raise KeyboardInterrupt("the viewer has ended") from error
             finally:
                 viewer.close()
 

@@ -70,17 +70,13 @@ def linear_from_srgb(colours: FloatArray) -> FloatArray:
 
 
 def _glb(trimesh: Any, surface: Surface) -> bytes:
-    """Vertex colours in 16 bits: 8 bits of linear light show steps in the dark."""
-    linear = np.ones((len(surface.vertices), 4))
-    linear[:, :3] = linear_from_srgb(surface.colours.clip(0, 1))
+    """Vertex colours as floats: 8 bits of linear light show steps in the dark, and 16 are not read right everywhere."""
     mesh = trimesh.Trimesh(surface.vertices @ Y_UP, surface.faces, process=False)
-    mesh.vertex_attributes[_LINEAR] = (linear * 65535).round().astype(np.uint16)
+    mesh.vertex_attributes[_LINEAR] = linear_from_srgb(surface.colours.clip(0, 1)).astype(np.float32)
 
     def as_colours(tree: dict[str, Any]) -> None:
         primitive = tree["meshes"][0]["primitives"][0]
-        index = primitive["attributes"].pop(_LINEAR)
-        primitive["attributes"]["COLOR_0"] = index
-        tree["accessors"][index]["normalized"] = True
+        primitive["attributes"]["COLOR_0"] = primitive["attributes"].pop(_LINEAR)
         primitive["material"] = 0
         tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0}}]
         _make_unlit(tree)

@@ -103,7 +103,7 @@ def _add_edit(viewer: Viewer, changed: Callable[[], None]) -> None:
 
     for control in (opacity, size, crop, *edges):
         control.on_update(update)
-    gizmo.on_drag_end(update)
+    gizmo.on_update(lambda event: update() if event.phase == "end" else None)
 
     @reset.on_click
     def _(_: object) -> None:

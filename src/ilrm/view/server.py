@@ -57,6 +57,8 @@ def serve(host: str = "127.0.0.1", port: int = 0, label: str = "ilrm") -> Iterat
 
 def _check_address(host: str, port: int) -> None:
     try:
+        if not 0 <= port <= 65535:  # some systems wrap it around
+            raise OverflowError("there is no such port")
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0
         ]

@@ -2,12 +2,13 @@
 
     python benchmarks/mesh.py [--scenes 10] [--weights ilrm-small]
 
-Of the views along a scene's path every second one is used: the mesh is fused from those cameras, and the Gaussians
-come from those photos. Perfect Gaussians are one flat, opaque Gaussian a pixel on the true depth, as large as the
-pixel is there. The true surface is what all views see at twice the size, the unused ones included, without the sky,
-which is not a surface. Recall does not ask for ground so near the horizon that neighbouring pixels lie farther apart
-than half the threshold. Both surfaces are scored as points, one a cell of a quarter of the threshold, inside the box of
-the true points; the threshold is 1 % of the diagonal of that box. Prints a Markdown table.
+Scenes whose cameras hardly move are passed over. Of the views along a path every second one is used: the mesh is fused
+from those cameras, and the Gaussians come from those photos. Perfect Gaussians are one flat, opaque Gaussian a pixel on
+the true depth, as large as the pixel is there. The true surface is what all views see at twice the size, the unused
+ones included, without the sky, which is not a surface. Recall does not ask for ground so near the horizon that
+neighbouring pixels lie farther apart than half the threshold. Both surfaces are scored as points, one a cell of a
+quarter of the threshold, inside the box of the true points; the threshold is 1 % of the diagonal of that box. Prints a
+Markdown table.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import count, islice
 
 import numpy as np
 import torch
@@ -129,9 +132,9 @@ def sampled(surface: Surface, spacing: float) -> torch.Tensor:
     corners = surface.vertices[surface.faces]
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
     draw = np.random.default_rng(0)
-    count = int(min(max(8 * area.sum() / spacing**2, 1000), 3_000_000))
-    chosen = corners[draw.choice(len(corners), count, p=area / area.sum())]
-    u, v = np.sqrt(draw.random((count, 1))), draw.random((count, 1))
+    number = int(min(max(8 * area.sum() / spacing**2, 1000), 3_000_000))
+    chosen = corners[draw.choice(len(corners), number, p=area / area.sum())]
+    u, v = np.sqrt(draw.random((number, 1))), draw.random((number, 1))
     return torch.from_numpy((1 - u) * chosen[:, 0] + u * (1 - v) * chosen[:, 1] + u * v * chosen[:, 2])
 
 
@@ -139,6 +142,16 @@ def thinned(points: torch.Tensor, cell: float) -> torch.Tensor:
     """One of the points (N, 3) in each cell, so that near surfaces do not count for more than far ones."""
     _, first = np.unique(np.floor(points.double().numpy() / cell).astype(np.int64), axis=0, return_index=True)
     return points.double()[torch.from_numpy(first)]
+
+
+def with_parallax(seed: int, config: ProceduralConfig) -> Iterator[tuple[int, Scene]]:
+    """Seeds and scenes, without those where the room has cut the path down to almost nothing."""
+    for number in count(seed):
+        scene = make_scene(number, config)
+        assert scene.depth is not None
+        extent = (scene.cameras.centers.amax(0) - scene.cameras.centers.amin(0)).norm()
+        if extent > 0.1 * scene.depth.median():
+            yield number, scene
 
 
 def judge(surface: Surface, truth: torch.Tensor, required: torch.Tensor, threshold: float) -> SurfaceScore:
@@ -168,8 +181,7 @@ def main(options: Options) -> None:
         views=options.views, width=options.size, height=options.size, kind=options.kind, baseline=options.baseline
     )
     scores: dict[str, list[SurfaceScore]] = {}
-    for seed in range(options.seed, options.seed + options.scenes):
-        scene = make_scene(seed, config)
+    for seed, scene in islice(with_parallax(options.seed, config), options.scenes):
         used = scene.select(range(0, options.views, 2))
         finer = replace(config, width=2 * options.size, height=2 * options.size)
         truth, required, size = true_points(seed, finer, options.share)

@@ -33,7 +33,8 @@ class Mesh:
     """A scene, or a cameras.json, in the world of the Gaussians, to look from. Default: cameras.json beside the splat
     file; without one, cameras all around, which see things but not rooms."""
     voxel: float | None = None
-    """Distance between the points of the lattice in world units; default: 1.5 pixels on the surface."""
+    """Distance between the points of the lattice in world units; by default 1.5 to 4 pixels on the
+    surface, the more the worse the views agree."""
     faces: int | None = None
     """Simplify to about so many faces."""
     min_piece: float = 0.001

@@ -15,9 +15,15 @@ from ilrm.export.tsdf import CHUNK, DepthViews, FloatArray, IntArray, Surface, c
 from ilrm.gaussians import Gaussians
 from ilrm.render import render
 
-# A voxel is by default so many times as wide as the median pixel is on the surface that it sees.
-_VOXEL_PIXELS = 1.5
-_TRUNCATION_VOXELS = 4.0
+# The truncation is so many times the distance by which views disagree in depth, within bounds in voxels ...
+_TRUNCATION_DISAGREEMENTS = 2.5
+_TRUNCATION_VOXELS = (4.0, 8.0)
+# ... and a voxel an eighth of that, within bounds in pixels: the median width of a pixel on the surface that it sees.
+_VOXEL_PIXELS = (1.5, 4.0)
+# Depth is replaced by the median over a square of so many pixels: each Gaussian has its own error in depth.
+_MEDIAN_SIDE = 5
+# To compare views, one pixel in so many is enough.
+_COMPARED = 37
 # A pixel that covers more voxels than this from side to side says too little about each of them.
 _WIDEST_PIXEL_VOXELS = 8.0
 # Lattice points that are visited at most; where the scene asks for more, the voxel grows.
@@ -51,7 +57,8 @@ def see_surface(
 ) -> DepthViews:
     """Render depth and colour of N Gaussians into V cameras, one after the other.
 
-    Depth is the expected z-depth of what a pixel shows; there is none where less than half of a pixel is covered.
+    Depth is the expected z-depth of what a pixel shows, then the median of its surroundings; there is none where less
+    than half of a pixel is covered.
 
     Args:
         near: nearest z that is drawn, in world units.
@@ -71,7 +78,7 @@ def see_surface(
         with torch.no_grad():
             seen = render(gaussians, cameras[view], background=(0, 0, 0), near=near)
         solid = seen.alpha[0] >= _LEAST_ALPHA
-        depth[view] = torch.where(solid, seen.depth[0], 0.0).cpu().numpy()
+        depth[view] = _smoothed(torch.where(solid, seen.depth[0], torch.nan).cpu()).numpy()
         own = seen.rgb[0] / seen.alpha[0, ..., None].clamp_min(_LEAST_ALPHA)  # without the background's share
         rgb[view] = own.clamp(0, 1).mul(255).round().byte().cpu().numpy()
         progress()
@@ -80,6 +87,35 @@ def see_surface(
     w2c = np.ascontiguousarray(cameras.c2w.double().cpu().inverse().numpy()[:, :3])
     views = DepthViews(depth, np.zeros_like(depth), rgb, w2c, pinhole)
     return replace(views, weight=pixel_weights(views))
+
+
+def _smoothed(depth: torch.Tensor) -> torch.Tensor:
+    """The median of the known depths around each pixel of (H, W) that has one; 0 where it is NaN."""
+    reach = _MEDIAN_SIDE // 2
+    padded = torch.nn.functional.pad(depth, (reach,) * 4, value=torch.nan)
+    around = padded.unfold(0, _MEDIAN_SIDE, 1).unfold(1, _MEDIAN_SIDE, 1).flatten(2)  # (H, W, 25)
+    return torch.where(depth.isnan(), 0.0, around.nanmedian(dim=-1).values)
+
+
+def disagreement(views: DepthViews) -> float:
+    """Median distance in depth between a point that one view sees and the surface that another one sees there.
+
+    0 if no two views see the same place.
+    """
+    height, width = views.depth.shape[1:]
+    gaps = [np.zeros(0)]
+    for view in range(len(views.depth)):
+        points = views.points(view)[::_COMPARED]
+        for other in set(range(len(views.depth))) - {view}:
+            x, y, z = views.w2c[other, :, :3] @ points.T + views.w2c[other, :, 3:]
+            fx, fy, cx, cy = views.pinhole[other]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                column, row = np.floor(fx * x / z + cx), np.floor(fy * y / z + cy)
+            inside = (z > 0) & (column >= 0) & (row >= 0) & (column < width) & (row < height)
+            seen = views.depth[other, row[inside].astype(int), column[inside].astype(int)]
+            gaps.append(np.abs(seen - z[inside])[seen > 0])
+    every = np.concatenate(gaps)
+    return float(np.median(every)) if len(every) else 0.0
 
 
 def pixel_weights(views: DepthViews) -> FloatArray:
@@ -113,9 +149,10 @@ def plan(views: DepthViews, voxel: float | None = None, *, most_voxels: int = MO
             fix="give the cameras that the scene was made from",
         )
     median = float(np.median(footprints[footprints > 0]))
-    size = voxel or _VOXEL_PIXELS * median
+    wanted = _TRUNCATION_DISAGREEMENTS * disagreement(views)
+    size = voxel or median * float(np.clip(wanted / _TRUNCATION_VOXELS[1] / median, *_VOXEL_PIXELS))
     while True:
-        truncation = _TRUNCATION_VOXELS * size
+        truncation = size * float(np.clip(wanted / size, *_TRUNCATION_VOXELS))
         trusted = _trusted(views, footprints, truncation, max(_WIDEST_PIXEL_VOXELS * size, median))
         chunks = find_chunks(trusted, size, truncation)
         count = len(chunks) * (CHUNK + 1) ** 3

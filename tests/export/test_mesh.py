@@ -194,7 +194,7 @@ def test_files_are_read_by_trimesh(suffix: str, ball: Surface, tmp_path: Path) -
     save_surface(moved, tmp_path / f"ball{suffix}")
     options = {"skip_materials": True} if suffix == ".glb" else {}
     read = trimesh.load(tmp_path / f"ball{suffix}", process=False, force="mesh", **options)
-    expected = moved.vertices * ([1, -1, -1] if suffix == ".glb" else [1, 1, 1])
+    expected = moved.vertices * ([-1, -1, 1] if suffix == ".glb" else [1, 1, 1])
     np.testing.assert_allclose(read.vertices, expected, atol=1e-5)
     np.testing.assert_array_equal(read.faces, moved.faces)
     assert read.volume > 0
@@ -228,7 +228,7 @@ def test_texture_shows_the_colours(ball: Surface, ball_lattice: Lattice, tmp_pat
     save_surface(ball, tmp_path / "ball.glb", texture)
     read = trimesh.load(tmp_path / "ball.glb", process=False, force="mesh")
     image = np.asarray(read.visual.material.baseColorTexture.convert("RGB")) / 255
-    centres, uv = read.triangles_center * [1, -1, -1], read.visual.uv[read.faces].mean(1)
+    centres, uv = read.triangles_center * [-1, -1, 1], read.visual.uv[read.faces].mean(1)
     rows, columns = ((1 - uv[:, 1]) * 256).astype(int), (uv[:, 0] * 256).astype(int)
     normals = torch.from_numpy(centres / np.linalg.norm(centres, axis=1, keepdims=True))
     error = np.abs(image[rows, columns] - paint(normals).numpy())

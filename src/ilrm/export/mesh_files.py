@@ -1,8 +1,8 @@
 """A coloured surface as .glb, .ply or .obj, written by trimesh.
 
-PLY and OBJ keep the world frame and store colours as they look (sRGB). glTF asks for y up and linear colours, so a GLB
-is turned by half a turn about x from OpenCV's y down, and its colours are converted; it is marked as unlit, because
-the photos' light is in the colours already.
+PLY and OBJ keep the world frame and store colours as they look (sRGB). glTF asks for y up, z forward and linear
+colours, so a GLB is turned by half a turn about z from OpenCV's y down, and its colours are converted; it is marked as
+unlit, because the photos' light is in the colours already.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ilrm.errors import MissingExtraError, OutputError
+from ilrm.export.axes import GLTF
 from ilrm.export.tsdf import FloatArray, Surface
 from ilrm.files import atomic_file
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from ilrm.export.texture import Texture
 
 MESH_SUFFIXES = (".glb", ".obj", ".ply")
-# From OpenCV axes (y down, z forward) to glTF's (y up, z backward).
-Y_UP = np.diag([1.0, -1.0, -1.0])
+# The same turn as for splats, so that both lie on each other.
+_TO_GLTF = GLTF.rotation.numpy()
 _UNLIT = "KHR_materials_unlit"
 _LINEAR = "_linear_colours"  # the name under which trimesh carries them
 
@@ -71,7 +72,7 @@ def linear_from_srgb(colours: FloatArray) -> FloatArray:
 
 def _glb(trimesh: Any, surface: Surface) -> bytes:
     """Vertex colours as floats: 8 bits of linear light show steps in the dark, and 16 are not read right everywhere."""
-    mesh = trimesh.Trimesh(surface.vertices @ Y_UP, surface.faces, process=False)
+    mesh = trimesh.Trimesh(surface.vertices @ _TO_GLTF.T, surface.faces, process=False)
     mesh.vertex_attributes[_LINEAR] = linear_from_srgb(surface.colours.clip(0, 1)).astype(np.float32)
 
     def as_colours(tree: dict[str, Any]) -> None:
@@ -90,7 +91,7 @@ def _textured_glb(trimesh: Any, texture: Texture) -> bytes:
     image = Image.fromarray(texture.image)
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
     visual = trimesh.visual.TextureVisuals(uv=texture.uv, material=material)
-    mesh = trimesh.Trimesh(texture.vertices @ Y_UP, texture.faces, visual=visual, process=False)
+    mesh = trimesh.Trimesh(texture.vertices @ _TO_GLTF.T, texture.faces, visual=visual, process=False)
     return trimesh.exchange.gltf.export_glb(mesh, tree_postprocessor=_make_unlit)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PICTURES: dict[str, Kind] = {"exact colours": "colour", "depth": "depth", "normals": "normals", "opacity": "opacity"}
 _PICTURE_SIDE = {"cpu": 480, "cuda": 1280}  # pixels of the longer side of our own renderings
 _FLIGHT_STEPS, _FLIGHT_STEP_S = 12, 0.03
-_FROM_GLTF = (0.0, 1.0, 0.0, 0.0)  # half a turn about x: glTF is y up and z backward, our worlds are as their photos
+_FROM_GLTF = (0.0, 0.0, 0.0, 1.0)  # half a turn about z undoes what our .glb files are turned by (export.axes.GLTF)
 _POINT_SHARE = 0.004  # of the scene's scale
 
 

@@ -36,7 +36,7 @@ measure = pytest.importorskip("skimage.measure", reason="the extra 'mesh' is not
 
 @pytest.fixture(scope="module")
 def ball_lattice() -> Lattice:
-    return plan(see_surface(sphere(), cameras_on_sphere()), voxel=0.06)
+    return plan(see_surface(sphere(12000), cameras_on_sphere(pixels=140)), voxel=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -62,10 +62,7 @@ class View:
         if self.html is not None:
             return self._write_page(result, self.html, console)
         layers = _layers(result, device, console) if self.iterations else []
-        try:
-            self._serve(result, layers, device, console)
-        except KeyboardInterrupt as error:  # the way out, even where it comes again while the server closes
-            raise KeyboardInterrupt("the viewer has ended") from error
+        self._serve(result, layers, device, console)
 
     def _load(self) -> Result:
         from ilrm.view import load_result
@@ -96,21 +93,26 @@ class View:
         from ilrm.view.live import Viewer
         from ilrm.view.server import serve
 
-        with serve(self.host, self.port, label=result.title) as server:
-            viewer = Viewer(server, result, layers, device)
-            try:
-                add_controls(viewer)
-                viewer.refresh()
-                address = f"http://{_reachable(self.host)}:{server.get_port()}"
-                console.show("", {"address": address, "Gaussians": f"{len(result.gaussians):,}"})
-                console.say("Ctrl-C ends the viewer.")
-                console.answer({"address": address, "num_gaussians": len(result.gaussians)})
-                if self.open and _has_display():
-                    webbrowser.open(address)
-                while True:
-                    time.sleep(3600)
-            finally:
-                viewer.close()
+        try:
+            with serve(self.host, self.port, label=result.title) as server:
+                viewer = Viewer(server, result, layers, device)
+                try:
+                    add_controls(viewer)
+                    viewer.refresh()
+                    self._announce(f"http://{_reachable(self.host)}:{server.get_port()}", result, console)
+                    while True:
+                        time.sleep(3600)
+                finally:
+                    viewer.close()
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt("the viewer has ended") from error
+
+    def _announce(self, address: str, result: Result, console: Console) -> None:
+        console.show("", {"address": address, "Gaussians": f"{len(result.gaussians):,}"})
+        console.say("Ctrl-C ends the viewer.")
+        console.answer({"address": address, "num_gaussians": len(result.gaussians)})
+        if self.open and _has_display():
+            webbrowser.open(address)
 
 
 def _layers(result: Result, device: torch.device, console: Console) -> list[tuple[str, Gaussians]]:

@@ -16,7 +16,7 @@ from ilrm.gaussians import Gaussians
 from ilrm.render import render
 
 # The truncation is so many times the distance by which views disagree in depth, within bounds in voxels ...
-_TRUNCATION_DISAGREEMENTS = 2.5
+_TRUNCATION_DISAGREEMENTS = 4.0
 _TRUNCATION_VOXELS = (4.0, 8.0)
 # ... and a voxel an eighth of that, within bounds in pixels: the median width of a pixel on the surface that it sees.
 _VOXEL_PIXELS = (1.5, 4.0)
@@ -98,9 +98,9 @@ def _smoothed(depth: torch.Tensor) -> torch.Tensor:
 
 
 def disagreement(views: DepthViews) -> float:
-    """Median distance in depth between a point that one view sees and the surface that another one sees there.
+    """Median distance in depth by which another view looks past a point that one view sees.
 
-    0 if no two views see the same place.
+    Points that lie behind what the other view sees may simply be hidden from it, and say nothing. 0 if there are none.
     """
     height, width = views.depth.shape[1:]
     gaps = [np.zeros(0)]
@@ -113,7 +113,7 @@ def disagreement(views: DepthViews) -> float:
                 column, row = np.floor(fx * x / z + cx), np.floor(fy * y / z + cy)
             inside = (z > 0) & (column >= 0) & (row >= 0) & (column < width) & (row < height)
             seen = views.depth[other, row[inside].astype(int), column[inside].astype(int)]
-            gaps.append(np.abs(seen - z[inside])[seen > 0])
+            gaps.append(seen[seen > z[inside]] - z[inside][seen > z[inside]])
     every = np.concatenate(gaps)
     return float(np.median(every)) if len(every) else 0.0
 

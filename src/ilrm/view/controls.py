@@ -29,6 +29,7 @@ def add_controls(viewer: Viewer) -> None:
     gui, session = viewer.server.gui, viewer.session
     gui.configure_theme(show_logo=False, show_share_button=False)
     gui.set_panel_label(viewer.result.title)
+    gui.main_panel.dock_right()  # beside the picture, not over it
     count = gui.add_markdown(count_text(session))
 
     def changed() -> None:

@@ -29,7 +29,6 @@ PICTURES: dict[str, Kind] = {"exact colours": "colour", "depth": "depth", "norma
 _PICTURE_SIDE = {"cpu": 480, "cuda": 1280}  # pixels of the longer side of our own renderings
 _FLIGHT_STEPS, _FLIGHT_STEP_S = 12, 0.03
 _FROM_GLTF = (0.0, 0.0, 0.0, 1.0)  # half a turn about z undoes what our .glb files are turned by (export.axes.GLTF)
-_POINT_SHARE = 0.004  # of the scene's scale
 
 
 class Viewer:
@@ -119,7 +118,7 @@ class Viewer:
                 "/points",
                 arrays.centers[keep],
                 arrays.rgbs[keep],
-                point_size=_POINT_SHARE * self.layout.scale / arrays.unit,
+                point_size=self.session.everything.scales.median().item() / arrays.unit,  # about their spacing
                 point_shape="circle",
                 precision="float32",
                 scale=arrays.unit,

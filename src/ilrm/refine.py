@@ -89,12 +89,12 @@ class RefineConfig:
         return RefineConfig()
 
     @staticmethod
-    def long(seed: int = 0) -> RefineConfig:
+    def long(seed: int = 0, widen: float = 1.0) -> RefineConfig:
         """Hundreds of steps: mini-batches, pruning, and rates tuned for the views that are not fitted."""
         rates = LearningRates(
             means=1e-2, sh=1.5e-2, log_scales=5e-2, quats=5e-3, opacity_logits=3e-2, final=0.1, by_distance=True
         )
-        return RefineConfig(rates, views_per_step=2, ssim=0.005, prune_every=100, seed=seed)
+        return RefineConfig(rates, views_per_step=2, ssim=0.005, widen=widen, prune_every=100, seed=seed)
 
     @staticmethod
     def for_steps(steps: int, seed: int = 0) -> RefineConfig:

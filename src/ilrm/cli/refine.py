@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Refine:
     """Keep every such photo out, to measure on it; 0 keeps none out. Default as in `ilrm reconstruct`."""
     size: int = 256
     """Longer side of the photos in pixels; larger ones are reduced."""
+    widen: float = 1.0
+    """Start from Gaussians this many times as large: 2.5 is good for a forward pass of ilrm-small."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
@@ -53,6 +55,7 @@ class Refine:
         from ilrm.refine import RefineConfig, refine
         from ilrm.scenes import load_scene
 
+        config = replace(RefineConfig.for_steps(self.steps, self.seed), widen=self.widen)
         gaussians = load_ply(self.gaussians).to(device)
         scene = load_scene(self.scene, max_side=self.size)
         split = split_views(scene, self.scene, self.views, self.holdout, seed=self.seed)
@@ -65,7 +68,7 @@ class Refine:
                     gaussians,
                     inputs,
                     self.steps,
-                    config=RefineConfig.for_steps(self.steps, self.seed),
+                    config=config,
                     watch=scene.select(split.spare),
                     progress=lambda step: advance(f"loss {step.loss:.4f}  inputs {step.psnr:.2f} dB"),
                 )

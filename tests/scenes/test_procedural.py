@@ -109,6 +109,20 @@ def test_depth_of_the_ground_follows_the_pixel_centre_convention() -> None:
     torch.testing.assert_close(scene.depth[ground], (to_ground * forward)[ground], rtol=2e-4, atol=1e-4)
 
 
+def test_the_sky_is_one_sphere_for_all_views() -> None:
+    config = ProceduralConfig(views=3, width=40, height=32, kind="open", objects=(0, 0))
+    bare = next(seed for seed in range(40) if not sample_world(seed, config).primitives)
+    scene = make_scene(bare, config)
+    assert scene.depth is not None
+    origins, directions = scene.cameras.rays()
+    forward = (directions * scene.cameras.forward[:, None, None]).sum(-1, keepdim=True)
+    points = origins + directions * (scene.depth[..., None] / forward)
+    sky = directions[..., 2] > 0.02
+    assert sky.flatten(1).any(1).sum() >= 2
+    radius = points[sky].norm(dim=-1)
+    torch.testing.assert_close(radius, torch.full_like(radius, sample_world(bare, config).dome), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["room", "open", "mixed"])
 @pytest.mark.parametrize("path", ["handheld", "orbit", "mixed"])
 def test_every_family_gives_proper_cameras_clear_of_surfaces(kind: Any, path: Any) -> None:

@@ -122,8 +122,8 @@ def _hit_backdrop(geometry: Geometry, o: Tensor, d: Tensor) -> Tensor:
     reach = torch.stack([-geometry.room[..., None] - offset, geometry.room[..., None] - offset], dim=2)  # (N, 3, 2, 1)
     walls = (reach * inverse[:, :, None]).flatten(1, 2)
     walls = _miss(walls, -walls)
-    b = (o * d).sum(1)
-    sky = (b * b - (o * o).sum(1) + geometry.dome[:, None] ** 2).sqrt() - b
+    a, b = (d * d).sum(1), (o * d).sum(1)
+    sky = ((b * b + a * (geometry.dome[:, None] ** 2 - (o * o).sum(1))).sqrt() - b) / a
     fall = -d[:, 2]
     ground = _miss((o[:, 2] - geometry.ground[:, None]) / fall.clamp_min(1e-6), -fall)
     return torch.cat([walls, ground[:, None], sky[:, None]], dim=1)

@@ -93,15 +93,16 @@ def in_chromium(result: Result, size: int, patience: float) -> None:
     layout = arrange(result.gaussians, result.cameras)
     seen = render(result.gaussians, layout.poses[0].camera(size, size), near=layout.near).rgb[0].clamp(0, 1).numpy()
     args = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    with tempfile.TemporaryDirectory() as folder, serve() as server, sync_playwright() as playwright:
+    with serve() as server, sync_playwright() as playwright:
         show_layout(server, layout)
         show_splats(server, splat_arrays(result.gaussians))
-        (path := Path(folder) / "bare.html").write_text(server.scene.as_html())
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=args)
         page = browser.new_page(viewport={"width": size, "height": size})
         page.set_default_timeout(1000 * patience)
-        page.goto(path.as_uri())
-        page.add_style_tag(content="[class*=Notifications], [class*=Paper-root] { visibility: hidden !important }")
+        page.goto(f"http://127.0.0.1:{server.get_port()}")
+        page.add_style_tag(
+            content="[class*=Notifications], [class*=Paper-root], [class*=dock] { visibility: hidden !important }"
+        )
         begun, before = time.perf_counter(), -1.0
         while time.perf_counter() - begun < patience:
             picture = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB")) / 255.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ilrm.cameras import Cameras
 from ilrm.export import load_ply
+from ilrm.gaussians import Gaussians
 from ilrm.render import render
+from ilrm.spherical_harmonics import C0
 from ilrm.view import Result, save_page
 from ilrm.view.controls import add_controls
 from ilrm.view.live import Viewer, pose_of
@@ -102,6 +106,32 @@ def test_the_page_draws_the_scene_offline(capture: Result, watched: Watched, tmp
     assert watched.psnr(rendered(capture, layout, layout.poses[2])) >= LEAST_PSNR
     assert watched.complaints() == []
     assert [url for url in watched.requests if not url.startswith(("file:", "blob:", "data:"))] == []
+
+
+@pytest.mark.parametrize("nearest_first", [False, True])
+def test_the_page_draws_far_before_near(nearest_first: bool, watched: Watched, tmp_path: Path) -> None:
+    """viser's sorter must run in a page that was opened from a file: one of the two stored orders is wrong."""
+    red, blue = (torch.tensor([[[0.5 / C0 if i == channel else -0.5 / C0 for i in range(3)]]]) for channel in (0, 2))
+    turn = math.pi / 12  # viser does not draw what is aligned with the picture's axes exactly
+    parts = [
+        Gaussians(
+            means=torch.tensor([[0.0, 0, depth]]),
+            scales=torch.tensor([[0.4, 0.3, 0.2]]),
+            quats=torch.tensor([[math.cos(turn), 0, 0, math.sin(turn)]]),
+            opacities=torch.tensor([0.99]),
+            sh=sh,
+        )
+        for depth, sh in ((3.0, red), (4.0, blue))
+    ]
+    camera = Cameras(torch.eye(4)[None], torch.tensor([[[200.0, 0, 160], [0, 200, 120], [0, 0, 1]]]), WIDTH, HEIGHT)
+    save_page(Gaussians.cat(parts if nearest_first else parts[::-1]), tmp_path / "page.html", camera)
+    watched.page.goto((tmp_path / "page.html").as_uri())
+    deadline = time.monotonic() + PATIENCE_S
+    while (pixel := watched.picture()[HEIGHT // 2 - 8, WIDTH // 2 + 8]).min() > 0.9:  # still empty
+        assert time.monotonic() < deadline
+    while not (pixel[0] > 0.8 > 0.2 > pixel[2]):
+        assert time.monotonic() < deadline, f"the far one is in front: {pixel}"
+        pixel = watched.picture()[HEIGHT // 2 - 8, WIDTH // 2 + 8]
 
 
 def hide_cameras(page: Page) -> None:

@@ -19,7 +19,7 @@ class Demo:
 
     output: Output = Path("ilrm-demo")
     """Folder to write."""
-    refine: int = 100
+    refine: int = 60
     """Steps of refinement after the forward pass."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""

@@ -19,6 +19,20 @@ from ilrm.view.splats import Array, Layout, Pose, arrange, check_drawable, splat
 _VISER_TITLE = "<title>Viser</title>"
 _STRIP_SIDE = 72  # pixels of a thumbnail in the strip
 
+# viser's client sorts splats in a module worker out of a blob. Chromium does not load such a worker for a page that was
+# opened from a file, and the splats would stay unsorted. Where the blob fails at once, the client takes a data URL
+# instead, which works.
+_SORTER_FROM_FILES = """<script>
+if (location.protocol === "file:") {
+  window.Worker = class extends window.Worker {
+    constructor(url, options) {
+      if (String(url).startsWith("blob:")) throw new Error("no worker out of a blob in a page from a file");
+      super(url, options);
+    }
+  };
+}
+</script>"""
+
 _STYLE = """<style>
 #ilrm-card { position: fixed; left: 12px; bottom: 12px; z-index: 20; max-width: min(420px, calc(100vw - 24px));
   background: rgba(255, 255, 255, 0.88); border-radius: 6px; box-shadow: 0 1px 6px rgba(0, 0, 0, 0.25);
@@ -89,7 +103,7 @@ def _dressed(
         "<p>Drag to turn, drag with the right button to move, scroll to come nearer.</p></details>"
     )
     # Python's replace: a title with backslashes or dollars stays what it is.
-    page = page.replace(_VISER_TITLE, f"<title>{name}</title>{_STYLE}", 1)
+    page = page.replace(_VISER_TITLE, f"<title>{name}</title>{_SORTER_FROM_FILES}{_STYLE}", 1)
     body_end = page.rindex("</body>")
     return page[:body_end] + card + page[body_end:]
 

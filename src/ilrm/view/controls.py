@@ -162,11 +162,12 @@ def _add_inputs(viewer: Viewer) -> None:
         score = gui.add_markdown(
             "Photo | rendering" if result.photos else "Rendering (no photos at hand: see --photos)"
         )
-        beside = gui.add_image(np.full((8, 8, 3), 255, np.uint8))
+        beside = gui.add_image(comparison(viewer, 0)[0])
 
     def compare() -> None:
         image, decibels = comparison(viewer, names.index(which.value))
-        beside.image = image
+        if not np.array_equal(image, beside.image):
+            beside.image = image
         if decibels is not None:
             score.content = f"Photo | rendering: **{decibels:.2f} dB**"
 
@@ -269,7 +270,7 @@ def save_flight(
     Raises:
         ConfigError: fewer than two keyframes.
     """
-    from ilrm.export.video import save_video  # pyright: ignore[reportMissingImports]
+    from ilrm.export.video import save_video
 
     width, height = (VIDEO_SIDE, VIDEO_SIDE / aspect) if aspect >= 1 else (VIDEO_SIDE * aspect, VIDEO_SIDE)
     width, height = 2 * round(width / 2), 2 * max(round(height / 2), 1)

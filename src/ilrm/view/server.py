@@ -20,7 +20,7 @@ from ilrm.view.splats import Array, Layout, SplatArrays
 if TYPE_CHECKING:
     import viser
 
-_FRUSTUM_SHARE = 0.12  # of the scene's scale
+_FRUSTUM_SHARE = 0.08  # of the scene's scale
 _FRUSTUM_COLOUR = (230, 120, 30)
 _THUMBNAIL_SIDE = 128
 _FIXES = {

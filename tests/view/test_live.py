@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,6 @@ def control(viewer: Viewer, label: str) -> Any:
 
 def until(condition: Callable[[], bool], viewer: Viewer) -> None:
     """Callbacks run in viser's threads, drawing in ours."""
-    import time
-
     deadline = time.monotonic() + 30
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -66,6 +66,26 @@ def test_thresholds_reach_the_scene(viewer: Viewer) -> None:
     until(lambda: not viewer._splats.visible, viewer)
     with pytest.raises(GaussiansError, match="no Gaussians"):
         edited_ply(viewer.session)
+
+
+def test_the_last_of_many_changes_holds(viewer: Viewer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A visitor's changes call back from several threads at once; here the earlier ones take longer."""
+    slider, change, number = control(viewer, "Min. opacity"), viewer.session.change, iter(range(30))
+
+    def slow(**values: Any) -> None:
+        time.sleep(0.2 - 0.006 * next(number))
+        change(**values)
+
+    monkeypatch.setattr(viewer.session, "change", slow)
+    with ThreadPoolExecutor(30) as threads:
+        for i in range(1, 31):
+            slider._impl.value = i / 50
+            for callback in slider._impl.update_cb:
+                threads.submit(callback, viser.GuiEvent(None, None, slider))
+            time.sleep(0.002)
+    assert viewer.session.edit.min_opacity == 0.6
+    assert viewer.work.wait(30)
+    assert len(viewer._splats.buffer) == int((viewer.result.gaussians.opacities >= 0.6).sum())
 
 
 def test_crop_states_and_saving(viewer: Viewer, tmp_path: Path) -> None:

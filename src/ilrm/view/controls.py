@@ -37,14 +37,20 @@ def add_controls(viewer: Viewer) -> None:
         viewer.refresh()
 
     shown = gui.add_dropdown("Show", viewer.modes, initial_value=viewer.mode)
-    shown.on_update(lambda _: viewer.show(shown.value))
+
+    @shown.on_update
+    def _(_: object) -> None:
+        with viewer.turn:
+            viewer.show(shown.value)
+
     if len(session.names) > 1:
         state = gui.add_dropdown("State", session.names, initial_value=session.name)
 
         @state.on_update
         def _(_: object) -> None:
-            session.choose(state.value)
-            changed()
+            with viewer.turn:
+                session.choose(state.value)
+                changed()
 
     _add_edit(viewer, changed)
     if viewer.frustums:
@@ -93,14 +99,15 @@ def _add_edit(viewer: Viewer, changed: Callable[[], None]) -> None:
         return Box(torch.as_tensor(np.array(gizmo.position), dtype=torch.float64), rotation, start.size * share)
 
     def update(_: object = None) -> None:
-        gizmo.visible = outline.visible = crop.value
-        for edge in edges:
-            edge.visible = crop.value
-        box = current()
-        outline.dimensions = tuple(box.size.tolist())
-        limit = session.scale_quantile(size.value / 100)
-        session.change(min_opacity=opacity.value, max_scale=limit, box=box if crop.value else None)
-        changed()
+        with viewer.turn:
+            gizmo.visible = outline.visible = crop.value
+            for edge in edges:
+                edge.visible = crop.value
+            box = current()
+            outline.dimensions = tuple(box.size.tolist())
+            limit = session.scale_quantile(size.value / 100)
+            session.change(min_opacity=opacity.value, max_scale=limit, box=box if crop.value else None)
+            changed()
 
     for control in (opacity, size, crop, *edges):
         control.on_update(update)
@@ -173,8 +180,9 @@ def _add_inputs(viewer: Viewer) -> None:
 
     @wanted.on_update
     def _(_: object) -> None:
-        viewer.frustums_wanted = wanted.value
-        viewer.update_frustums()
+        with viewer.turn:
+            viewer.frustums_wanted = wanted.value
+            viewer.update_frustums()
 
     which.on_update(lambda _: viewer.work.submit("comparison", compare))
     go.on_click(_told(viewer, lambda client: viewer.fly_to(client, viewer.layout.poses[names.index(which.value)])))
@@ -209,8 +217,9 @@ def _add_record(viewer: Viewer) -> None:
         progress = gui.add_progress_bar(0.0, visible=False)
 
     def keep(client: viser.ClientHandle | None) -> None:
-        viewer.keyframes = [] if client is None else [*viewer.keyframes, pose_of(client.camera)]
-        told.content = f"{len(viewer.keyframes)} keyframes" if viewer.keyframes else "No keyframes"
+        with viewer.turn:
+            viewer.keyframes = [] if client is None else [*viewer.keyframes, pose_of(client.camera)]
+            told.content = f"{len(viewer.keyframes)} keyframes" if viewer.keyframes else "No keyframes"
 
     def film(client: viser.ClientHandle) -> None:
         progress.visible, save.disabled = True, True

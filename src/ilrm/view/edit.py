@@ -114,7 +114,8 @@ class Session:
 
     def shown(self) -> Gaussians:
         """The chosen state with the edit."""
-        return self.everything[self.keep()]
+        everything = self.everything  # one look: the choice may change meanwhile
+        return everything[self.edit.keep(everything)]
 
     def scale_quantile(self, share: float) -> float:
         """The size that a share of the Gaussians does not exceed, in world units; infinity for all of them."""

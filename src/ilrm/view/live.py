@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -57,6 +58,9 @@ class Viewer:
         self.mode = "splats"
         self.keyframes: list[Pose] = []
         self.work = LatestWorker(self._failed)
+        # viser calls back from several threads, in no certain order: what changes state takes its turn, and reads the
+        # controls within it, so that the last one to come sees how they stand.
+        self.turn = threading.RLock()
         self.listeners: dict[str, Callable[[], None]] = {}  # what else is to be drawn again, by name
         self._arrays: tuple[str, SplatArrays] | None = None
         self._standing: dict[int, int | None] = {}  # client -> the camera that it stands in
@@ -104,16 +108,17 @@ class Viewer:
         self.refresh()
 
     def _draw_scene(self) -> None:
-        keep = self.session.keep().numpy()
-        arrays, any_left = self.arrays, bool(keep.any())
-        self._splats.visible = self.mode == "splats" and any_left
-        if any_left and self.mode == "splats":
+        with self.turn:
+            keep, arrays, mode = self.session.keep().numpy(), self.arrays, self.mode
+        any_left = bool(keep.any())
+        self._splats.visible = mode == "splats" and any_left
+        if any_left and mode == "splats":
             self._splats.set_gaussians(**arrays.select(keep))
             self._splats.position, self._splats.scale = arrays.origin, arrays.unit
         if self._points is not None:
             self._points.remove()
             self._points = None
-        if self.mode == "points" and any_left:
+        if mode == "points" and any_left:
             self._points = self.server.scene.add_point_cloud(
                 "/points",
                 arrays.centers[keep],
@@ -125,7 +130,7 @@ class Viewer:
                 position=arrays.origin,
             )
         if self._mesh is not None:
-            self._mesh.visible = self.mode == "mesh"
+            self._mesh.visible = mode == "mesh"
 
     def _draw_picture(self, client: viser.ClientHandle) -> None:
         """Our own rendering as the background of one visitor, or none."""
@@ -150,13 +155,14 @@ class Viewer:
 
     def _moved(self, client: viser.ClientHandle, gone: bool = False) -> None:
         """Follow a visitor: hide the frustum that would cover the view, draw the picture again."""
-        if gone:
-            self._standing.pop(client.client_id, None)
-        else:
-            self._standing[client.client_id] = self.camera_at(client.camera.position)
-            if self.mode in PICTURES:
-                self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
-        self.update_frustums()
+        with self.turn:
+            if gone:
+                self._standing.pop(client.client_id, None)
+            else:
+                self._standing[client.client_id] = self.camera_at(client.camera.position)
+                if self.mode in PICTURES:
+                    self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
+            self.update_frustums()
 
     def camera_at(self, position: Array) -> int | None:
         """The input camera whose frustum surrounds a point (3,), if any."""
@@ -186,11 +192,6 @@ class Viewer:
                 client.camera.up_direction = self.layout.up_at(pose)
                 client.camera.fov = pose.fov
             time.sleep(seconds_apart)
-
-    def set_box(self, box: Box | None) -> None:
-        """Change the crop box, or end cropping."""
-        self.session.change(box=box)
-        self.refresh()
 
     def tell(self, client: viser.ClientHandle | None, title: str, body: str, color: Any = "red") -> None:
         """A note to one visitor, or to all."""

@@ -21,13 +21,13 @@ from ilrm.gaussians import Gaussians, quaternion_to_matrix
 from ilrm.render import render
 from ilrm.spherical_harmonics import C0
 from ilrm.view import Result, save_page
-from ilrm.view.controls import add_controls
+from ilrm.view.controls import FRAMES_PER_SECOND, add_controls
 from ilrm.view.live import Viewer, pose_of
 from ilrm.view.server import serve
 from ilrm.view.splats import Layout, Pose, arrange
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
+    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page
 
 pytestmark = pytest.mark.slow
 
@@ -185,12 +185,10 @@ def test_the_live_viewer_draws_and_obeys(capture: Result, viewer: Viewer, watche
     thumb.focus()
     thumb.press("End")
     steps = round(100 * capture.gaussians.opacities.median().item())
-    for _ in range(100):  # a key that comes before the page is drawn again counts only once
-        at = round(100 * float(thumb.get_attribute("aria-valuenow") or 0))
-        if at == steps:
-            break
-        thumb.press("ArrowRight" if at < steps else "ArrowLeft")
-    assert at == steps
+    for _ in range(100):  # as often as needed: of keys that come before the page is drawn again only one counts
+        if hundredths(thumb) != steps:
+            thumb.press("ArrowRight" if hundredths(thumb) < steps else "ArrowLeft")
+    assert hundredths(thumb) == steps
     expected = int((capture.gaussians.opacities >= steps / 100).sum())
     page.get_by_text(f"{expected:,} of {len(capture.gaussians):,} Gaussians").wait_for()
     assert 0 < expected < len(capture.gaussians)
@@ -213,6 +211,82 @@ def test_the_live_viewer_draws_and_obeys(capture: Result, viewer: Viewer, watche
     page.mouse.click(*on_screen(page, client.camera, plate(viewer.frustums[1])))
     wait(lambda: np.allclose(client.camera.position, second.position, atol=1e-3))
     assert torch.allclose(pose_of(client.camera).c2w, second.c2w, atol=1e-2)
+    assert watched.complaints() == []
+
+
+def hundredths(slider: Locator) -> int:
+    return round(100 * float(slider.get_attribute("aria-valuenow") or "nan"))
+
+
+def test_the_live_viewer_records_and_crops(capture: Result, viewer: Viewer, watched: Watched, tmp_path: Path) -> None:
+    page = watched.page
+    page.set_viewport_size({"width": 900, "height": 600})
+    page.goto(f"http://127.0.0.1:{viewer.server.get_port()}")
+    wait(viewer.server.get_clients)
+    (client,) = viewer.server.get_clients().values()
+    first = viewer.layout.poses[0]
+    wait(lambda: np.allclose(client.camera.position, first.position, atol=1e-3))
+    viewer.frustums_wanted = False
+    viewer.update_frustums()
+
+    # What Screenshot saves is the picture without the panel.
+    def screenshot() -> np.ndarray:
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Screenshot").click()
+        download.value.save_as(tmp_path / "view.png")
+        return np.asarray(Image.open(tmp_path / "view.png").convert("RGB")) / 255.0
+
+    deadline, best = time.monotonic() + PATIENCE_S, 0.0
+    while best < LEAST_PSNR and time.monotonic() < deadline:
+        shot = screenshot()
+        camera = pose_of(client.camera).camera(shot.shape[1], shot.shape[0])
+        seen = render(capture.gaussians, camera, near=viewer.layout.near).rgb[0].clamp(0, 1).numpy()
+        best = max(best, -10 * np.log10(np.square(shot - seen).mean()))
+    assert best >= LEAST_PSNR
+
+    # Two keyframes become a video of as many seconds as the slider says.
+    page.get_by_role("button", name="Add keyframe").click()
+    page.get_by_text("1 keyframes").wait_for()
+    viewer.fly_along(client, [viewer.layout.poses[1]], 0)
+    wait(lambda: np.allclose(client.camera.position, viewer.layout.poses[1].position, atol=1e-3))
+    page.get_by_role("button", name="Add keyframe").click()
+    page.get_by_text("2 keyframes").wait_for()
+    page.locator("[role=slider]").last.press("Home")  # one second
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save video").click()
+    download.value.save_as(tmp_path / "flight.mp4")
+    import imageio.v3 as iio
+
+    frames = iio.imread(tmp_path / "flight.mp4", plugin="pyav")
+    assert len(frames) == FRAMES_PER_SECOND
+    expected = viewer.picture(first.camera(frames.shape[2], frames.shape[1])) / 255.0
+    assert -10 * np.log10(np.square(frames[0] / 255.0 - expected).mean()) >= LEAST_PSNR
+
+    # The crop box, and an arrow of its handles pulled by the mouse.
+    page.get_by_text("Crop box").click()
+    wait(lambda: viewer.session.edit.box is not None)
+    box = viewer.session.edit.box
+    assert box is not None
+    left = int(viewer.session.keep().sum())
+    assert left < len(capture.gaussians)
+    page.get_by_text(f"{left:,} of").wait_for()
+    reach = float(box.size.min()) / 3
+    arrow = (box.centre + 0.8 * reach * box.rotation[:, 0]).numpy()
+    further = (box.centre + 1.8 * reach * box.rotation[:, 0]).numpy()
+    watched.picture()
+    page.mouse.move(*on_screen(page, client.camera, arrow))
+    watched.picture()
+    page.mouse.down()
+    for share in (0.25, 0.5, 0.75, 1.0):
+        page.mouse.move(*on_screen(page, client.camera, arrow + share * (further - arrow)))
+        watched.picture()
+    page.mouse.up()
+    wait(lambda: viewer.session.edit.box is not box)
+    moved = viewer.session.edit.box
+    assert moved is not None
+    along, *across = ((moved.centre - box.centre) @ box.rotation / reach).tolist()
+    assert 0.7 < along < 1.3
+    assert max(map(abs, across)) < 1e-6
     assert watched.complaints() == []
 
 

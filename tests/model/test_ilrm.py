@@ -254,6 +254,24 @@ def test_untrained_footprint_decoder_shows_the_photos() -> None:
     torch.testing.assert_close(distance, torch.full_like(distance, (decoder.near * decoder.far) ** 0.5))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("factor", [1, 2])
+def test_smoothing_is_in_pixels_of_the_own_image(factor: int) -> None:
+    config = replace(FOOTPRINT, viewpoint_factor=factor, uplift=factor)
+    smooth = replace(config, decoder=FootprintDecoder(smoothing=0.2))
+    images, c2w, K = inputs(2, 32, 24)
+    sharp, wide = (make(c)(images, c2w, K) for c in (config, smooth))
+    distance = (sharp.means.unflatten(1, (2, -1)) - c2w[:, :, None, :3, 3]).norm(dim=-1)
+    pixel = (0.5 * (1 / K[..., 0, 0] + 1 / K[..., 1, 1]))[..., None] * distance
+    torch.testing.assert_close(
+        wide.scales.square(), sharp.scales.square() + 0.2 * pixel.flatten(1)[..., None].square(), check_dtype=False
+    )
+    torch.testing.assert_close(wide.means, sharp.means)
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="smoothing"):
+            FootprintDecoder(smoothing=wrong)
+
+
 def test_contradictory_configs_fail_when_built() -> None:
     for wrong in (
         {"width": 30},

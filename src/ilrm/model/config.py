@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -49,12 +50,16 @@ class FootprintDecoder:
         near, far: range of the distance along the ray, in the normalised frame.
         scale_range: the scale lies between 1 / scale_range and scale_range footprints.
         opacity_bias: opacity = sigmoid(raw + opacity_bias).
+        smoothing: added to every squared scale, in squared pixels of the own image at that depth. Renderers widen what
+            is smaller than their pixels; Gaussians that count on that leave holes when they are looked at from
+            nearby or on a larger screen (the 3D smoothing filter of Mip-Splatting).
     """
 
     near: float = 0.2
     far: float = 400.0
     scale_range: float = 8.0
     opacity_bias: float = 2.0
+    smoothing: float = 0.0
     kind: Literal["footprint"] = "footprint"
 
     def __post_init__(self) -> None:
@@ -62,6 +67,8 @@ class FootprintDecoder:
             raise ConfigError(f"near = {self.near} and far = {self.far}.", expected="0 < near < far")
         if self.scale_range <= 1:
             raise ConfigError(f"scale_range = {self.scale_range}.", expected="more than 1")
+        if not 0 <= self.smoothing < math.inf:
+            raise ConfigError(f"smoothing = {self.smoothing}.", expected="0 or more squared pixels")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,3 +47,20 @@ def splat_transform(source: Path, target: Path) -> Path:
 def read_by_splat_transform(path: Path) -> Gaussians:
     """The Gaussians that PlayCanvas's program finds in a file, by way of a plain PLY."""
     return load_ply(splat_transform(path, path.with_name("independent.ply")))
+
+
+def gltf_issues(path: Path) -> list[dict[str, Any]]:
+    """What Khronos's validator reports."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    root = subprocess.run(["npm", "root", "-g"], capture_output=True, text=True, check=False).stdout.strip()
+    script = (
+        "const v = require('gltf-validator'), fs = require('fs');"
+        "v.validateBytes(new Uint8Array(fs.readFileSync(process.argv[1])))"
+        ".then(r => console.log(JSON.stringify(r.issues.messages)));"
+    )
+    command, environment = ["node", "-e", script, str(path)], {**os.environ, "NODE_PATH": root}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if "Cannot find module" in done.stderr:
+        pytest.skip("gltf-validator is not installed (npm install -g gltf-validator)")
+    return json.loads(done.stdout)

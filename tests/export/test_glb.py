@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from ilrm.export.glb import load_glb, save_glb
 from ilrm.gaussians import Gaussians, quaternion_to_matrix
 from ilrm.spherical_harmonics import C0
 from tests.conftest import make_gaussians
-from tests.export.compare import differences, splat_transform
+from tests.export.compare import differences, gltf_issues, splat_transform
 
 Content = dict[str, Any]
 PREFIX = "KHR_gaussian_splatting:"
@@ -90,37 +87,20 @@ def test_what_the_extension_prescribes(tmp_path: Path) -> None:
     np.testing.assert_allclose(colour[:, 3], gaussians.opacities, atol=0.5 / 255 + 1e-6)
 
 
-def validate(path: Path) -> list[dict[str, Any]]:
-    """What Khronos's validator reports."""
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    root = subprocess.run(["npm", "root", "-g"], capture_output=True, text=True, check=False).stdout.strip()
-    script = (
-        "const v = require('gltf-validator'), fs = require('fs');"
-        "v.validateBytes(new Uint8Array(fs.readFileSync(process.argv[1])))"
-        ".then(r => console.log(JSON.stringify(r.issues.messages)));"
-    )
-    command, environment = ["node", "-e", script, str(path)], {**os.environ, "NODE_PATH": root}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if "Cannot find module" in done.stderr:
-        pytest.skip("gltf-validator is not installed (npm install -g gltf-validator)")
-    return json.loads(done.stdout)
-
-
 def test_the_validator_accepts_it(tmp_path: Path) -> None:
     save_glb(make_gaussians(20, 1), tmp_path / "a.glb")
     # As it does not know the extension, it takes its names for errors. Everything else must be right, and under names
     # of the user's own kind everything is.
-    for issue in validate(tmp_path / "a.glb"):
+    for issue in gltf_issues(tmp_path / "a.glb"):
         known = issue["code"] == "MESH_PRIMITIVE_INVALID_ATTRIBUTE" and PREFIX in issue["pointer"]
         assert known or issue["code"] == "UNSUPPORTED_EXTENSION", issue
     content, binary = parts(tmp_path / "a.glb")
     primitive = content["meshes"][0]["primitives"][0]
     del content["extensionsUsed"], primitive["extensions"]
     primitive["attributes"] = {k.replace(PREFIX, "_SPLAT_"): v for k, v in primitive["attributes"].items()}
-    assert validate(write(tmp_path / "b.glb", content, binary)) == []
+    assert gltf_issues(write(tmp_path / "b.glb", content, binary)) == []
     content["accessors"][0]["max"][0] += 1
-    assert validate(write(tmp_path / "b.glb", content, binary)), "the validator looks at the data"
+    assert gltf_issues(write(tmp_path / "b.glb", content, binary)), "the validator looks at the data"
 
 
 def test_trimesh_shows_the_points(tmp_path: Path) -> None:

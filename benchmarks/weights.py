@@ -149,7 +149,7 @@ def measure(method: Method, inputs: Scene, held_out: Scene, options: Options, al
         return result
     config = RefineConfig.long()
     if method in ("trained", "untrained"):
-        config = replace(config, widen=2.5)  # as ``ilrm reconstruct`` does with this network
+        config = replace(config, widen=1.75)  # as ``ilrm reconstruct`` does with this network
     if allowed is None:
         for steps in options.steps:
             begin = time.process_time()

@@ -30,7 +30,7 @@ _MOST_WATCHED = 6
 _PIXEL_BUDGET = {"cpu": 16 * 256 * 256, "cuda": 64 * 256 * 256}
 _MOST_INPUTS = 32
 # Networks that count how often a surface is seen predict many small Gaussians; 2 and 3 did better than 1 in refinement.
-_WIDEN = 2.5
+_WIDEN = 1.75
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Refine:
     size: int = 256
     """Longer side of the photos in pixels; larger ones are reduced."""
     widen: float = 1.0
-    """Start from Gaussians this many times as large: 2.5 is good for a forward pass of ilrm-small."""
+    """Start from Gaussians this many times as large: 1.75 is good for a forward pass of ilrm-small."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0

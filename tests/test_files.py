@@ -112,6 +112,16 @@ def test_existing_folder_is_replaced_by_entry(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"metrics.json": b"new", "notes.txt": b"old", "renders/a.png": b"new"}
 
 
+def test_a_folder_that_another_process_makes_meanwhile_is_replaced_by_entry(tmp_path: Path) -> None:
+    with files.atomic_folder(tmp_path / "out", owns=["a", "b"]) as ours:
+        with files.atomic_folder(tmp_path / "out", owns=["a", "b"]) as theirs:
+            (theirs / "a").write_text("theirs")
+            (theirs / "b").write_text("theirs")
+        (ours / "a").write_text("ours")
+    assert {entry.name: entry.read_text() for entry in (tmp_path / "out").iterdir()} == {"a": "ours"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
 def test_failed_swap_puts_the_earlier_result_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     earlier_result(tmp_path)
     before = tree(tmp_path)

@@ -219,10 +219,8 @@ def atomic_folder(path: Path | str, owns: Sequence[str] | None = None) -> Iterat
                 staging.mkdir()
             yield staging
             with _explained(target):
-                if existed:
+                if existed or not _moved(staging, target):
                     _swap_entries(staging, target, owns or ())
-                else:
-                    os.rename(staging, target)
         except OutputError as error:
             raise _about(target, staging, error) from error
         finally:
@@ -238,6 +236,17 @@ def _about(target: Path, temporary: Path, error: OutputError) -> OutputError:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
+
+
+def _moved(staging: Path, target: Path) -> bool:
+    """Rename a folder; False if another process has made one of that name meanwhile, with something in it."""
+    try:
+        os.rename(staging, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and target.is_dir():
+            return False
+        raise
+    return True
 
 
 def _swap_entries(staging: Path, target: Path, owns: Sequence[str]) -> None:

@@ -130,7 +130,7 @@ def test_what_goes_wrong_is_told(name: str, ball: Path, tmp_path: Path, capsys) 
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("package", ["skimage.measure", "trimesh", "fast_simplification", "xatlas"])
+@pytest.mark.parametrize("package", ["skimage", "trimesh", "fast_simplification", "xatlas"])
 def test_missing_packages_name_the_extra(package: str, ball: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "m.glb").write_bytes(b"earlier")

@@ -48,11 +48,12 @@ class Mesh:
 
     def run(self, console: Console) -> dict[str, Any]:
         from ilrm.export import load_gaussians
-        from ilrm.export.mesh_files import check_mesh_path, save_surface
+        from ilrm.export.mesh_files import check_mesh_packages, check_mesh_path, save_surface
         from ilrm.files import atomic_file
 
         self._check()
         check_mesh_path(self.output, textured=self.texture is not None)
+        check_mesh_packages(simplified=self.faces is not None, textured=self.texture is not None)
         device = find_device(self.device)
         path = _splat_file(self.input)
         with atomic_file(self.output) as temporary:  # a place that cannot be written is told before the work

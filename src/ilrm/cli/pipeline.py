@@ -74,6 +74,10 @@ class Stopwatch:
 def run(options: Options, console: Console) -> dict[str, Any]:
     """Reconstruct, refine, score and write; the content of metrics.json."""
     options.check()
+    if "mesh" in options.export:
+        from ilrm.export.mesh_files import check_mesh_packages
+
+        check_mesh_packages()
     device = find_device(options.device)
     owns = (SCENE_FILE, METRICS_FILE, CAMERAS_FILE, RENDERS, INPUTS, *FILES.values())
     with atomic_folder(options.output, owns=owns) as folder:

@@ -7,6 +7,7 @@ unlit, because the photos' light is in the colours already.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,16 @@ def check_mesh_path(path: Path, *, textured: bool = False) -> None:
             f"{path} has the extension {path.suffix!r}" + (", which cannot hold a texture here." if textured else "."),
             expected=f"a name that ends in {' or '.join(suffixes)}",
         )
+
+
+def check_mesh_packages(*, simplified: bool = False, textured: bool = False) -> None:
+    """Tell before the work what it would end for want of. Raises MissingExtraError."""
+    needed = {"trimesh": "trimesh", "skimage": "scikit-image"}
+    needed |= {"fast_simplification": "fast-simplification"} if simplified else {}
+    needed |= {"xatlas": "xatlas"} if textured else {}
+    for module, package in needed.items():
+        if find_spec(module) is None:
+            raise MissingExtraError(package, "mesh", "Making this mesh")
 
 
 def save_surface(surface: Surface, path: Path | str, texture: Texture | None = None) -> None:

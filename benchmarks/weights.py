@@ -1,13 +1,14 @@
 """What weights reach from 2, 4, 8 and 12 photos, beside the untrained network and the same optimisation from nothing.
 
-    python benchmarks/weights.py FOLDER [FOLDER ...] -o out/weights --methods untrained random sparse
-    python benchmarks/weights.py FOLDER [FOLDER ...] -o out/weights --methods trained
+    python benchmarks/weights.py FOLDER [FOLDER ...] -o out/weights --methods trained sparse
+    python benchmarks/weights.py FOLDER [FOLDER ...] -o out/weights --methods untrained random
 
 Procedural scenes have seeds that training never drew; every 4th of their 16 views is held out, every 8th photo of a
 FOLDER. Starts: "trained" and "untrained" are the forward pass of the same network; "random" draws as many Gaussians as
-that makes on rays of the inputs, at random depths; "sparse" has one for every sparse point of the scene. All are then
-refined by ``ilrm.refine``. The time allowed to the last two is the processor time that "untrained" took for its forward
-pass and ``--steps`` steps; what they reach is looked at when that is used up.
+that makes on rays of the inputs, at random depths; "sparse" has one for every sparse point of the scene that lies in
+two input images or more (all photos of the scene were used to find them, which favours it). All are then refined by
+``ilrm.refine``. The time allowed to the last two is the processor time that "trained" took for its forward pass and
+``--steps`` steps (it comes first); what they reach is looked at when that is used up.
 
 Every result is appended to OUT/results.jsonl, so a stopped run goes on; OUT/table.md holds the means.
 """
@@ -50,6 +51,7 @@ class Options:
         methods: starts to measure now.
         procedural: number of procedural scenes.
         refined: of those, how many are also refined.
+        first: the first procedural scene to measure now, so that several processes can share them.
         views: numbers of input photos.
         steps: steps of refinement after which to look (the last one sets the time of the other starts).
         size: longer side of photos in pixels.
@@ -58,9 +60,10 @@ class Options:
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = ()
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out/weights")
-    methods: tuple[Method, ...] = ("untrained", "random", "sparse", "trained")
+    methods: tuple[Method, ...] = ("trained", "untrained", "random", "sparse")
     procedural: int = 50
     refined: int = 50
+    first: int = 0
     views: tuple[int, ...] = (2, 4, 8, 12)
     steps: tuple[int, ...] = (100, 300)
     size: int = 256
@@ -76,15 +79,15 @@ def network(weights: str, trained: bool) -> ILRM:
     return model
 
 
-def scenes(options: Options) -> Iterator[tuple[str, Scene, list[int], list[int]]]:
-    """Name, scene, candidates for inputs, held-out views."""
+def scenes(options: Options) -> Iterator[tuple[str, bool, Scene, list[int], list[int]]]:
+    """Name, whether it is refined, scene, candidates for inputs, held-out views."""
     for folder in options.folders:
         scene = load_scene(folder, max_side=options.size)
-        yield folder.name, scene, *split_holdout(len(scene), 8)
+        yield folder.name, True, scene, *split_holdout(len(scene), 8)
     config = ProceduralConfig(views=16, width=128, height=128, baseline=(0.1, 1.5))
-    for i in range(options.procedural):
+    for i in range(options.first, options.procedural):
         scene = make_scene(1000 + i, config)
-        yield f"procedural {i:02d}", scene, *split_holdout(len(scene), 4)
+        yield f"procedural {i:02d}", i < options.refined, scene, *split_holdout(len(scene), 4)
 
 
 @torch.no_grad()
@@ -103,9 +106,22 @@ def start(method: Method, inputs: Scene, options: Options) -> Gaussians:
             return reconstruct(inputs, network(options.weights, method == "trained"))
         case "sparse":
             assert inputs.points is not None
-            return _unconnected(inputs.points.float(), inputs.points_rgb)
+            keep = _in_images(inputs) >= 2
+            return _unconnected(
+                inputs.points[keep].float(), None if inputs.points_rgb is None else inputs.points_rgb[keep]
+            )
         case "random":
             return _random(inputs, network(options.weights, False).config.viewpoint_factor)
+
+
+def _in_images(inputs: Scene) -> torch.Tensor:
+    """(N,) in how many input images each sparse point lies."""
+    assert inputs.points is not None
+    cameras, points = inputs.cameras, inputs.points.double()
+    local = points @ cameras.w2c[:, :3, :3].double().mT + cameras.w2c[:, None, :3, 3].double()  # (V, N, 3)
+    pixel = (local @ cameras.K.double().mT)[..., :2] / local[..., 2:]
+    inside = (pixel >= 0).all(-1) & (pixel <= torch.tensor([cameras.width, cameras.height])).all(-1)
+    return (inside & (local[..., 2] > 0)).sum(0)
 
 
 def _random(inputs: Scene, factor: int) -> Gaussians:
@@ -194,8 +210,7 @@ def main(options: Options) -> None:
     file = options.output / "results.jsonl"
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["scene"], row["views"], row["method"]): row for row in results}
-    for number, (name, scene, candidates, hidden) in enumerate(scenes(options)):
-        refined = not name.startswith("procedural") or number - len(options.folders) < options.refined
+    for name, refined, scene, candidates, hidden in scenes(options):
         for views in options.views:
             if views > len(candidates):
                 continue
@@ -203,7 +218,7 @@ def main(options: Options) -> None:
             for method in options.methods:
                 if (name, views, method) in done or (method in ("random", "sparse") and not refined):
                     continue
-                allowed = done[name, views, "untrained"]["seconds"] if method in ("random", "sparse") else None
+                allowed = done[name, views, "trained"]["seconds"] if method in ("random", "sparse") else None
                 run = options if refined else Options(**{**vars(options), "steps": ()})
                 row = {"scene": name, "views": views, "method": method}
                 row |= measure(method, inputs, scene.select(hidden), run, allowed)

@@ -207,10 +207,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.rstrip().endswith("HEAVY []")
 
 
-def test_closed_pipe_is_quiet() -> None:
+@pytest.mark.parametrize("arguments", [["weights", "list"], ["weights", "--help"]])
+def test_closed_pipe_is_quiet(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "ilrm.cli", "weights", "list"]
+    command = [sys.executable, "-m", "ilrm.cli", *arguments]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert done.stderr == ""

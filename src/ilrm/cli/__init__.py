@@ -50,13 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 after Ctrl-C; 141 when nobody reads the output. Arguments that cannot be parsed exit with 2, and our own
         mistakes keep their traceback.
     """
-    command = tyro.cli(
-        Command,  # pyright: ignore[reportArgumentType]
-        prog="ilrm",
-        description="Photos with cameras in, 3D Gaussians out.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
-    )
+    try:
+        command = tyro.cli(
+            Command,  # pyright: ignore[reportArgumentType]
+            prog="ilrm",
+            description="Photos with cameras in, 3D Gaussians out.",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
+        )
+    except BrokenPipeError:
+        return _unread()
     console = Console(quiet=command.json)
     try:
         with _StopCleanly():
@@ -67,14 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _fail(str(error) or "interrupted, nothing written", INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
-        return BROKEN_PIPE
+        return _unread()
     except (MemoryError, RuntimeError) as error:
         if (where := _out_of_memory(error)) is None:
             raise
         return _fail(
             f"Out of memory{where}; " + (_LOWER_TRAINING if isinstance(command, Train) else _LOWER_MEMORY), FAILED
         )
+
+
+def _unread() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
+    return BROKEN_PIPE
 
 
 def _fail(message: str, status: int) -> int:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
 
-from ilrm import ILRM, load_ply
+from ilrm import ILRM, load_ply, load_scene, reconstruct, render
 from ilrm.cli import main
+from ilrm.evaluate import psnr
 from ilrm.weights import describe
+
+CAPTURE = Path(str(resources.files("ilrm"))) / "assets" / "capture"
 
 
 def test_bundled_weights_are_small_and_complete() -> None:
@@ -31,3 +36,18 @@ def test_demo_reaches_its_quality(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert metrics["psnr"] > metrics["psnr_before_refine"] + 3
     assert metrics["ssim"] > 0.9
     assert len(load_ply(tmp_path / "demo" / "scene.ply")) == metrics["num_gaussians"]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_closer_look_finds_no_holes() -> None:
+    """Four times the pixels along each side, averaged, are as good as a rendering at the photos' own size."""
+    scene = load_scene(CAPTURE, max_side=128)
+    inputs, held_out = (scene.select(range(*ends)).loaded() for ends in ((0, len(scene), 2), (1, len(scene), 4)))
+    gaussians = reconstruct(inputs, ILRM.from_pretrained("ilrm-small"))
+    cameras = held_out.cameras
+    closer = cameras.resize(4 * cameras.width, 4 * cameras.height)
+    averaged = render(gaussians, closer).rgb.unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).mean((2, 4))
+    own = render(gaussians, cameras).rgb
+    least = psnr(own.clamp(0, 1), held_out.images).mean() - 1
+    assert psnr(averaged.clamp(0, 1), held_out.images).mean() > least > 24

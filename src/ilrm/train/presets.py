@@ -136,7 +136,7 @@ def synthetic_small(data: Path | None) -> TrainConfig:
         width=256,
         layers=6,
         image_channels=("rgb", "origin", "direction", "moment", "match", "consistency"),
-        decoder=FootprintDecoder(opacity_bias=3.0, smoothing=0.15),
+        decoder=FootprintDecoder(opacity_bias=3.0, smoothing=0.2),
         matching=MatchingConfig(planes=48, sources=3, window=5, channels=16, fine=9),
         pixel_head=64,
         camera_encoding="prope",

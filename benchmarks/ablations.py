@@ -3,7 +3,8 @@
     python benchmarks/ablations.py -o out/ablations --steps 300
 
 Every batch is made once and shown to all variants; the score is PSNR on scenes that none was trained on. Writes
-OUT/curves.csv and OUT/curves.json after each variant and prints the table.
+OUT/curves.csv, OUT/curves.json and, where matplotlib is installed, OUT/curves.png after each variant, and prints the
+table.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -109,6 +111,21 @@ def write(curves: dict[str, list[float]], options: Options) -> None:
         rows.writerow(["step", *curves])
         for i in range(len(curves["iLRM"])):
             rows.writerow([i * options.every, *(f"{curve[i]:.3f}" for curve in curves.values())])
+    if find_spec("matplotlib") is not None:
+        draw(curves, options)
+
+
+def draw(curves: dict[str, list[float]], options: Options) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=120)
+    axes = figure.add_subplot(xlabel="step (4 scenes each)", ylabel="PSNR on other scenes, dB")
+    for name, curve in curves.items():
+        axes.plot([i * options.every for i in range(len(curve))], curve, label=name, marker=".")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(options.output / "curves.png")
 
 
 if __name__ == "__main__":

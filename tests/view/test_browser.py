@@ -37,8 +37,6 @@ LEAST_PSNR = 20.0
 # What viser 1.1.1 itself says; nothing else may be said.
 TOLERATED = (
     "THREE.Clock: This module has been deprecated",
-    # three.js measures the splats' quad, whose corners have two coordinates; nothing is culled by it.
-    "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN",
     # Chromium, where there is no GPU.
     "GPU stall due to ReadPixels",
     "Automatic fallback to software WebGL",

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import viser
 from ilrm.errors import ConfigError, GaussiansError, MissingExtraError, OutputError
 from ilrm.export import load_ply
 from ilrm.view import Result
+from ilrm.view.client import repaired
 from ilrm.view.controls import add_controls, comparison, count_text, edited_ply, save_flight
 from ilrm.view.live import Viewer
 from ilrm.view.server import serve
@@ -189,6 +191,18 @@ def test_a_port_taken_at_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_impossible_addresses(host: str, port: int) -> None:
     with pytest.raises(OutputError, match="cannot listen"), serve(host, port):
         pass
+
+
+def test_the_server_sends_the_repaired_client() -> None:
+    own = (Path(viser.__file__).parent / "client" / "build" / "index.html").read_text("utf-8")
+    with serve() as server:
+        page = urlopen(f"http://127.0.0.1:{server.get_port()}/").read().decode()
+    assert page == repaired(own)
+    assert page.index("TextDecoder.prototype.decode") < page.index("<script data-p=")
+    assert repaired("<title>Another</title>") == "<title>Another</title>"
+    other = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)  # servers of others are not changed
+    assert urlopen(f"http://127.0.0.1:{other.get_port()}/").read().decode() == own
+    other.stop()
 
 
 def test_only_this_machine_by_default() -> None:

@@ -13,25 +13,11 @@ from ilrm.cameras import Cameras
 from ilrm.errors import GaussiansError
 from ilrm.files import write_text
 from ilrm.gaussians import Gaussians
+from ilrm.view.client import repaired
 from ilrm.view.server import serve, show_cameras, show_layout, show_splats, thumbnail
 from ilrm.view.splats import Array, Layout, Pose, arrange, check_drawable, splat_arrays
 
-_VISER_TITLE = "<title>Viser</title>"
 _STRIP_SIDE = 72  # pixels of a thumbnail in the strip
-
-# viser's client sorts splats in a module worker out of a blob. Chromium does not load such a worker for a page that was
-# opened from a file, and the splats would stay unsorted. Where the blob fails at once, the client takes a data URL
-# instead, which works.
-_SORTER_FROM_FILES = """<script>
-if (location.protocol === "file:") {
-  window.Worker = class extends window.Worker {
-    constructor(url, options) {
-      if (String(url).startsWith("blob:")) throw new Error("no worker out of a blob in a page from a file");
-      super(url, options);
-    }
-  };
-}
-</script>"""
 
 _STYLE = """<style>
 #ilrm-card { position: fixed; left: 12px; bottom: 12px; z-index: 20; max-width: min(420px, calc(100vw - 24px));
@@ -102,8 +88,7 @@ def _dressed(
         f'<details id="ilrm-card" open><summary>{name}</summary><table>{rows}</table>{strip}'
         "<p>Drag to turn, drag with the right button to move, scroll to come nearer.</p></details>"
     )
-    # Python's replace: a title with backslashes or dollars stays what it is.
-    page = page.replace(_VISER_TITLE, f"<title>{name}</title>{_SORTER_FROM_FILES}{_STYLE}", 1)
+    page = repaired(page, f"<title>{name}</title>{_STYLE}")
     body_end = page.rindex("</body>")
     return page[:body_end] + card + page[body_end:]
 

@@ -7,7 +7,9 @@ import errno
 import io
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from ilrm.cameras import Cameras
 from ilrm.errors import OutputError
 from ilrm.gaussians import matrix_to_quaternion
+from ilrm.view.client import served_from
 from ilrm.view.splats import Array, Layout, SplatArrays
 
 if TYPE_CHECKING:
@@ -44,15 +47,17 @@ def serve(host: str = "127.0.0.1", port: int = 0, label: str = "ilrm") -> Iterat
     _check_address(host, port)
     import viser
 
-    with contextlib.redirect_stdout(io.StringIO()):  # a banner with addresses that the caller tells in its own way
-        server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
-    try:
-        if port not in (0, server.get_port()):  # someone took it since the check
-            raise _address_error(host, port, OSError(errno.EADDRINUSE, "address already in use"))
-        yield server
-    finally:
-        with contextlib.redirect_stdout(io.StringIO()):  # viser says goodbye on stdout, which belongs to results
-            server.stop()
+    with tempfile.TemporaryDirectory(prefix="ilrm-view-") as folder:
+        # viser writes a banner with addresses, which the caller tells in its own way
+        with contextlib.redirect_stdout(io.StringIO()), served_from(Path(folder)):
+            server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
+        try:
+            if port not in (0, server.get_port()):  # someone took it since the check
+                raise _address_error(host, port, OSError(errno.EADDRINUSE, "address already in use"))
+            yield server
+        finally:
+            with contextlib.redirect_stdout(io.StringIO()):  # viser says goodbye on stdout, which belongs to results
+                server.stop()
 
 
 def _check_address(host: str, port: int) -> None:

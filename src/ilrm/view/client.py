@@ -1,0 +1,70 @@
+"""Repairs of viser's client: scripts in its page that run before its own code and do nothing where that has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_TITLE = "<title>Viser</title>"
+_ONE_AT_A_TIME = threading.Lock()
+
+# The client sorts splats in a module worker out of a blob. Chromium does not load such a worker for a page that was
+# opened from a file, and the splats would stay unsorted. Where the blob fails at once, the client takes a data URL
+# instead, which works.
+_SORTER_FROM_FILES = """
+if (location.protocol === "file:") {
+  window.Worker = class extends window.Worker {
+    constructor(url, options) {
+      if (String(url).startsWith("blob:")) throw new Error("no worker out of a blob in a page from a file");
+      super(url, options);
+    }
+  };
+}"""
+
+# The corners of a splat's quad have two coordinates; three.js asks for the third and reports NaN as an error. The
+# client unpacks its code as text before it runs it, which is where a third coordinate can be added.
+_QUAD_WITH_DEPTH = """
+{
+  const decode = TextDecoder.prototype.decode;
+  TextDecoder.prototype.decode = function (...of) {
+    const text = decode.apply(this, of);
+    const quad = text.length > 1e6 ? text.indexOf("new Float32Array([-2,-2,2,-2,2,2,-2,2]),2)") : -1;
+    if (quad < 0) return text;
+    TextDecoder.prototype.decode = decode;
+    return text.replace("[-2,-2,2,-2,2,2,-2,2]),2)", "[-2,-2,0,2,-2,0,2,2,0,-2,2,0]),3)");
+  };
+}"""
+
+
+def repaired(page: str, head: str = _TITLE) -> str:
+    """viser's page with the repairs, and with ``head`` (title and styles) in place of its title."""
+    scripts = f"<script>{_SORTER_FROM_FILES}{_QUAD_WITH_DEPTH}\n</script>"
+    # Python's replace: a title with backslashes or dollars stays what it is.
+    return page.replace(_TITLE, head + scripts, 1)
+
+
+@contextlib.contextmanager
+def served_from(folder: Path) -> Iterator[None]:
+    """Servers that viser starts while inside send a repaired client, which is written to ``folder``.
+
+    viser has no option for it; this gives its server class another folder than its own.
+    """
+    import viser
+    from viser import infra
+
+    build = Path(str(viser.__file__)).parent / "client" / "build" / "index.html"
+    (folder / "index.html").write_text(repaired(build.read_text("utf-8")), "utf-8")
+
+    def start(**options: Any) -> infra.WebsockServer:
+        return original(**{**options, "http_server_root": folder})
+
+    with _ONE_AT_A_TIME:
+        original = infra.WebsockServer
+        infra.WebsockServer = start  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield
+        finally:
+            infra.WebsockServer = original

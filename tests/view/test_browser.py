@@ -40,8 +40,6 @@ TOLERATED = (
     # Chromium, where there is no GPU.
     "GPU stall due to ReadPixels",
     "Automatic fallback to software WebGL",
-    # A picture in the panel that was replaced before the browser had shown it.
-    "net::ERR_FILE_NOT_FOUND blob:",
 )
 # Ours and viser's panels and notes lie over the picture.
 BARE = "#ilrm-card, [class*=Notifications], [class*=Paper-root], [class*=dock] { visibility: hidden !important }"

@@ -38,10 +38,18 @@ _QUAD_WITH_DEPTH = """
   };
 }"""
 
+# A picture in the panel is still being fetched when the panel is docked elsewhere and its address taken back, which the
+# browser reports as an error. The address has to live a little longer.
+_ADDRESSES_OF_PICTURES = """
+{
+  const revoke = URL.revokeObjectURL.bind(URL);
+  URL.revokeObjectURL = (url) => void setTimeout(revoke, 10000, url);
+}"""
+
 
 def repaired(page: str, head: str = _TITLE) -> str:
     """viser's page with the repairs, and with ``head`` (title and styles) in place of its title."""
-    scripts = f"<script>{_SORTER_FROM_FILES}{_QUAD_WITH_DEPTH}\n</script>"
+    scripts = f"<script>{_SORTER_FROM_FILES}{_QUAD_WITH_DEPTH}{_ADDRESSES_OF_PICTURES}\n</script>"
     # Python's replace: a title with backslashes or dollars stays what it is.
     return page.replace(_TITLE, head + scripts, 1)
 

@@ -108,7 +108,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert report["parameters"] > 10_000
     assert report["memory_bytes"] > 4 * report["parameters"]
     assert report["seconds"] > 0
-    assert report["stages"][0]["viewpoint_tokens"] == 3 * (32 // 16) ** 2
+    assert report["stages"][0]["viewpoint_tokens"] == 3 * (32 // 8) ** 2
     assert main(options) == 0
     said = capsys.readouterr().out
     assert "parameters" in said

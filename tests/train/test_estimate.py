@@ -96,7 +96,7 @@ def test_a_preset_is_described(smoke: Estimate) -> None:
     assert smoke.state_bytes == 4 * 5 * smoke.parameters  # with averaged weights
     assert (stage.inputs, stage.targets, stage.samples) == (3, 2, 4)
     assert stage.steps == preset("smoke").steps
-    assert (stage.viewpoint_tokens, stage.image_tokens, stage.gaussians) == (3 * 16, 3 * 64, 3 * 32 * 32)
+    assert (stage.viewpoint_tokens, stage.image_tokens, stage.gaussians) == (3 * 64, 3 * 256, 3 * 32 * 32)
     assert smoke.memory_bytes == smoke.state_bytes + stage.activation_bytes
     assert stage.seconds == pytest.approx(stage.flops / smoke.flops_per_second + stage.render_seconds)
     assert smoke.seconds == pytest.approx(stage.steps * stage.seconds)

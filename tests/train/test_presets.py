@@ -233,7 +233,7 @@ def test_no_assignment_changes_nothing() -> None:
         ("name=7", r"name = 7.*a text"),
         ("loss=7", r"loss = 7.*an object with the fields mse"),
         ("steps=0", r"steps = 0"),
-        ("stages.0.size=[60,60]", r"60x60.*multiples of 16"),
+        ("stages.0.size=[60,60]", r"60x60.*multiples of 8"),
     ],
 )
 def test_assignments_that_cannot_be_are_explained(assignment: str, message: str) -> None:

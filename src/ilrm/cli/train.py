@@ -240,6 +240,13 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _estimate_rows(found: Estimate) -> list[tuple[str, dict[str, object]]]:
     """Tables for people."""
     tables: list[tuple[str, dict[str, object]]] = [
@@ -248,7 +255,7 @@ def _estimate_rows(found: Estimate) -> list[tuple[str, dict[str, object]]]:
             {
                 "parameters": f"{found.parameters / 1e6:.2f} M",
                 "memory of a device": f"{found.memory_bytes / 2**30:.2f} GiB",
-                "time, at least": f"{found.seconds / 3600:.1f} h",
+                "time, at least": _duration(found.seconds),
                 "speed of matrix products": f"{found.flops_per_second / 1e12:.2f} TFLOP/s",
             },
         )

@@ -142,10 +142,14 @@ def test_wandb_is_used_where_a_project_is_named(tmp_path: Path, monkeypatch: pyt
     train(tiny(steps=1), tmp_path / "out")
     (board,) = started
     assert board.finished
-    assert board.options["id"] == "out"
+    assert board.options["name"] == "out"
     assert board.options["config"]["name"] == "tiny"
     assert (1, {"validation": ("image", (32, 96, 3))}) in board.logged
     assert any("train/loss" in values for _, values in board.logged)
+    train(tiny(steps=2), tmp_path / "out")
+    train(tiny(steps=1), tmp_path / "elsewhere" / "out")
+    first, continued, other = (run.options["id"] for run in started)
+    assert first == continued != other  # one curve for one run, whatever its folder is called
 
 
 def test_without_tensorboard_nothing_is_missing_but_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

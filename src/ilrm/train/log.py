@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from ilrm.train.config import LossConfig, TrainConfig
 Value = float | int | str | None
 
 STEPS, VALIDATIONS, PROBLEMS = "log.csv", "validation.csv", "problems.csv"
+WANDB_ID = "wandb_id"
 STEP_COLUMNS = (
     *("step", "loss", "psnr", "lr", "scenes_per_s", "seconds", "data_wait", "grad_norm", "inputs", "height", "width"),
     *("skipped", "unusable"),
@@ -151,8 +153,17 @@ class _Wandb:
         import wandb  # pyright: ignore[reportMissingImports]
 
         self._wandb = wandb
-        # The folder's name identifies the run, so that it is one curve however often it is taken up again.
-        self._run = wandb.init(dir=str(output), id=output.resolve().name, resume="allow", config=dict(config))
+        # Kept with the run: one curve however often it is taken up again, and no other run's of the same name.
+        identity = output / WANDB_ID
+        if not identity.exists():
+            write_text(identity, f"{secrets.token_hex(8)}\n")
+        self._run = wandb.init(
+            dir=str(output),
+            id=identity.read_text().strip(),
+            name=output.resolve().name,
+            resume="allow",
+            config=dict(config),
+        )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)

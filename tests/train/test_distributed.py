@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from ilrm.errors import ConfigError
+from ilrm.train import distributed
 from ilrm.train.checkpoint import read_checkpoint
 from ilrm.train.engine import train
 from tests.train.runs import STAGE, command, rows, run, tiny
@@ -57,13 +61,16 @@ def test_sharded_run_goes_on_alone_and_back(alone: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_torchrun(alone: Path, tmp_path: Path) -> None:
+def test_torchrun_on_two_nodes(alone: Path, tmp_path: Path) -> None:
+    """Two of torchrun's agents, as on two machines, with one process each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    plain = command(CONFIG, tmp_path / "out", "--devices", "2")
-    run([sys.executable, *launcher, *plain[1:]])
+    place = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+    plain = command(CONFIG, tmp_path / "out", "--devices", "1", "--nodes", "2")
+    agent = [sys.executable, "-m", "torch.distributed.run", *place, *plain[1:]]
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(run, (agent, agent)))
     assert_same(tmp_path / "out", alone)
 
 
@@ -72,3 +79,65 @@ def test_mistake_is_told_once(tmp_path: Path) -> None:
     said = run(command(replace(CONFIG, accumulate=4), tmp_path / "out", "--devices", "2"), status=1)
     assert said.count("does not divide into 2 ranks") == 1
     assert "Traceback" not in said
+
+
+SLURM = {"SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train.sh"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "nodes"),
+    [
+        ({}, 4, 1),  # the command starts the others itself
+        ({**TORCHRUN, "RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 2, 2),
+        ({**SLURM, "SLURM_NTASKS": "8", "SLURM_TASKS_PER_NODE": "8"}, 8, 1),
+        ({**SLURM, "SLURM_NTASKS": "16", "SLURM_TASKS_PER_NODE": "8(x2)", "SLURM_PROCID": "9"}, 8, 2),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "interactive"}, 2, 1),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train.sh"}, 1, 1),  # in a batch script, without srun
+    ],
+)
+def test_processes_that_were_started_by_others(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], devices: int, nodes: int
+) -> None:
+    environment(monkeypatch, variables)
+    distributed._check_started(devices, nodes)
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "nodes", "message"),
+    [
+        (
+            {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            1,
+            1,
+            "torchrun started 2 processes, 2 on",
+        ),
+        (
+            {**SLURM, "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "1(x2)"},
+            1,
+            1,
+            "SLURM started 2 processes, 1 on a node",
+        ),
+        ({**SLURM, "SLURM_NTASKS": "4", "SLURM_TASKS_PER_NODE": "3,1"}, 2, 2, "SLURM started 4 processes, 3 and 1 on"),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train.sh"}, 8, 1, "SLURM started 1 process, 1 on a node"),
+    ],
+)
+def test_processes_that_do_not_fit_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], devices: int, nodes: int, message: str
+) -> None:
+    environment(monkeypatch, variables)
+    with pytest.raises(ConfigError, match=message) as told:
+        distributed._check_started(devices, nodes)
+    assert f"--devices {devices} and --nodes {nodes}" in str(told.value)
+    monkeypatch.setattr(distributed, "_FIRST_SPEAKS_S", 0.0)
+    environment(monkeypatch, {**variables, "RANK": "1", "SLURM_PROCID": "1"})
+    others_speak = "SLURM_STEP_ID" not in variables and "RANK" not in variables
+    with pytest.raises(ConfigError if others_speak else SystemExit):
+        distributed._check_started(devices, nodes)
+
+
+def environment(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)

@@ -11,9 +11,11 @@ All nodes must see the same OUT.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 StrategyName = Literal["auto", "ddp", "fsdp"]
 T = TypeVar("T")
+
+_FIRST_SPEAKS_S = 2.0
 
 
 @contextmanager
@@ -43,6 +47,9 @@ def launch(devices: int, nodes: int, strategy: StrategyName) -> Iterator[Fabric]
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise ConfigError(f"devices = {devices}: this machine has {torch.cuda.device_count()} that torch can use.")
+    _check_started(devices, nodes)
+    if "SLURM_NTASKS" in os.environ:  # Fabric insists on this one, which SLURM sets only where its option was used
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))
     try:
         fabric = Fabric(
             accelerator=accelerator,
@@ -51,7 +58,7 @@ def launch(devices: int, nodes: int, strategy: StrategyName) -> Iterator[Fabric]
             strategy=_strategy(strategy, devices * nodes),
         )
         fabric.launch()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # the latter also where they do not find each other
         raise ConfigError(f"The processes cannot be set up: {error}", fix="see --devices and --nodes") from error
     try:
         yield fabric
@@ -65,6 +72,54 @@ def launch(devices: int, nodes: int, strategy: StrategyName) -> Iterator[Fabric]
         # that may be waiting for that lock to drop the last collective's tensors.
         if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl":
             torch.distributed.destroy_process_group()
+
+
+class _Started(NamedTuple):
+    """By what this process was started: its rank, how many there are, how many on the nodes."""
+
+    by: Literal["torchrun", "SLURM"]
+    rank: int
+    total: int
+    on_nodes: tuple[int, ...]
+
+
+def _started() -> _Started | None:
+    """None where the command itself starts the others; as Fabric decides."""
+    environment = os.environ
+    if torch.distributed.is_torchelastic_launched():
+        rank, total, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        return _Started("torchrun", rank, total, (local,))
+    # An interactive shell of a job has the variables too.
+    if "SLURM_NTASKS" not in environment or environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    if "SLURM_STEP_ID" not in environment:  # in a batch script, but not by srun
+        return _Started("SLURM", 0, 1, (1,))
+    total = environment["SLURM_NTASKS"]
+    on_nodes = environment.get("SLURM_TASKS_PER_NODE", total).split(",")  # 8 or 8(x2) or 8,4
+    rank = int(environment.get("SLURM_PROCID", "0"))
+    return _Started("SLURM", rank, int(total), tuple(int(tasks.split("(")[0]) for tasks in on_nodes))
+
+
+def _check_started(devices: int, nodes: int) -> None:
+    """Refuse processes of torchrun or SLURM that are not one for each device: they would train apart, or wait for ever.
+
+    Raises:
+        ConfigError: in the first process; the others only end (SystemExit).
+    """
+    started = _started()
+    if started is None or (started.total == devices * nodes and set(started.on_nodes) == {devices}):
+        return
+    if started.rank > 0:
+        time.sleep(_FIRST_SPEAKS_S)  # torchrun ends all as soon as one has ended
+        raise SystemExit(1)
+    count = f"{started.total} process" if started.total == 1 else f"{started.total} processes"
+    there = " and ".join(map(str, dict.fromkeys(started.on_nodes)))
+    start = {"torchrun": "torchrun --nnodes {} --nproc-per-node {}", "SLURM": "srun --nodes {} --ntasks-per-node {}"}
+    raise ConfigError(
+        f"{started.by} started {count}, {there} on a node; --devices {devices} and --nodes {nodes} were given.",
+        expected="one process for each device of each node",
+        fix=f"correct --devices and --nodes, or start it with {start[started.by].format(nodes, devices)}",
+    )
 
 
 def _strategy(name: StrategyName, processes: int) -> Strategy | str:

@@ -143,5 +143,8 @@ class _Guarded:
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to answer
+    # Ctrl-C, and the SIGTERM that a scheduler sends to every process of a job, are the training process's to answer:
+    # it needs batches until its step is done. A worker ends with the iterator, or when its parent is gone.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

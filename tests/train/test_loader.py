@@ -363,5 +363,22 @@ def test_workers_end_with_the_iterator():
     assert not torch.multiprocessing.active_children()
 
 
+@pytest.mark.slow
+def test_a_worker_that_does_not_end_is_killed(monkeypatch):
+    make = BatchMaker.__getitem__
+    monkeypatch.setattr(BatchMaker, "__getitem__", lambda maker, index: index and time.sleep(60) or make(maker, index))
+    iterator = batches(config(stage(batch=1), workers=1))
+    next(iterator)
+    (worker,) = torch.multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGTERM)  # as a scheduler sends it to all: no business of a worker's
+    time.sleep(0.5)
+    assert worker.is_alive()
+    before = time.monotonic()
+    iterator.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - before < 20
+    assert not worker.is_alive()
+
+
 def test_endless_by_default():
     assert len(list(islice(batches(config(stage(batch=1)), start_step=10**6), 3))) == 3

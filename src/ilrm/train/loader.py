@@ -103,11 +103,20 @@ def _from_processes(maker: BatchMaker, indices: range, workers: int) -> Iterator
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its own: the training's random numbers do not depend on the workers
     )
-    with worker_deaths_explained():
-        for item in loader:
-            if isinstance(item, IlrmError):
-                raise item
-            yield item
+    iterator = iter(loader)
+    processes = list(getattr(iterator, "_workers", ()))
+    try:
+        with worker_deaths_explained():
+            for item in iterator:
+                if isinstance(item, IlrmError):
+                    raise item
+                yield item
+    finally:
+        del iterator  # asks them to end, for some seconds, and then by SIGTERM, which they do not hear
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
 
 
 @contextmanager

@@ -366,7 +366,9 @@ def test_workers_end_with_the_iterator():
 @pytest.mark.slow
 def test_a_worker_that_does_not_end_is_killed(monkeypatch):
     make = BatchMaker.__getitem__
-    monkeypatch.setattr(BatchMaker, "__getitem__", lambda maker, index: index and time.sleep(60) or make(maker, index))
+    monkeypatch.setattr(
+        BatchMaker, "__getitem__", lambda maker, index: (index and time.sleep(60)) or make(maker, index)
+    )
     iterator = batches(config(stage(batch=1), workers=1))
     next(iterator)
     (worker,) = torch.multiprocessing.active_children()

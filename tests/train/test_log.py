@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ilrm.errors import ConfigError
 from ilrm.train.config import LossConfig
 from ilrm.train.engine import train
 from ilrm.train.log import Table, active_terms
@@ -134,6 +135,7 @@ def test_wandb_is_used_where_a_project_is_named(tmp_path: Path, monkeypatch: pyt
     fake = ModuleType("wandb")
     fake.__spec__ = importlib.util.spec_from_loader("wandb", None)
     fake.init = lambda **options: started.append(FakeRun(**options)) or started[-1]  # type: ignore[attr-defined]
+    fake.Error = KeyError  # type: ignore[attr-defined]
     fake.Image = lambda array: ("image", array.shape)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     train(tiny(steps=1), tmp_path / "quiet")
@@ -150,6 +152,9 @@ def test_wandb_is_used_where_a_project_is_named(tmp_path: Path, monkeypatch: pyt
     train(tiny(steps=1), tmp_path / "elsewhere" / "out")
     first, continued, other = (run.options["id"] for run in started)
     assert first == continued != other  # one curve for one run, whatever its folder is called
+    fake.init = lambda **options: {}["API key"]  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"wandb cannot start: 'API key'"):
+        train(tiny(steps=1), tmp_path / "unknown")
 
 
 def test_without_tensorboard_nothing_is_missing_but_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

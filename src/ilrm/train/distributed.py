@@ -47,10 +47,10 @@ def launch(devices: int, nodes: int, strategy: StrategyName) -> Iterator[Fabric]
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise ConfigError(f"devices = {devices}: this machine has {torch.cuda.device_count()} that torch can use.")
-    _check_started(devices, nodes)
-    if "SLURM_NTASKS" in os.environ:  # Fabric insists on this one, which SLURM sets only where its option was used
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))
     try:
+        _check_started(devices, nodes)
+        if "SLURM_NTASKS" in os.environ:  # Fabric insists on this one, which SLURM sets only where its option was used
+            os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))
         fabric = Fabric(
             accelerator=accelerator,
             devices=devices,

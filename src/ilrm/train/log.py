@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ilrm.errors import ConfigError
 from ilrm.files import output_error, write_text
 from ilrm.train.batch import Problem
 from ilrm.train.config import LossConfig, TrainConfig
@@ -157,13 +158,20 @@ class _Wandb:
         identity = output / WANDB_ID
         if not identity.exists():
             write_text(identity, f"{secrets.token_hex(8)}\n")
-        self._run = wandb.init(
-            dir=str(output),
-            id=identity.read_text().strip(),
-            name=output.resolve().name,
-            resume="allow",
-            config=dict(config),
-        )
+        try:
+            self._run = wandb.init(
+                dir=str(output),
+                id=identity.read_text().strip(),
+                name=output.resolve().name,
+                resume="allow",
+                config=dict(config),
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"WANDB_PROJECT is set, but wandb cannot start: {error}",
+                expected="a machine that is logged in to wandb",
+                fix="run 'wandb login', set WANDB_MODE=offline, or leave WANDB_PROJECT out",
+            ) from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)

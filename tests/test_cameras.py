@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras, Similarity, mean_pose, normalise, rays
+from ilrm.cameras import Cameras, Similarity, local_origin, mean_pose, normalise, rays
 from ilrm.errors import CameraError
 from ilrm.gaussians import quaternion_to_matrix
 from tests.conftest import make_cameras, shared_path
@@ -214,3 +214,43 @@ def test_selection() -> None:
     assert len(cameras[1]) == 1
     torch.testing.assert_close(cameras[[2, 0]].c2w, cameras.c2w[[2, 0]])
     torch.testing.assert_close(cameras[1:3].K, cameras.K[1:3])
+
+
+def moved(cameras: Cameras, scale: float, offset: list[float]) -> Cameras:
+    there = Similarity(scale, torch.eye(3, dtype=torch.float64), torch.tensor(offset, dtype=torch.float64))
+    return cameras.to(dtype=torch.float64).transform(there)
+
+
+UTM, ECEF = [512345.0, 5432109.0, 250.0], [4027893.0, 306901.0, -4919499.0]
+
+
+def test_only_far_worlds_get_an_origin_of_their_own() -> None:
+    cameras = make_cameras(4, 9, 7)
+    extent = normalise(cameras)[1].scale
+    assert not cameras.local_origin().any()
+    assert not moved(cameras, 1.0, [900 * extent, 0, 0]).local_origin().any()
+    assert moved(cameras, 1.0, [1100 * extent, 0, 0]).local_origin().any()
+    assert not moved(cameras, 1e4, UTM).local_origin().any()
+    assert cameras.relative_to(cameras.local_origin()) is cameras
+
+
+@pytest.mark.parametrize("offset", [UTM, ECEF])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2])
+def test_cameras_far_away_come_near_in_float64(scale: float, offset: list[float]) -> None:
+    near = moved(make_cameras(4, 9, 7), scale, [0, 0, 0])
+    far = moved(near, 1.0, offset)
+    origin = far.local_origin()
+    local = far.relative_to(origin)
+    assert local.centers.norm(dim=1).max() < 5 * normalise(near)[1].scale
+    steps = near.centers - near.centers[0]
+    torch.testing.assert_close(local.centers - local.centers[0], steps, atol=4e-9, rtol=0)
+    # One scale, not the substitute for coincident cameras.
+    torch.testing.assert_close(normalise(far)[1].scale, normalise(near)[1].scale, atol=4e-9, rtol=1e-9)
+
+
+def test_an_origin_is_short_to_write() -> None:
+    centre = torch.tensor([512345.4821, 5432109.3377, 250.018], dtype=torch.float64)
+    assert local_origin(centre, 0.7).tolist() == [512345.5, 5432109.3, 250.0]
+    assert local_origin(centre, 34.0).tolist() == [512350.0, 5432110.0, 250.0]
+    assert local_origin(centre, 0.0).tolist() == [0, 0, 0]
+    assert local_origin(centre * float("nan"), 1.0).tolist() == [0, 0, 0]

@@ -8,7 +8,7 @@ import torch
 from ilrm import spherical_harmonics as sh
 from ilrm.cameras import Similarity
 from ilrm.errors import GaussiansError
-from ilrm.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
+from ilrm.gaussians import PER_GAUSSIAN, Gaussians, matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
 from tests.conftest import make_gaussians
 from tests.test_cameras import random_similarity
 
@@ -77,10 +77,49 @@ def test_selection_and_concatenation() -> None:
     assert len(gaussians[3]) == 1
     joined = Gaussians.cat([kept, gaussians[2:4]])
     assert len(joined) == len(kept) + 2
-    batched = Gaussians(*(torch.stack([x, x]) for x in vars(gaussians).values()))
+    batched = Gaussians(*(torch.stack([x, x]) for x in (getattr(gaussians, name) for name in PER_GAUSSIAN)))
     assert len(batched) == 10
     assert len(batched.flatten()) == 20
     torch.testing.assert_close(batched[1].means, gaussians.means)
+
+
+FAR = torch.tensor([512345.5, 5432109.3, 250.0], dtype=torch.float64)
+
+
+def test_an_origin_keeps_positions_far_away_exact() -> None:
+    near = make_gaussians(10, 1)
+    far = near.at(FAR)
+    torch.testing.assert_close(far.world_means, near.means.double() + FAR, atol=1e-8, rtol=0)
+    for same in (far[3:7], far.detach(), far.to(dtype=torch.float64), far.flatten()):
+        torch.testing.assert_close(same.origin, FAR, atol=0, rtol=0)
+    assert not far.local().origin.any()
+    moved = far.counted_from(FAR + 2)
+    torch.testing.assert_close(moved.world_means, far.world_means, atol=1e-6, rtol=0)
+    torch.testing.assert_close(moved.means, near.means - 2)
+
+
+def test_sets_with_different_origins_are_joined_in_one_world() -> None:
+    near = make_gaussians(10)
+    joined = Gaussians.cat([near.at(FAR), near.at(FAR + 3), near.at(FAR)])
+    expected = torch.cat([near.means, near.means + 3, near.means]).double() + FAR
+    torch.testing.assert_close(joined.world_means, expected, atol=1e-6, rtol=0)
+
+
+def test_a_similarity_moves_the_origin_in_float64() -> None:
+    near, move = make_gaussians(10, 2), random_similarity(2, 0.3)
+    far = near.at(FAR).transform(move)
+    torch.testing.assert_close(far.world_means, move.apply_points(near.means.double() + FAR), atol=1e-5, rtol=0)
+    assert far.means.abs().max() < 10
+    back = far.transform(move.inverse(), origin=FAR)
+    torch.testing.assert_close(back.means, near.means, atol=1e-6, rtol=0)
+    torch.testing.assert_close(back.origin, FAR, atol=0, rtol=0)
+    assert not near.transform(move).origin.any()
+
+
+@pytest.mark.parametrize("origin", [torch.zeros(2), torch.tensor([0.0, float("nan"), 0.0])])
+def test_impossible_origins_are_refused(origin: torch.Tensor) -> None:
+    with pytest.raises(GaussiansError, match="origin"):
+        make_gaussians(3).at(origin)
 
 
 def test_finite_finds_the_broken_ones() -> None:

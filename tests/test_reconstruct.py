@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ilrm import ILRM, Gaussians, Scene, reconstruct, render
-from ilrm.cameras import Cameras
+from ilrm.cameras import Cameras, Similarity
 from ilrm.errors import CameraError, SceneError
 from ilrm.evaluate.metrics import psnr
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
@@ -62,6 +62,22 @@ def test_gaussians_move_with_the_world(scene: Scene, config: ILRMConfig, scale: 
     if config is RELEASED:  # its rotations are world rotations, which no network output can follow
         moved, expected = replace(moved, quats=expected.quats, sh=expected.sh), expected
     assert max(difference(moved, expected).values()) < 1e-3
+
+
+@pytest.mark.parametrize("config", [MATCHED, RELEASED], ids=["matched", "released"])
+@pytest.mark.parametrize("offset", [(512345.0, 5432109.0, 250.0), (4027893.0, 306901.0, -4919499.0)])
+def test_a_world_far_away_gives_the_same_gaussians(
+    scene: Scene, config: ILRMConfig, offset: tuple[float, float, float]
+) -> None:
+    """In UTM or ECEF coordinates single precision has steps of half a metre; the Gaussians keep theirs."""
+    model = make(config)
+    there = Similarity(1.0, torch.eye(3, dtype=torch.float64), torch.tensor(offset, dtype=torch.float64))
+    here, far_scene = reconstruct(scene, model), scene.transform(there)
+    far = reconstruct(far_scene, model)
+    moved = replace(far, means=(far.world_means - there.translation).float())
+    assert max(difference(here, moved).values()) < 1e-3
+    images = [render(g, s.cameras).rgb for g, s in ((here, scene), (far, far_scene))]
+    assert psnr(images[1], images[0]).min() > 60
 
 
 def test_an_untrained_network_with_matching_already_shows_a_textured_wall() -> None:

@@ -93,6 +93,20 @@ def test_the_world_frame_does_not_matter(config: RefineConfig) -> None:
     assert (back.means - here.gaussians.means).abs().median() < 1e-4
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["with an origin", "without"])
+def test_a_world_far_away_does_not_matter(known: bool) -> None:
+    start, scene = setup(views=3, count=60)
+    offset = torch.tensor([512345.0, 5432109.0, 250.0], dtype=torch.float64)
+    there = Similarity(1.0, torch.eye(3, dtype=torch.float64), offset)
+    far_scene = replace(scene, cameras=scene.cameras.to(dtype=torch.float64)).transform(there)
+    here = refine(start, scene, 12)
+    far = refine(start.at(offset) if known else start.transform(there), far_scene, 12)
+    assert far.gaussians.means.abs().max() < 20
+    if known:
+        assert far.history[-1].loss == pytest.approx(here.history[-1].loss, rel=1e-4)
+        assert (far.gaussians.world_means - offset - here.gaussians.means).abs().max() < 1e-4
+
+
 def test_same_seed_same_result() -> None:
     start, scene = setup(views=4, count=60)
 

@@ -7,6 +7,7 @@ the image, and the centre of the pixel in row i, column j at (j + 0.5, i + 0.5).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,8 +22,11 @@ NormalisationRule = Literal["transformed", "raw"]
 
 # Below this length a mean of unit vectors holds no direction worth trusting (opposed cameras).
 _DEGENERATE_DIRECTION = 1e-4
-# Camera centres closer together than this share of their distance to the origin count as one point.
-_COINCIDENT_CENTRES = 1e-9
+# Camera centres closer together than this share of their distance to the origin count as one point: some hundred
+# roundings of float64. A thing of 1 cm in UTM or ECEF coordinates has cameras a billionth of that distance apart.
+_COINCIDENT_CENTRES = 1e-13
+# Within so many extents of the world's origin single precision keeps 6e-5 of the extent or better: part of a pixel.
+_FARTHEST_ORIGIN = 1e3
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +180,22 @@ class Cameras:
         """The same cameras in another world frame."""
         return replace(self, c2w=similarity.apply_c2w(self.c2w))
 
+    def local_origin(self) -> Tensor:
+        """(3,) float64 point that positions around these cameras are counted from, see ``local_origin``."""
+        to_world = normalise(self)[1]
+        return local_origin(to_world.translation, to_world.scale)
+
+    def relative_to(self, origin: Tensor) -> Cameras:
+        """The same cameras in a world whose origin is the point ``origin`` (3,) of this one, subtracted in float64.
+
+        Unchanged for zeros, else in float64. This is how cameras come into the frame of ``Gaussians.means``.
+        """
+        if not origin.any():
+            return self
+        c2w = self.c2w.double().clone()
+        c2w[:, :3, 3] -= origin.to(c2w)
+        return replace(self, c2w=c2w)
+
     def resize(self, width: int, height: int) -> Cameras:
         """Cameras of the images stretched to width x height; the principal point moves along."""
         factor = torch.tensor([width / self.width, height / self.height, 1.0]).to(self.K)
@@ -226,6 +246,23 @@ def rays(c2w: Tensor, K: Tensor, width: int, height: int, offsets: Tensor | None
     rotation = c2w[..., None, None, :3, :3]
     directions = F.normalize((rotation @ local[..., None])[..., 0], dim=-1)
     return c2w[..., None, None, :3, 3].expand_as(directions), directions
+
+
+def local_origin(centre: Tensor, extent: float) -> Tensor:
+    """(3,) float64 point from which single precision can count the positions of a scene.
+
+    Zeros, the world's own origin, where that lies within 1000 extents of the scene; else the scene's centre, rounded
+    to the decimal place of the extent so that the offset is short to write.
+
+    Args:
+        centre: (3,) of the scene in the world.
+        extent: how far the scene reaches from there.
+    """
+    at = centre.detach().double().cpu()
+    if not (0 < _FARTHEST_ORIGIN * extent < at.norm().item() < math.inf):
+        return torch.zeros(3, dtype=torch.float64)
+    places = -math.floor(math.log10(extent))
+    return torch.tensor([round(value, places) for value in at.tolist()], dtype=torch.float64)
 
 
 def mean_pose(c2w: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,13 @@
-"""3D Gaussians as immutable values in physical units, in the scene's own world frame."""
+"""3D Gaussians as immutable values in physical units, in the scene's own world frame.
+
+Positions are single precision, which world coordinates like UTM or ECEF would exhaust. They are therefore counted from
+a point of the world, ``origin``, that is known in float64; zeros wherever the scene is near the world's own origin.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,17 +17,22 @@ from ilrm import spherical_harmonics
 from ilrm.cameras import Similarity
 from ilrm.errors import GaussiansError
 
+# The fields that have an entry for each Gaussian.
+PER_GAUSSIAN = ("means", "scales", "quats", "opacities", "sh")
+_WORLD_ORIGIN = torch.zeros(3, dtype=torch.float64)
+
 
 @dataclass(frozen=True, eq=False)
 class Gaussians:
     """N Gaussians, optionally with leading batch dimensions.
 
     Attributes:
-        means: (..., N, 3) centres in world units.
+        means: (..., N, 3) centres in world units, counted from ``origin``: the place in the world is origin + means.
         scales: (..., N, 3) standard deviations along the own axes in world units (linear, positive).
         quats: (..., N, 4) unit quaternions (w, x, y, z) that turn the own axes into the world.
         opacities: (..., N) in [0, 1].
         sh: (..., N, K, 3) spherical-harmonics coefficients, K = (degree + 1)^2; colour = max(0, basis . sh + 0.5).
+        origin: (3,) float64 on the CPU, the point of the world where means are 0; one for all batch elements.
     """
 
     means: Tensor
@@ -31,6 +40,7 @@ class Gaussians:
     quats: Tensor
     opacities: Tensor
     sh: Tensor
+    origin: Tensor = _WORLD_ORIGIN
 
     def __post_init__(self) -> None:
         shape = tuple(self.means.shape[:-1])
@@ -41,6 +51,10 @@ class Gaussians:
                     f"Gaussians were given {name} of shape {tuple(getattr(self, name).shape)}.",
                     expected=f"{size}, to go with means {tuple(self.means.shape)}",
                 )
+        if tuple(self.origin.shape) != (3,) or not torch.isfinite(self.origin).all():
+            given = self.origin.tolist()
+            raise GaussiansError(f"Gaussians were given the origin {given}.", expected="three finite numbers")
+        object.__setattr__(self, "origin", self.origin.detach().to("cpu", torch.float64))
         coefficients = self.sh.shape[-2] if self.sh.ndim >= 2 else 0
         if tuple(self.sh.shape) != (*shape, coefficients, 3) or coefficients not in (1, 4, 9, 16):
             raise GaussiansError(
@@ -62,7 +76,7 @@ class Gaussians:
         return self.means.device
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
-        return Gaussians(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{name: change(getattr(self, name)) for name in PER_GAUSSIAN})
 
     def __getitem__(self, index: int | slice | Tensor) -> Gaussians:
         """Index the first dimension: a batch element of batched Gaussians, else a selection (mask, indices, slice)."""
@@ -83,36 +97,69 @@ class Gaussians:
         lead = self.means.ndim - 1
         return self._map(lambda x: x.flatten(0, lead - 1))
 
+    @property
+    def world_means(self) -> Tensor:
+        """(..., N, 3) centres in the world, float64."""
+        return self.means.double() + self.origin.to(self.device)
+
+    def at(self, origin: Tensor) -> Gaussians:
+        """The same numbers counted from another point of the world (3,): the Gaussians move along."""
+        return replace(self, origin=origin)
+
+    def local(self) -> Gaussians:
+        """The same numbers in a world of their own, whose origin is the point that they are counted from.
+
+        Cameras come there by ``cameras.relative_to(gaussians.origin)``.
+        """
+        return self.at(_WORLD_ORIGIN)
+
+    def counted_from(self, origin: Tensor) -> Gaussians:
+        """The same Gaussians at the same place, with means counted from another point of the world (3,)."""
+        origin = origin.detach().to("cpu", torch.float64)
+        shift = self.origin - origin
+        if not shift.any():
+            return self
+        means = (self.means.double() + shift.to(self.device)).to(self.means.dtype)
+        return replace(self, means=means, origin=origin)
+
     def covariances(self) -> Tensor:
         """(..., N, 3, 3) world covariance R diag(s^2) R^T."""
         axes = quaternion_to_matrix(self.quats) * self.scales[..., None, :]
         return axes @ axes.transpose(-1, -2)
 
-    def transform(self, similarity: Similarity) -> Gaussians:
-        """The same Gaussians in another world frame: centres, scales, rotations and SH move along."""
+    def transform(self, similarity: Similarity, origin: Tensor | None = None) -> Gaussians:
+        """The same Gaussians in another world frame: centres, scales, rotations and SH move along.
+
+        Args:
+            similarity: from the present world to the other one.
+            origin: (3,) point of the other world to count means from. By default that where the present origin comes
+                to lie; zeros where that is zeros.
+        """
         if self.sh_degree > 0:
             turn = spherical_harmonics.rotation_matrix(similarity.rotation, self.sh_degree).to(self.sh)
             sh = torch.einsum("kl,...lc->...kc", turn, self.sh)
         else:
             sh = self.sh
         turn_quat = matrix_to_quaternion(similarity.rotation).to(self.quats)
-        return Gaussians(
-            means=similarity.apply_points(self.means.double()).to(self.means.dtype),
+        landed = similarity.apply_points(self.origin) if self.origin.any() else similarity.translation
+        if origin is None:
+            origin = landed if self.origin.any() else self.origin
+        shift = replace(similarity, translation=landed - origin.to(landed))
+        return replace(
+            self,
+            means=shift.apply_points(self.means.double()).to(self.means.dtype),
             scales=self.scales * similarity.scale,
             quats=F.normalize(quaternion_multiply(turn_quat, self.quats), dim=-1),
-            opacities=self.opacities,
             sh=sh,
+            origin=origin,
         )
 
     @staticmethod
     def cat(parts: Sequence[Gaussians]) -> Gaussians:
-        """One set out of several; all must have the same SH degree and batch shape."""
-        return Gaussians(
-            **{
-                f.name: torch.cat([getattr(p, f.name) for p in parts], dim=parts[0].means.ndim - 2)
-                for f in fields(Gaussians)
-            }
-        )
+        """One set out of several, counted from the first one's origin; all have the same SH degree and batch shape."""
+        first, dim = parts[0], parts[0].means.ndim - 2
+        parts = [part.counted_from(first.origin) for part in parts]
+        return replace(first, **{name: torch.cat([getattr(p, name) for p in parts], dim=dim) for name in PER_GAUSSIAN})
 
     def finite(self) -> Tensor:
         """(..., N) mask of the Gaussians without NaN or infinite values."""

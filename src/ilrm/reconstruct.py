@@ -17,7 +17,8 @@ def reconstruct(scene: Scene, model: ILRM, *, precision: Precision = "auto", ite
     """Gaussians of all views of a scene.
 
     The cameras are moved into the frame the network was trained in and the result is moved back, so that a
-    scene in another world frame gives the same Gaussians in that frame.
+    scene in another world frame gives the same Gaussians in that frame. Far from the world's origin their means are
+    counted from a point among the cameras (``Gaussians.origin``, chosen by ``Cameras.local_origin``).
 
     Args:
         scene: the input views. Sizes that patches do not divide are stretched to the nearest that they do.
@@ -36,11 +37,13 @@ def reconstruct(scene: Scene, model: ILRM, *, precision: Precision = "auto", ite
     if len(scene) == 0:
         raise SceneError("The scene has no view.", expected="at least one posed photo, better two or more")
     scene.cameras.check(scene.names)
-    cameras, to_world = normalise(scene.cameras, rule=model.config.normalisation)
+    origin = scene.cameras.local_origin()
+    cameras, to_local = normalise(scene.cameras.relative_to(origin), rule=model.config.normalisation)
     parameter = next(model.parameters())
     device = parameter.device
     images = scene.images[:].to(device, torch.float32)
     cameras = cameras.to(device, torch.float32)
     with autocast(resolve(precision, device, model.parameter_count()), device):
         gaussians = model(images[None], cameras.c2w[None], cameras.K[None], iterations=iterations)
-    return (gaussians[:, 0] if iterations else gaussians[0]).to(dtype=torch.float32).transform(to_world)
+    states = gaussians[:, 0] if iterations else gaussians[0]
+    return states.to(dtype=torch.float32).transform(to_local).at(origin)

@@ -155,7 +155,8 @@ def refine(
     """Fit Gaussians to photos.
 
     Args:
-        gaussians: N Gaussians in the scene's world frame. Their device is computed on.
+        gaussians: N Gaussians in the scene's world frame. Their device is computed on. Those counted from the world's
+            own origin are counted from ``scene.cameras.local_origin()`` afterwards, which differs only far from it.
         scene: the photos to fit.
         steps: how many steps of Adam.
         config: ``RefineConfig.for_steps(steps)`` by default.
@@ -175,7 +176,8 @@ def refine(
     photos = scene.transform(to_unit)
     watched = watch.transform(to_unit) if watch is not None and len(watch) > 0 else None
     generator = torch.Generator().manual_seed(config.seed)
-    start = gaussians.detach().to(dtype=torch.float32).transform(to_unit)
+    start = gaussians.detach().to(dtype=torch.float32).transform(to_unit, origin=torch.zeros(3))
+    origin = gaussians.origin if gaussians.origin.any() else scene.cameras.local_origin()
     state = _State(start, photos.cameras, config)
     best = _Best(start, config.patience)
     if watched is not None:
@@ -198,7 +200,11 @@ def refine(
     if watched is None and history:
         best.measured(len(history), math.inf, state.gaussians())
     return RefineResult(
-        best.gaussians.transform(to_world), tuple(history), best.step, best.worn_out, state.skipped_steps
+        best.gaussians.transform(to_world, origin=origin),
+        tuple(history),
+        best.step,
+        best.worn_out,
+        state.skipped_steps,
     )
 
 

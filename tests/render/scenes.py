@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from ilrm.cameras import Cameras
-from ilrm.gaussians import Gaussians
+from ilrm.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.render import Backend, Rendering, render
 
-PARAMETERS = tuple(f.name for f in fields(Gaussians))
+PARAMETERS = PER_GAUSSIAN
 IMAGES = ("rgb", "alpha", "depth")
 BACKGROUND = (0.2, 0.5, 0.9)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -21,7 +22,8 @@ def keep_small(gaussians: Gaussians, largest: float) -> Gaussians:
 
 def crop(gaussians: Gaussians, low: Sequence[float], high: Sequence[float]) -> Gaussians:
     """Those whose centre lies in the box between two corners (x, y, z) in world units."""
-    corners = [torch.as_tensor(corner, dtype=torch.float64).to(gaussians.means) for corner in (low, high)]
+    given = [torch.as_tensor(corner, dtype=torch.float64) for corner in (low, high)]
+    corners = [(corner - gaussians.origin).to(gaussians.means) for corner in given]
     inside = (gaussians.means >= corners[0]) & (gaussians.means <= corners[1])
     return gaussians[inside.all(dim=-1)]
 
@@ -42,10 +44,4 @@ def keep_most_important(gaussians: Gaussians, count: int) -> Gaussians:
 
 def lower_sh_degree(gaussians: Gaussians, degree: int) -> Gaussians:
     """The same Gaussians without the SH coefficients above ``degree``; unchanged if there are none."""
-    return Gaussians(
-        means=gaussians.means,
-        scales=gaussians.scales,
-        quats=gaussians.quats,
-        opacities=gaussians.opacities,
-        sh=gaussians.sh[..., : (degree + 1) ** 2, :],
-    )
+    return replace(gaussians, sh=gaussians.sh[..., : (degree + 1) ** 2, :])

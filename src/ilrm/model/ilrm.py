@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ilrm.gaussians import Gaussians
+from ilrm.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.model import mini_batch
 from ilrm.model.blocks import UpdateLayer
 from ilrm.model.camera_encoding import CameraEncoding
@@ -86,8 +86,7 @@ class ILRM(nn.Module):
         activated = [x.activate() for x in self.refine_tokens(images, c2w, K, inputs, every_layer=iterations)]
         gaussians = activated[-1]
         if iterations:
-            names = ("means", "scales", "quats", "opacities", "sh")
-            gaussians = Gaussians(**{name: torch.stack([getattr(g, name) for g in activated]) for name in names})
+            gaussians = Gaussians(*(torch.stack([getattr(g, name) for g in activated]) for name in PER_GAUSSIAN))
         return (gaussians, inputs.match) if with_match else gaussians
 
     def logits(

@@ -51,7 +51,7 @@ def render(
 
     Args:
         gaussians: N Gaussians without batch dimensions; N may be 0.
-        cameras: moved to the device of the Gaussians if need be.
+        cameras: in the world of the Gaussians, moved to their device and to their ``origin`` if need be.
         background: three numbers.
         near, far: camera z between which Gaussians are drawn, in world units.
         backend: "auto" takes "gsplat" for CUDA tensors and "numba" otherwise. "numba" runs on the CPU in float32,
@@ -75,7 +75,8 @@ def render(
         raise ConfigError(f"The background has shape {tuple(colour.shape)}.", expected="three numbers, red green blue")
     if backend == "auto":
         backend = "gsplat" if gaussians.device.type == "cuda" else "numba"
-    rgb, alpha, weighted_depth = _render_with(backend)(gaussians, cameras, colour, near, far)
+    local = cameras.relative_to(gaussians.origin)
+    rgb, alpha, weighted_depth = _render_with(backend)(gaussians, local, colour, near, far)
     depth = weighted_depth / alpha.clamp_min(DEPTH_ALPHA_MIN)
     return Rendering(rgb, alpha, torch.where(alpha > 0, depth, 0.0))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ilrm.errors import ConfigError, SceneError, TrainingError
 from ilrm.files import write_json
-from ilrm.gaussians import Gaussians
+from ilrm.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.model import ILRM
 from ilrm.precision import autocast
 from ilrm.train import perceptual
@@ -322,7 +322,7 @@ class Run:
         def compute(network: ILRM) -> tuple[Tensor, ...]:
             with autocast(self.config.precision, self.fabric.device):
                 found = network(*inputs)
-            return tuple(getattr(found, field.name) for field in fields(found))
+            return tuple(getattr(found, name) for name in PER_GAUSSIAN)
 
         return Gaussians(*self._trained(compute))
 

@@ -26,6 +26,7 @@ from ilrm.view.controls import FRAMES_PER_SECOND, add_controls
 from ilrm.view.live import Viewer, pose_of
 from ilrm.view.server import serve
 from ilrm.view.splats import Layout, Pose, arrange
+from tests.conftest import make_cameras, make_gaussians
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page
@@ -109,6 +110,24 @@ def test_the_page_draws_the_scene_offline(capture: Result, watched: Watched, tmp
     assert watched.psnr(rendered(capture, layout, layout.poses[2])) >= LEAST_PSNR
     assert watched.complaints() == []
     assert [url for url in watched.requests if not url.startswith(("file:", "blob:", "data:"))] == []
+
+
+def test_notices_stand_aside(watched: Watched, tmp_path: Path) -> None:
+    """viser says that there is no GPU: in a small window that lies over our controls, whose clicks it must not take."""
+    save_page(make_gaussians(50), tmp_path / "page.html", make_cameras(3, 64, 48))
+    page = watched.page
+    page.goto((tmp_path / "page.html").as_uri())
+    close = page.locator(".mantine-Notifications-root button")
+    close.wait_for()
+    assert page.evaluate(
+        """() => {
+        const box = document.querySelector(".mantine-Notification-root").getBoundingClientRect();
+        const hit = document.elementFromPoint(box.x + 20, box.y + box.height / 2);
+        return hit.closest(".mantine-Notifications-root") === null;
+    }"""
+    )
+    close.click(trial=True)  # it can still be closed by hand
+    close.wait_for(state="detached")  # and goes by itself
 
 
 @pytest.mark.parametrize("nearest_first", [False, True])

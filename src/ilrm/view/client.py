@@ -24,17 +24,19 @@ if (location.protocol === "file:") {
   };
 }"""
 
-# The corners of a splat's quad have two coordinates; three.js asks for the third and reports NaN as an error. The
-# client unpacks its code as text before it runs it, which is where a third coordinate can be added.
-_QUAD_WITH_DEPTH = """
+# The client unpacks its code as text before it runs it, which is where it can be changed. The corners of a splat's quad
+# have two coordinates; three.js asks for the third and reports NaN as an error. The notice that there is no GPU would
+# stay over the scene until it is closed by hand.
+_CODE = """
 {
   const decode = TextDecoder.prototype.decode;
   TextDecoder.prototype.decode = function (...of) {
     const text = decode.apply(this, of);
-    const quad = text.length > 1e6 ? text.indexOf("new Float32Array([-2,-2,2,-2,2,2,-2,2]),2)") : -1;
-    if (quad < 0) return text;
+    if (text.length < 1e6) return text;
     TextDecoder.prototype.decode = decode;
-    return text.replace("[-2,-2,2,-2,2,2,-2,2]),2)", "[-2,-2,0,2,-2,0,2,2,0,-2,2,0]),3)");
+    return text
+      .replace("[-2,-2,2,-2,2,2,-2,2]),2)", "[-2,-2,0,2,-2,0,2,2,0,-2,2,0]),3)")
+      .replace(/(id:`webgl-software-rendering`[^}]*autoClose:)!1/, (_, before) => before + "10000");
   };
 }"""
 
@@ -46,12 +48,18 @@ _ADDRESSES_OF_PICTURES = """
   URL.revokeObjectURL = (url) => void setTimeout(revoke, 10000, url);
 }"""
 
+# In a small window notices lie over the controls: clicks reach what is below them, except on their own buttons.
+_NOTICES = """
+.mantine-Notification-root { pointer-events: none !important; }
+.mantine-Notification-root button { pointer-events: auto; }
+"""
+
 
 def repaired(page: str, head: str = _TITLE) -> str:
     """viser's page with the repairs, and with ``head`` (title and styles) in place of its title."""
-    scripts = f"<script>{_SORTER_FROM_FILES}{_QUAD_WITH_DEPTH}{_ADDRESSES_OF_PICTURES}\n</script>"
+    scripts = f"<script>{_SORTER_FROM_FILES}{_CODE}{_ADDRESSES_OF_PICTURES}\n</script>"
     # Python's replace: a title with backslashes or dollars stays what it is.
-    return page.replace(_TITLE, head + scripts, 1)
+    return page.replace(_TITLE, f"{head}<style>{_NOTICES}</style>{scripts}", 1)
 
 
 @contextlib.contextmanager

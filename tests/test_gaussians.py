@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -142,3 +144,23 @@ def test_identity_changes_nothing() -> None:
     same = gaussians.transform(Similarity.identity())
     torch.testing.assert_close(same.sh, gaussians.sh)
     torch.testing.assert_close(same.quats, gaussians.quats)
+
+
+def test_antialiased_is_kept_and_never_mixed() -> None:
+    plain = make_gaussians(6, 1)
+    marked = replace(plain, antialiased=True)
+    for same in (
+        marked[2:],
+        marked[0],
+        marked.to(dtype=torch.float64),
+        marked.detach(),
+        marked.flatten(),
+        marked.transform(random_similarity(1)),
+        Gaussians.cat([marked, marked]),
+    ):
+        assert same.antialiased
+    assert not Gaussians.cat([plain, plain]).antialiased
+    with pytest.raises(GaussiansError, match="anti-aliased rendering and others"):
+        Gaussians.cat([plain, marked])
+    with pytest.raises(GaussiansError, match="no Gaussians to join"):
+        Gaussians.cat([])

@@ -7,7 +7,7 @@ a point of the world, ``origin``, that is known in float64; zeros wherever the s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Gaussians:
         opacities: (..., N) in [0, 1].
         sh: (..., N, K, 3) spherical-harmonics coefficients, K = (degree + 1)^2; colour = max(0, basis . sh + 0.5).
         origin: (3,) float64 on the CPU, the point of the world where means are 0; one for all batch elements.
+        antialiased: made to be rendered with compensated opacity (Mip-Splatting's screen-space filter): what the blur
+            of the renderer adds to a splat's area is taken from its opacity; see ``ilrm.render.rules``.
     """
 
     means: Tensor
@@ -41,6 +43,7 @@ class Gaussians:
     opacities: Tensor
     sh: Tensor
     origin: Tensor = _WORLD_ORIGIN
+    antialiased: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         shape = tuple(self.means.shape[:-1])
@@ -156,7 +159,19 @@ class Gaussians:
 
     @staticmethod
     def cat(parts: Sequence[Gaussians]) -> Gaussians:
-        """One set out of several, counted from the first one's origin; all have the same SH degree and batch shape."""
+        """One set out of several, counted from the first one's origin; all have the same SH degree and batch shape.
+
+        Raises:
+            GaussiansError: nothing was given, or some are made for anti-aliased rendering and others are not.
+        """
+        if not parts:
+            raise GaussiansError("There are no Gaussians to join.", expected="at least one set")
+        if len({part.antialiased for part in parts}) > 1:
+            raise GaussiansError(
+                "Gaussians for anti-aliased rendering and others cannot be one set: a renderer treats all alike.",
+                expected="sets with the same value of antialiased",
+                fix="render them apart, or give all the same with dataclasses.replace(gaussians, antialiased=...)",
+            )
         first, dim = parts[0], parts[0].means.ndim - 2
         parts = [part.counted_from(first.origin) for part in parts]
         return replace(first, **{name: torch.cat([getattr(p, name) for p in parts], dim=dim) for name in PER_GAUSSIAN})

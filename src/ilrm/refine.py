@@ -271,7 +271,7 @@ class _State:
     def __init__(self, gaussians: Gaussians, cameras: Cameras, config: RefineConfig) -> None:
         self.config = config
         self.centers = cameras.centers.to(gaussians.means)
-        self.start = gaussians.means
+        self.start, self.antialiased = gaussians.means, gaussians.antialiased
         self.distance = torch.cdist(self.start, self.centers).amin(1, keepdim=True).clamp_min(1e-6)  # (N, 1)
         self.parameters: dict[str, Tensor] = {
             "means": torch.zeros_like(self.start),  # the way from the start, in units of self._unit()
@@ -298,6 +298,7 @@ class _State:
     def _gaussians(self) -> Gaussians:
         free = self.parameters
         return Gaussians(
+            antialiased=self.antialiased,
             means=self.start + free["means"] * self._unit(),
             scales=free["log_scales"].exp(),
             quats=torch.nn.functional.normalize(free["quats"], dim=-1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def one_gaussian(
 
 def change(gaussians: Gaussians, update: Callable[[str, Tensor], Tensor]) -> Gaussians:
     """New Gaussians with every tensor replaced by update(name, tensor)."""
-    return Gaussians(**{name: update(name, getattr(gaussians, name)) for name in PARAMETERS})
+    return replace(gaussians, **{name: update(name, getattr(gaussians, name)) for name in PARAMETERS})
 
 
 def image_weights(rendering: Rendering, outputs: tuple[str, ...], seed: int = 0) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,8 +27,9 @@ def test_random_gaussians(degree: int) -> None:
     assert_agree(make_gaussians(150, degree, seed=degree), make_cameras(3, 40, 27))
 
 
+@pytest.mark.parametrize("antialiased", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_random_sweep(seed: int) -> None:
+def test_random_sweep(seed: int, antialiased: bool) -> None:
     """Sizes from a hundredth of a pixel to the whole image, any aspect, any opacity, any image size."""
     draw = torch.Generator().manual_seed(100 + seed)
     width, height = (int(x) for x in torch.randint(1, 70, (2,), generator=draw))
@@ -37,7 +40,7 @@ def test_random_sweep(seed: int) -> None:
         gaussians,
         lambda name, x: {"scales": 0.05 * spread, "quats": 3 * x}.get(name, x),
     )
-    assert_agree(wild, make_cameras(2, width, height, seed=seed))
+    assert_agree(replace(wild, antialiased=antialiased), make_cameras(2, width, height, seed=seed))
 
 
 @pytest.mark.parametrize("outputs", [("rgb",), ("alpha",), ("depth",)])
@@ -87,13 +90,15 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_degenerate_gaussian_among_others(name: str) -> None:
-    assert_agree(_mixed(DEGENERATE[name]), make_cameras(2, 37, 21))
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_degenerate_gaussian_among_others(name: str, antialiased: bool) -> None:
+    assert_agree(replace(_mixed(DEGENERATE[name]), antialiased=antialiased), make_cameras(2, 37, 21))
 
 
+@pytest.mark.parametrize("antialiased", [False, True])
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_degenerate_gaussian_alone(name: str) -> None:
-    assert_agree(DEGENERATE[name], make_cameras(1, 20, 20))
+def test_degenerate_gaussian_alone(name: str, antialiased: bool) -> None:
+    assert_agree(replace(DEGENERATE[name], antialiased=antialiased), make_cameras(1, 20, 20))
 
 
 def test_capped_alpha_has_no_gradient_at_the_peak() -> None:

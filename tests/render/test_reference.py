@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ilrm.cameras import Cameras
 from ilrm.gaussians import Gaussians
-from ilrm.render import render
+from ilrm.render import Backend, render
 from tests.conftest import make_cameras, make_gaussians
-from tests.render.scenes import PARAMETERS, front_camera, image_weights, one_gaussian
+from tests.render.scenes import PARAMETERS, front_camera, image_weights, one_gaussian, render_with_gradients
 
 
 def test_one_gaussian_by_hand() -> None:
@@ -24,6 +25,27 @@ def test_one_gaussian_by_hand() -> None:
         torch.testing.assert_close(rendering.alpha[0, row, column], torch.tensor(alpha))
         torch.testing.assert_close(rendering.rgb[0, row, column], expected)
         assert rendering.depth[0, row, column].item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_antialiased_gaussian_by_hand(backend: Backend) -> None:
+    """Variances 1 and 0.25 become 1.3 and 0.55: the opacity falls by the root of the areas' ratio."""
+    gaussian = replace(one_gaussian(scale=(0.1, 0.05, 0.1)), antialiased=True)
+    rendering = render(gaussian, front_camera(), (0.0, 0.0, 1.0), backend=backend)
+    factor = math.sqrt(1 * 0.25 / (1.3 * 0.55))
+    alpha = factor * 0.7 * math.exp(-0.5 * (0.5**2 / 1.3 + 0.5**2 / 0.55))
+    assert rendering.alpha[0, 7, 11].item() == pytest.approx(alpha, rel=1e-5)
+    assert rendering.depth[0, 7, 11].item() == pytest.approx(2.0)
+
+
+def test_a_compensated_opacity_below_the_cutoff_draws_nothing_and_pulls_at_nothing() -> None:
+    """A point without any extent: the blur is all there is of it, and the root of 0 has no derivative."""
+    for scale in ((0.0, 0.0, 0.0), (1e-4, 1e-4, 1e-4)):
+        for backend in ("reference", "numba"):
+            point = replace(one_gaussian(scale=scale), antialiased=True)
+            rendering, gradients = render_with_gradients(point, front_camera(), backend)  # type: ignore[arg-type]
+            assert not rendering.alpha.any()
+            assert not any(gradient.any() for gradient in gradients.values())
 
 
 def test_alpha_is_cut_off_where_it_falls_below_one_in_255() -> None:
@@ -67,13 +89,15 @@ def test_quaternion_turns_the_long_axis_into_the_world() -> None:
     assert (along_x[8] > 0).sum() > (along_x[:, 8] > 0).sum() + 4
 
 
-@pytest.mark.parametrize("degree", [0, 3])
-def test_gradients_by_finite_differences(degree: int) -> None:
+@pytest.mark.parametrize(("degree", "antialiased"), [(0, False), (3, False), (0, True)])
+def test_gradients_by_finite_differences(degree: int, antialiased: bool) -> None:
     gaussians = make_gaussians(4, degree, seed=degree, scale=0.4).to(dtype=torch.float64)
     cameras = make_cameras(1, 5, 4).to(dtype=torch.float64)
 
     def loss(*parameters: torch.Tensor) -> torch.Tensor:
-        rendering = render(Gaussians(*parameters), cameras, (0.2, 0.5, 0.9), backend="reference")
+        rendering = render(
+            Gaussians(*parameters, antialiased=antialiased), cameras, (0.2, 0.5, 0.9), backend="reference"
+        )
         return image_weights(rendering, ("rgb", "alpha", "depth"))
 
     inputs = [getattr(gaussians, name).clone().requires_grad_() for name in PARAMETERS]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -196,10 +197,12 @@ def test_import_does_not_load_numba() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_gsplat_agrees_with_the_reference() -> None:
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_gsplat_agrees_with_the_reference(antialiased: bool) -> None:
     """Opacities stay below 0.9, so that the cap (0.999, since February 2026 0.99) plays no part."""
     pytest.importorskip("gsplat")
     gaussians = change(make_gaussians(150, 2), lambda name, x: 0.9 * x if name == "opacities" else x)
+    gaussians = replace(gaussians, antialiased=antialiased)
     cameras = make_cameras(2, 40, 27)
     slow, slow_gradients = render_with_gradients(gaussians, cameras, "reference", torch.float64)
     fast, fast_gradients = render_with_gradients(gaussians.to("cuda"), cameras, "gsplat")

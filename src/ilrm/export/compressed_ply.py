@@ -99,7 +99,7 @@ def decode(tables: Tables, path: Path | str) -> Gaussians:
         "sh": np.concatenate([sh0[:, None], _rest(tables.get("sh"), count, path)], axis=1),
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in values.items()}
-    return check_finite(Gaussians(**tensors), path)
+    return check_finite(Gaussians(**tensors, antialiased=False), path)
 
 
 def _rest(table: NDArray[np.void] | None, count: int, path: Path | str) -> NDArray[np.float32]:

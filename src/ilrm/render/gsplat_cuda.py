@@ -49,6 +49,6 @@ def render_views(
         packed=False,
         backgrounds=colour,
         render_mode="RGB+D",
-        rasterize_mode="classic",
+        rasterize_mode="antialiased" if drawn.antialiased else "classic",
     )
     return images[..., :3], alpha[..., 0], images[..., 3]

@@ -56,7 +56,7 @@ def render_views(
     gaussians: Gaussians, cameras: Cameras, background: Tensor, near: float, far: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Colour (V, H, W, 3), alpha (V, H, W) and sum of weight times depth (V, H, W), float32."""
-    views = [view_vector(view, near, far) for view in Pinhole.of(cameras, torch.float64)]
+    views = [view_vector(v, near, far, gaussians.antialiased) for v in Pinhole.of(cameras, torch.float64)]
     g = gaussians.to("cpu", torch.float32)
     job = _Job(views, cameras.width, cameras.height, background.numpy(force=True).astype(np.float32))
     return _Rasterise.apply(g.means, g.scales, g.quats, g.opacities, g.sh, job)  # type: ignore[misc]
@@ -151,7 +151,6 @@ def _add_gradient(
     gradients: list[np.ndarray],
 ) -> None:
     """Add one view's share to the gradients of the parameters."""
-    means, scales, quats, _, sh = arrays
     records, _ = project_all(view, *arrays)
     slot_gradients = np.zeros((len(trace.members), GRADIENT), np.float32)
     v_rgb, v_alpha, v_depth = image_gradients
@@ -169,4 +168,6 @@ def _add_gradient(
         v_depth,
         slot_gradients,
     )
-    unproject(view, means, scales, quats, sh, records, trace.slot_starts, slot_gradients, *gradients)
+    means, scales, quats, opacities, sh = arrays
+    from_slots = (records, trace.slot_starts, slot_gradients)
+    unproject(view, means, scales, quats, opacities, sh, *from_slots, *gradients)

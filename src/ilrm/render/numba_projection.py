@@ -20,8 +20,8 @@ from ilrm.render.numba_harmonics import direction_gradient, fill_basis
 from ilrm.render.projection import Pinhole
 from ilrm.render.rules import ALPHA_MIN, BLUR
 
-# Record: centre x, y; whitening W = [[w11, 0], [w21, w22]]; opacity; colour; camera z; half extents of the
-# ellipse within which alpha reaches ALPHA_MIN.
+# Record: centre x, y; whitening W = [[w11, 0], [w21, w22]]; opacity (compensated if the view says so); colour; camera
+# z; half extents of the ellipse within which alpha reaches ALPHA_MIN.
 REC_X, REC_Y, REC_W11, REC_W21, REC_W22, REC_OPACITY, REC_RGB, REC_Z, REC_HALF_X, REC_HALF_Y = (
     0,
     1,
@@ -39,8 +39,8 @@ RECORD = 12
 # with y = W (pixel - centre) and g = d loss / d log alpha.
 GRADIENT = 10
 # View: world-to-camera rotation (9) and translation (3), camera centre (3), fx, fy, cx, cy, limits of x/z and y/z (4),
-# near, far, width, height.
-_CENTRE, _FOCAL, _LIMITS, _RANGE, _SIZE = 12, 15, 19, 23, 25
+# near, far, width, height, whether opacities are compensated for the blur.
+_CENTRE, _FOCAL, _LIMITS, _RANGE, _SIZE, _ANTIALIASED = 12, 15, 19, 23, 25, 27
 # Pieces that the Gaussians are dealt out in.
 _SHARES = 64
 
@@ -49,12 +49,12 @@ _parallel = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 Array = Any
 
 
-def view_vector(view: Pinhole, near: float, far: float) -> np.ndarray:
+def view_vector(view: Pinhole, near: float, far: float, antialiased: bool) -> np.ndarray:
     """A view in the layout of the kernels."""
     (low_x, high_x), (low_y, high_y) = view.jacobian_limits
     intrinsics = [view.fx, view.fy, view.cx, view.cy]
     parts = [view.w2c[:3, :3].reshape(-1).tolist(), view.w2c[:3, 3].tolist(), view.centre.tolist(), intrinsics]
-    parts += [[low_x, high_x, low_y, high_y], [near, far], [view.width, view.height]]
+    parts += [[low_x, high_x, low_y, high_y], [near, far], [view.width, view.height, antialiased]]
     return np.array([value for part in parts for value in part], dtype=np.float64)
 
 
@@ -120,6 +120,15 @@ def _whitening(xx: float, xy: float, yy: float) -> tuple[float, float, float]:
 
 
 @_jit
+def _determinant(work: Array) -> float:
+    """Determinant of the covariance without blur: the squared cross product of the image axes work[6:8]."""
+    x = work[6, 1] * work[7, 2] - work[6, 2] * work[7, 1]
+    y = work[6, 2] * work[7, 0] - work[6, 0] * work[7, 2]
+    z = work[6, 0] * work[7, 1] - work[6, 1] * work[7, 0]
+    return x * x + y * y + z * z
+
+
+@_jit
 def _direction(view: Array, mean: Array) -> tuple[float, float, float, float]:
     """Unit direction from the camera centre to the mean, and the distance."""
     dx, dy, dz = mean[0] - view[_CENTRE], mean[1] - view[_CENTRE + 1], mean[2] - view[_CENTRE + 2]
@@ -172,6 +181,10 @@ def _project_one(
     w11, w21, w22 = _whitening(xx, xy, yy)
     if not (w11 > 0.0 and w22 < np.inf):
         return False
+    if view[_ANTIALIASED]:
+        opacity *= math.sqrt(_determinant(work)) * w11 * w22  # det W^-2 is that of the blurred covariance
+        if not opacity >= np.float32(ALPHA_MIN):
+            return False
     centre_x = view[_FOCAL] * x / z + view[_FOCAL + 2]
     centre_y = view[_FOCAL + 1] * y / z + view[_FOCAL + 3]
     reach = math.sqrt(2 * math.log(opacity / ALPHA_MIN)) if opacity > ALPHA_MIN else 0.0
@@ -217,6 +230,22 @@ def _covariance_gradient(moments: Array, record: Array, out: Array) -> None:
     out[0, 0] = 0.5 * (a * w11 + b * w21)
     out[0, 1] = out[1, 0] = 0.5 * b * w22
     out[1, 1] = 0.5 * w22 * m22 * w22
+
+
+@_jit
+def _add_compensation_gradient(work: Array, record: Array, v_log: float, out: Array) -> None:
+    """Add what flows to the covariance C (2, 2) through the compensation c = sqrt(det C / det (C + BLUR I)).
+
+    d log c / d C = (C^-1 - (C + BLUR I)^-1) / 2; v_log is d loss / d log opacity.
+    """
+    xx, xy, yy = _covariance(work)
+    determinant = _determinant(work)
+    w11, w21, w22 = float(record[REC_W11]), float(record[REC_W21]), float(record[REC_W22])
+    out[0, 0] += 0.5 * v_log * ((yy - BLUR) / determinant - (w11 * w11 + w21 * w21))
+    off_diagonal = 0.5 * v_log * (-xy / determinant - w21 * w22)
+    out[0, 1] += off_diagonal
+    out[1, 0] += off_diagonal
+    out[1, 1] += 0.5 * v_log * ((xx - BLUR) / determinant - w22 * w22)
 
 
 @_jit
@@ -288,7 +317,16 @@ def _colour_gradient(
 
 @_jit
 def _unproject_one(
-    view: Array, mean: Array, scale: Array, quat: Array, record: Array, sums: Array, work: Array, v: Array, out: Array
+    view: Array,
+    mean: Array,
+    scale: Array,
+    quat: Array,
+    opacity: float,
+    record: Array,
+    sums: Array,
+    work: Array,
+    v: Array,
+    out: Array,
 ) -> float:
     """Write d loss / d mean, scale, quat into out[0:3], [3:6], [6:10] and return d loss / d opacity.
 
@@ -300,6 +338,8 @@ def _unproject_one(
     v[:] = 0.0
     out[:] = 0.0
     _covariance_gradient(sums, record, v[0:2])
+    if view[_ANTIALIASED]:
+        _add_compensation_gradient(work, record, sums[4], v[0:2])
     _footprint_gradient(work, scale, v[0:2], v[2:5], v[5:7])
     v_x = record[REC_W11] * sums[5] + record[REC_W21] * sums[6]
     v_y = record[REC_W22] * sums[6]
@@ -310,7 +350,7 @@ def _unproject_one(
             out[3 + j] += v[2 + i, j] * work[3 + i, j]
             v[7 + i, j] = (view[i] * v[2, j] + view[3 + i] * v[3, j] + view[6 + i] * v[4, j]) * scale[j]
     _quaternion_gradient(quat, length, v[7:10], out[6:10])
-    return sums[4] / record[REC_OPACITY]
+    return sums[4] / opacity
 
 
 @_parallel
@@ -319,6 +359,7 @@ def unproject(
     means: Array,
     scales: Array,
     quats: Array,
+    opacities: Array,
     sh: Array,
     records: Array,
     slot_starts: Array,
@@ -345,7 +386,9 @@ def unproject(
             for slot in range(slot_starts[i], slot_starts[i + 1]):
                 for k in range(GRADIENT):
                     sums[k] += slot_gradients[slot, k]
-            v_opacities[i] += _unproject_one(view, means[i], scales[i], quats[i], records[i], sums, work, v, out)
+            v_opacities[i] += _unproject_one(
+                view, means[i], scales[i], quats[i], opacities[i], records[i], sums, work, v, out
+            )
             for j in range(3):
                 v_means[i, j] += out[j]
                 v_scales[i, j] += out[3 + j]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ilrm import spherical_harmonics
 from ilrm.cameras import Cameras
 from ilrm.gaussians import Gaussians, quaternion_to_matrix
-from ilrm.render.rules import ALPHA_MIN, BLUR, JACOBIAN_MARGIN
+from ilrm.render.rules import ALPHA_MIN, BLUR, COMPENSATION_MIN, JACOBIAN_MARGIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Projected:
         means: (M, 2) centres in pixels, x then y.
         covariances: (M, 2, 2) in square pixels, blur included.
         depths: (M,) camera z.
-        opacities: (M,).
+        opacities: (M,), compensated for the blur where the Gaussians are made for it.
         colours: (M, 3).
     """
 
@@ -91,9 +91,18 @@ def project(gaussians: Gaussians, view: Pinhole, near: float, far: float) -> Pro
         means=torch.stack([view.fx * x / z + view.cx, view.fy * y / z + view.cy], dim=-1),
         covariances=covariances,
         depths=z,
-        opacities=seen.opacities,
+        opacities=seen.opacities * _compensation(axes, covariances) if seen.antialiased else seen.opacities,
         colours=spherical_harmonics.colours(seen.sh, F.normalize(seen.means - view.centre, dim=-1)),
     )
+
+
+def _compensation(axes: Tensor, blurred: Tensor) -> Tensor:
+    """(M,) sqrt(det C / det (C + BLUR I)) of C = axes axes^T, for axes (M, 2, 3).
+
+    det C is the squared length of the cross product of the rows, which no digits cancel in.
+    """
+    determinant = torch.linalg.cross(axes[:, 0], axes[:, 1], dim=-1).square().sum(-1)
+    return (determinant / torch.linalg.det(blurred)).clamp_min(COMPENSATION_MIN).sqrt()
 
 
 def _axes(gaussians: Gaussians) -> Tensor:

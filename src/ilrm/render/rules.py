@@ -1,6 +1,10 @@
 """The rules of rendering that every backend shares (the defaults of gsplat 1.5).
 
 A Gaussian is projected to a 2D Gaussian with covariance J R S R^T J^T + BLUR * I, seen at pixel centres (+0.5).
+For anti-aliased Gaussians the opacity is multiplied by sqrt(det / det_blurred), the determinants of the covariance
+before and after the blur (Mip-Splatting; gsplat's rasterize_mode "antialiased"): the area that the blur adds is taken
+from the opacity.
+
 Front to back by camera z, each pixel takes alpha = min(ALPHA_CAP, opacity * exp(-d^T cov^-1 d / 2)), skips it
 below ALPHA_MIN, and stops before the Gaussian that would bring its transmittance to TRANSMITTANCE_MIN or below.
 What remains of the transmittance shows the background.
@@ -18,6 +22,9 @@ ALPHA_CAP = 0.999
 TRANSMITTANCE_MIN = 1e-4
 # Added to both variances of the projected Gaussian, in square pixels.
 BLUR = 0.3
+# Least ratio of the determinants. Its root times an opacity is far below ALPHA_MIN, so nothing is drawn with it; it
+# keeps the root's derivative finite.
+COMPENSATION_MIN = 1e-12
 # The Jacobian is evaluated at most this share of tan(fov / 2) beyond the image border.
 JACOBIAN_MARGIN = 0.3
 # Expected depth is sum(w z) / max(alpha, DEPTH_ALPHA_MIN).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ def splat_arrays(gaussians: Gaussians) -> SplatArrays:
     largest, typical = g.scales.max().item(), g.scales.median().item()
     unit = max(min(largest / _LARGEST, typical / _TYPICAL), 1e-30)
     scales = (g.scales / unit).clamp_max(_LARGEST)
-    local = Gaussians(g.means, scales, g.quats, g.opacities, g.sh)
+    local = replace(g, scales=scales)
     # Around the middle: a world far from its origin would cost single precision its digits.
     origin = g.means.double().median(0).values
     return SplatArrays(

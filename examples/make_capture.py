@@ -45,7 +45,7 @@ def main(args: Args) -> None:
     )
     scene = replace(make_scene(args.seed, config), depth=None)
     transforms = save_scene(scene, args.out, image_format="jpg")
-    listed = json.loads(transforms.read_text())
+    listed = json.loads(transforms.read_text("utf-8"))
     files = [frame["file_path"] for frame in listed["frames"]]
     listed["test_filenames"] = [files[k] for k in HELD_OUT]
     listed["train_filenames"] = [file for file in files if file not in listed["test_filenames"]]

@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "ilrm"
 LEVELS = [
-    {"errors", "files", "spherical_harmonics", "precision"},
+    {"errors", "files", "paths", "reading", "spherical_harmonics", "precision"},
     {"cameras", "gaussians", "trajectories"},
     {"scene"},
     {"scenes", "model", "render"},

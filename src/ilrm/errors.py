@@ -45,6 +45,10 @@ class ConfigError(IlrmError):
     """A configuration that contradicts itself."""
 
 
+class AccessError(IlrmError):
+    """A file or folder that may not be looked at, so that nobody can tell whether something is there."""
+
+
 class OutputError(IlrmError):
     """A result that cannot be written."""
 

@@ -11,6 +11,7 @@ from ilrm.cli.arguments import Output
 from ilrm.cli.console import Console
 from ilrm.cli.pipeline import Options, run, show_results
 from ilrm.errors import SceneError
+from ilrm.paths import is_dir
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Demo:
 
     def run(self, console: Console) -> dict[str, Any]:
         capture = Path(str(resources.files("ilrm"))) / "assets" / "capture"
-        if not capture.is_dir():
+        if not is_dir(capture):
             raise SceneError("The bundled capture is missing from this installation.", fix="reinstall ilrm")
         metrics = run(Options(capture, self.output, refine=self.refine, device=self.device), console)
         show_results(metrics, console)

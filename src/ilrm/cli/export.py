@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from ilrm import paths
 from ilrm.cli.arguments import check_at_least
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError, GaussiansError, SceneError
@@ -67,7 +68,7 @@ class Export:
         self._check()
         from ilrm.export import load_gaussians
 
-        file = self.gaussians / "scene.ply" if self.gaussians.is_dir() else self.gaussians
+        file = self.gaussians / "scene.ply" if paths.is_dir(self.gaussians) else self.gaussians
         given = load_gaussians(file)
         kept = self._filter(given)
         cameras = _cameras_beside(file)
@@ -154,7 +155,7 @@ class Export:
         to_file = self._similarity(cameras or scene.cameras, None)
         moved = scene if to_file is None else scene.transform(to_file)
         save_colmap(moved, self._moved(gaussians, to_file), path, image_format=self.image_format)
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        size = sum(file.stat().st_size for file in paths.files_below(path))
         return {"path": str(path), "bytes": size, "num_images": len(scene)}
 
     def _similarity(self, cameras: Cameras | None, axes: Similarity | None) -> Similarity | None:
@@ -181,15 +182,15 @@ def _cameras_beside(file: Path) -> Cameras | None:
     from ilrm.export.cameras import load_cameras
 
     path = file.with_name("cameras.json")
-    return load_cameras(path)[0] if path.is_file() else None
+    return load_cameras(path)[0] if paths.is_file(path) else None
 
 
 def _check_same_world(scene: Scene, gaussians: Path, photos: Path) -> None:
     """Refuse photos whose poses are not those beside the Gaussians, if there are any. Raises SceneError."""
     from ilrm.export.cameras import load_cameras
 
-    path = (gaussians if gaussians.is_dir() else gaussians.parent) / "cameras.json"
-    if not path.is_file():
+    path = (gaussians if paths.is_dir(gaussians) else gaussians.parent) / "cameras.json"
+    if not paths.is_file(path):
         return
     cameras, names = load_cameras(path)
     places = {name: view for view, name in enumerate(scene.names)}

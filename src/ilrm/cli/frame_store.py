@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import ilrm
+from ilrm import paths
 from ilrm.cameras import Cameras
 from ilrm.cli.console import Advance, Console
 from ilrm.cli.images import file_stems, save_png
@@ -151,12 +152,12 @@ class _Store:
     @property
     def kept(self) -> int:
         """How many frames are there."""
-        return sum(file.is_file() for file in self.files)
+        return sum(paths.is_file(file) for file in self.files)
 
     def frame(self, number: int) -> NDArray[np.uint8]:
         """(H, W, 3) of one frame, which is kept from now on."""
         file = self.files[number]
-        if file.is_file():
+        if paths.is_file(file):
             with Image.open(file) as image:
                 return np.asarray(image.convert("RGB"))
         image = self.shot.frame(number, self.gaussians)
@@ -186,7 +187,7 @@ class _Store:
 
 def _fill(output: Path, store: _Store, advance: Advance) -> None:
     """Write a folder of PNG files; frames of an earlier, longer render go."""
-    earlier = [entry.name for entry in output.iterdir() if _OWN_FRAMES.fullmatch(entry.name)] if output.is_dir() else []
+    earlier = [entry.name for entry in paths.entries(output) if _OWN_FRAMES.fullmatch(entry.name)]
     with atomic_folder(output, owns=earlier) as folder:
         for number in range(len(store.files)):
             store.frame(number)

@@ -11,6 +11,7 @@ import tyro
 from ilrm.cli.arguments import Output, check_at_least, find_device
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError, GaussiansError
+from ilrm.paths import is_dir, is_file
 
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras
@@ -83,7 +84,7 @@ class Mesh:
         beside = path.with_name("cameras.json")
         if self.cameras is not None and self.cameras.name != "cameras.json":
             return load_scene(self.cameras).cameras
-        if self.cameras is not None or beside.is_file():
+        if self.cameras is not None or is_file(beside):
             return load_cameras(self.cameras or beside)[0]
         return cameras_around(gaussians)
 
@@ -124,9 +125,9 @@ def _splat_file(path: Path) -> Path:
     """The splat file that a path means."""
     from ilrm.cli.pipeline import SCENE_FILE
 
-    if not path.is_dir():
+    if not is_dir(path):
         return path
-    if not (path / SCENE_FILE).is_file():
+    if not is_file(path / SCENE_FILE):
         raise GaussiansError(
             f"The folder {path} holds no {SCENE_FILE}.", expected="what `ilrm reconstruct` has written, or a splat file"
         )

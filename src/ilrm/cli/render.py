@@ -12,6 +12,7 @@ from ilrm.cli.arguments import Output, check_at_least, find_device
 from ilrm.cli.console import Console
 from ilrm.cli.picture_options import check_output, parse_colour, parse_size, resized
 from ilrm.errors import ConfigError
+from ilrm.paths import is_dir, is_file
 
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras
@@ -71,7 +72,7 @@ class Render:
         from ilrm.cli.frame_store import render_to
         from ilrm.export import load_gaussians
 
-        file = self.gaussians / "scene.ply" if self.gaussians.is_dir() else self.gaussians
+        file = self.gaussians / "scene.ply" if is_dir(self.gaussians) else self.gaussians
         gaussians = load_gaussians(file)
         shot, names, fps = self._shot(file, gaussians, console)
         plays = self.loops * (2 if self.ping_pong else 1)
@@ -125,7 +126,7 @@ class Render:
         from ilrm.scenes import load_scene
 
         path = self.cameras or file.with_name("cameras.json")
-        if path.name == "cameras.json" and path.is_file():
+        if path.name == "cameras.json" and is_file(path):
             return load_cameras(path)
         if self.cameras is not None:
             scene = load_scene(path)

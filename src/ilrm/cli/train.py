@@ -15,6 +15,8 @@ import tyro
 from ilrm.cli.arguments import Output, check_at_least
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError
+from ilrm.paths import exists
+from ilrm.reading import read_json
 
 if TYPE_CHECKING:
     from ilrm.train.config import TrainConfig
@@ -111,7 +113,7 @@ class Train:
                     on_step=_Bar(console, config.steps, stack),
                 )
         except KeyboardInterrupt as error:
-            kept = f"the same command continues from {last}" if last.exists() else "nothing was saved yet"
+            kept = f"the same command continues from {last}" if exists(last) else "nothing was saved yet"
             raise KeyboardInterrupt(f"interrupted; {kept}") from error
         if not result.is_first:
             raise SystemExit(0)  # the first process speaks for all
@@ -213,14 +215,10 @@ def _finite(value: float | None) -> float | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    import json
-
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--config {path} cannot be read: {error}.", expected="field=value, or a JSON file", fix="check the path"
-        ) from error
+        values = read_json(path, ConfigError)
+    except ConfigError as error:
+        raise ConfigError(f"--config {error.problem}", expected="field=value, or a JSON file", fix=error.fix) from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path} holds no JSON object.", expected="an object with the fields to change")
     return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ilrm.errors import CameraError, ConfigError
 from ilrm.export.cameras import load_cameras
 from ilrm.export.frames import surface_depths
 from ilrm.gaussians import Gaussians
+from ilrm.reading import read_json
 
 PathName = Literal["auto", "orbit", "interpolate", "spiral", "wobble", "input"]
 Up = Literal["x", "y", "z", "-x", "-y", "-z"]
@@ -135,9 +135,9 @@ def load_path(path: Path | str) -> CameraPath:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CameraError(f"Cannot read a camera path from {path}: {error}.", expected=f"{_NERFSTUDIO}") from error
+        content = read_json(path, CameraError)
+    except CameraError as error:
+        raise CameraError(f"No camera path: {error.problem}", expected=_NERFSTUDIO, fix=error.fix) from error
     if isinstance(content, dict) and "camera_path" in content:
         return _nerfstudio(content, path)
     cameras, names = load_cameras(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from ilrm.cameras import Cameras
 from ilrm.errors import CameraError
 from ilrm.files import write_json
+from ilrm.reading import read_json
 
 _EXPECTED = 'a JSON file {"frames": [{"file_path", "w", "h", "fx", "fy", "cx", "cy", "w2c"}]} with frames of one size'
 
@@ -38,7 +38,7 @@ def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
         CameraError: not such a file, or impossible cameras.
     """
     try:
-        frames = json.loads(Path(path).read_text())["frames"]
+        frames = read_json(path, CameraError)["frames"]
         w2c = torch.tensor([frame["w2c"] for frame in frames], dtype=torch.float64)
         K = torch.tensor(
             [[[f["fx"], 0, f["cx"]], [0, f["fy"], f["cy"]], [0, 0, 1]] for f in frames], dtype=torch.float64
@@ -46,6 +46,6 @@ def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
         ((width, height),) = {(int(frame["w"]), int(frame["h"])) for frame in frames}
         names = tuple(str(frame["file_path"]) for frame in frames)
         c2w = torch.linalg.inv(w2c)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise CameraError(f"Cannot read cameras from {path}: {error!r}.", expected=_EXPECTED) from error
     return Cameras(c2w, K, width, height).check(names), names

@@ -5,7 +5,6 @@ Layout: https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from ilrm.errors import GaussiansError
 from ilrm.export.checks import unreadable
+from ilrm.reading import parse_json
 
 UNSIGNED_BYTE, FLOAT = 5121, 5126
 _DTYPES = {5120: "<i1", UNSIGNED_BYTE: "<u1", 5122: "<i2", 5123: "<u2", FLOAT: "<f4"}
@@ -108,10 +108,7 @@ def read_glb(path: Path, expected: str) -> Glb:
         raise GaussiansError(f"{path} is no .glb of version 2.", expected=expected)
     if total > len(data) or 20 + text_bytes > total:
         raise cut_off
-    try:
-        content = json.loads(bytes(data[20 : 20 + text_bytes]))
-    except (ValueError, RecursionError) as error:
-        raise GaussiansError(f"{path} holds invalid JSON: {error}.", fix="copy or export the file again") from error
+    content = parse_json(bytes(data[20 : 20 + text_bytes]), f"The glTF in {path}", GaussiansError)
     if not isinstance(content, dict):
         raise GaussiansError(f"{path} holds JSON that is no glTF.", expected=expected)
     rest = data[20 + text_bytes : total]

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from ilrm import paths
 from ilrm.errors import GaussiansError, OutputError
 from ilrm.export.checks import check_writable, unreadable
 from ilrm.export.ply import load_ply, save_ply
@@ -71,9 +72,9 @@ def _program(path: Path | str) -> str:
 
 def _run(program: str, source: Path, target: Path) -> str:
     """Convert on the CPU; the reason if that fails, else nothing."""
-    command = [program, "--quiet", "--overwrite", "--gpu", "cpu", str(source.resolve()), str(target)]
+    command = [program, "--quiet", "--overwrite", "--gpu", "cpu", str(paths.absolute(source)), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode == 0 and target.is_file():
+    if done.returncode == 0 and paths.is_file(target):
         return ""
     lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
     return lines[0] if lines else f"exit status {done.returncode}"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ilrm import paths
 from ilrm.errors import SceneError
+from ilrm.reading import read_json
 from ilrm.scenes.check import Finding, SceneReport, report_scene
 from ilrm.scenes.chunks import INDEX, is_chunk_index, open_chunk
 from ilrm.scenes.dataset import LIST_SUFFIX, SceneRef, chunk_stages, find_scenes
 from ilrm.scenes.load import read_source
 from ilrm.scenes.parallel import Lost, choose_jobs, run_each
-from ilrm.scenes.records import listing, read_json
+from ilrm.scenes.records import listing
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class SetReport:
 
 def is_set(path: Path) -> bool:
     """Whether a path is more than one scene's folder or file: chunks, a list, or a folder of scenes."""
-    if not path.exists():
+    if not paths.exists(path):
         return False
     if chunk_stages(path) or path.suffix == ".torch":
         return True
     try:
         refs = find_scenes(path)
     except SceneError:
-        return path.is_file() and path.suffix.lower() == LIST_SUFFIX
+        return path.suffix.lower() == LIST_SUFFIX and paths.is_file(path)
     return [ref.path for ref in refs] != [path]
 
 
@@ -58,7 +59,7 @@ def check_set(
     """
     path = Path(path)
     stages = chunk_stages(path)
-    if not stages and path.suffix == ".torch" and path.is_file():
+    if not stages and path.suffix == ".torch" and paths.is_file(path):
         stages = [path]
     if stages:
         reports = [_check_chunks(stage, jobs, on_done) for stage in stages]
@@ -84,7 +85,7 @@ def _check_ref(ref: SceneRef) -> SceneReport:
 
 
 def _repeated_paths(refs: Sequence[SceneRef]) -> Iterator[Finding]:
-    times = Counter((ref.path.resolve(), ref.key) for ref in refs)
+    times = Counter((paths.absolute(ref.path), ref.key) for ref in refs)
     if repeated := [str(path) for (path, _), count in times.items() if count > 1]:
         yield Finding("warning", f"listed more than once: {listing(repeated)}")
 
@@ -94,7 +95,7 @@ def _repeated_paths(refs: Sequence[SceneRef]) -> Iterator[Finding]:
 
 def _check_chunks(path: Path, jobs: int | None, on_done: Callable[[str, int], object]) -> SetReport:
     """One stage, or a single chunk file."""
-    files = [path] if path.is_file() else sorted(path.glob("*.torch"))
+    files = [path] if paths.is_file(path) else paths.entries(path, "*.torch")
     reports: dict[str, list[SceneReport]] = {}
     findings: list[Finding] = []
     for index, answer in run_each(_check_chunk, files, choose_jobs(jobs, len(files))):
@@ -107,11 +108,11 @@ def _check_chunks(path: Path, jobs: int | None, on_done: Callable[[str, int], ob
     findings.sort(key=lambda finding: finding.message)
     scenes = [scene for file in files for scene in reports.get(file.name, [])]
     findings += _repeated_keys(reports)
-    if path.is_dir() and (path / INDEX).is_file():
+    if paths.is_file(path / INDEX):
         keys = {name: {scene.name for scene in held} for name, held in reports.items()}
         lost, about_index = _check_index(path / INDEX, keys, {file.name for file in files})
         scenes, findings = [*scenes, *lost], [*findings, *about_index]
-    elif path.is_dir():
+    elif paths.is_dir(path):
         findings.append(Finding("warning", f"{path} has no {INDEX}; scenes are found by opening every chunk"))
     return SetReport(tuple(scenes), tuple(findings))
 
@@ -172,7 +173,5 @@ def _check_index(file: Path, keys: dict[str, set[str]], present: set[str]) -> tu
 
 def _repeated_entries(file: Path) -> list[str]:
     """Keys that a JSON object repeats, of which only the last counts when it is read."""
-    pairs: list[tuple[str, object]] = json.loads(
-        file.read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: pairs
-    )
+    pairs: list[tuple[str, object]] = read_json(file, objects=lambda pairs: pairs)
     return sorted(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)

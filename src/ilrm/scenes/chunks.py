@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ilrm import paths
 from ilrm.errors import SceneError
+from ilrm.reading import read_json
 from ilrm.scenes.frames import Frame, Source
 from ilrm.scenes.images import encoded_photo
 from ilrm.scenes.lazy_tensors import LazyBytes, LazyTensor, load_lazily
 from ilrm.scenes.lenses import Lens
-from ilrm.scenes.records import listing, read_json
+from ilrm.scenes.records import listing
 
 INDEX = "index.json"
 _CAMERA_VALUES = 18
@@ -25,9 +27,9 @@ _CAMERA_VALUES = 18
 def list_keys(path: Path | str) -> tuple[str, ...]:
     """The keys of all scenes in a chunk file, or in a stage folder (through its index.json where there is one)."""
     path = Path(path)
-    if path.is_file():
+    if paths.is_file(path):
         return open_chunk(path).keys
-    if (path / INDEX).is_file():
+    if paths.is_file(path / INDEX):
         return tuple(_read_index(path))
     return tuple(key for chunk in _chunk_files(path) for key in list_keys(chunk))
 
@@ -42,7 +44,7 @@ def read_chunk_scene(path: Path, key: str | None = None) -> Source:
     Raises:
         SceneError: an unknown key; a file that is missing, truncated, not a chunk, or wants to run code.
     """
-    if path.is_dir():
+    if paths.is_dir(path):
         path = _chunk_with(path, key)
     return open_chunk(path).scene(key).source()
 
@@ -53,11 +55,11 @@ def chunk_of_every_key(folder: Path) -> dict[str, Path]:
     Raises:
         SceneError: no index and no chunks; an index that is malformed, empty, or names chunks that do not exist.
     """
-    if not (folder / INDEX).is_file():
+    if not paths.is_file(folder / INDEX):
         return {key: chunk for chunk in _chunk_files(folder) for key in list_keys(chunk)}
     index = _read_index(folder)
-    present = {file.name for file in folder.glob("*.torch")}
-    missing = sorted(name for name in set(index.values()) - present if not (folder / name).is_file())
+    present = {file.name for file in paths.entries(folder, "*.torch")}
+    missing = sorted(name for name in set(index.values()) - present if not paths.is_file(folder / name))
     if missing:
         raise SceneError(
             f"{folder / INDEX} names chunks that do not exist: {listing(missing)}.",
@@ -184,12 +186,12 @@ def _read_tensor(tensor: LazyTensor, label: str) -> Tensor:
 
 
 def _chunk_with(folder: Path, key: str | None) -> Path:
-    if (folder / INDEX).is_file():
+    if paths.is_file(folder / INDEX):
         index = _read_index(folder)
         if key is not None and key not in index:
             raise _unknown_key(key, folder, list(index))
         chunk = folder / index[key if key is not None else next(iter(index))]
-        if not chunk.is_file():
+        if not paths.is_file(chunk):
             raise SceneError(f"{folder / INDEX} names {chunk.name}, which does not exist.", fix="restore the chunk")
         return chunk
     files = _chunk_files(folder)
@@ -202,7 +204,7 @@ def _chunk_with(folder: Path, key: str | None) -> Path:
 
 
 def _chunk_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.torch"))
+    files = paths.entries(folder, "*.torch")
     if not files:
         raise SceneError(f"{folder} holds no chunks.", expected=f"NNNNNN.torch files and {INDEX}")
     return files

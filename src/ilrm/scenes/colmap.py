@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ilrm import paths
 from ilrm.errors import SceneError
 from ilrm.scenes.colmap_binary import check_binary
 from ilrm.scenes.frames import Frame, Source, fit_lens
-from ilrm.scenes.images import find_images, image_candidates, is_file, open_photo
+from ilrm.scenes.images import find_images, image_candidates, open_photo
 from ilrm.scenes.lenses import Lens
 from ilrm.scenes.records import unique_names
 from ilrm.scenes.signals import sigterm_kept
@@ -61,15 +62,15 @@ def read_colmap(model: Path, images: str | None = None) -> Source:
 
 
 def _is_model(folder: Path) -> bool:
-    return any((folder / f"images{suffix}").is_file() for suffix in (".bin", ".txt"))
+    return any(paths.is_file(folder / f"images{suffix}") for suffix in (".bin", ".txt"))
 
 
 def _open(model: Path) -> pycolmap.Reconstruction:
     with sigterm_kept():
         import pycolmap
 
-    suffix = ".bin" if (model / "images.bin").is_file() else ".txt"
-    missing = [name + suffix for name in _FILES if not (model / (name + suffix)).is_file()]
+    suffix = ".bin" if paths.is_file(model / "images.bin") else ".txt"
+    missing = [name + suffix for name in _FILES if not paths.is_file(model / (name + suffix))]
     if missing:
         raise SceneError(
             f"The COLMAP model {model} lacks {', '.join(missing)}.",
@@ -94,7 +95,7 @@ def _open(model: Path) -> pycolmap.Reconstruction:
 def _image_folder(model: Path, first: str) -> Path:
     folders = list(_image_folders(model))
     for folder in folders:
-        if any(is_file(candidate) for candidate in image_candidates(folder / first)):
+        if any(paths.is_visible_file(candidate) for candidate in image_candidates(folder / first)):
             return folder
     raise SceneError(
         f"The image {first} of the COLMAP model {model} was not found.",
@@ -104,7 +105,7 @@ def _image_folder(model: Path, first: str) -> Path:
 
 
 def _image_folders(model: Path) -> Iterator[Path]:
-    near = [model, *model.resolve().parents][:4]
+    near = [model, *paths.absolute(model).parents][:4]
     yield from (folder / "images" for folder in near)
     yield from near
 

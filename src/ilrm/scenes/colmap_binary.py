@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from ilrm import paths
 from ilrm.errors import SceneError
 from ilrm.scenes.signals import sigterm_kept
 
@@ -27,12 +28,15 @@ def check_binary(model: Path) -> None:
     """Raise SceneError, naming the file, unless every binary file of the model holds the records it declares."""
     for name, skip in _RECORDS.items():
         path = model / f"{name}.bin"
-        if path.is_file():
+        if paths.is_file(path):
             _check_file(path, skip)
 
 
 def _check_file(path: Path, skip: _Skip) -> None:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SceneError(f"{path} cannot be read: {error.strerror or error}.", fix="check its permissions") from error
     try:
         (count,) = _COUNT.unpack_from(data)
         offset = _COUNT.size

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ilrm.errors import ConfigError, SceneError
 from ilrm.files import write_json
+from ilrm.paths import is_dir
 from ilrm.scene import Scene
 from ilrm.scenes.dataset import NameRule, SceneRef, find_scenes
 from ilrm.scenes.frames import Source, assemble
@@ -125,10 +126,10 @@ def _load(ref: SceneRef, fit: Fit) -> tuple[Scene, tuple[str, ...]]:
 
 def _open(ref: SceneRef, fit: Fit) -> Source:
     """The scene with the smallest copies of its photos that are large enough; as listed if none are."""
-    folder = ref.path if ref.path.is_dir() else ref.path.parent
+    folder = ref.path if is_dir(ref.path) else ref.path.parent
     if fit != Fit():
         for images in sorted(REDUCED_FOLDERS, reverse=True):
-            if not (folder / images).is_dir():
+            if not is_dir(folder / images):
                 continue
             try:
                 source = read_source(ref.path, ref.key, images=images)

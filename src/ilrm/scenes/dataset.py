@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ilrm.errors import SceneError
+from ilrm import paths
+from ilrm.errors import AccessError, SceneError
+from ilrm.reading import read_json, read_text
 from ilrm.scenes.chunks import INDEX, is_chunk_index, list_keys
 from ilrm.scenes.load import camera_files, has_cameras, is_chunk_folder
-from ilrm.scenes.records import read_json
 
 NameRule = Literal["folder", "parent", "path"]
 
@@ -52,9 +53,9 @@ def find_scenes(path: Path | str, names: NameRule = "folder") -> list[SceneRef]:
         SceneError: nothing is there, or chunks or lists that cannot be read.
     """
     path = Path(path)
-    if not path.exists():
+    if not paths.exists(path):
         raise SceneError(f"{path} does not exist.", expected="a scene or a data set", fix="check the path")
-    if path.is_file():
+    if paths.is_file(path):
         return _in_file(path, names)
     found = list(_in_folder(path, path, names, depth=0))
     if not found:
@@ -68,11 +69,11 @@ def find_scenes(path: Path | str, names: NameRule = "folder") -> list[SceneRef]:
 
 def chunk_stages(path: Path) -> list[Path]:
     """The folders of chunks that a path is: a stage itself, or the stages of a data set's root."""
-    if path.name == INDEX and path.is_file():
+    if path.name == INDEX and paths.is_file(path):
         return [path.parent] if is_chunk_index(read_json(path)) else []
-    if not path.is_dir() or has_cameras(path):
+    if not paths.is_dir(path) or has_cameras(path):
         return []
-    stages = [path / name for name in _STAGES if (path / name).is_dir()]
+    stages = [path / name for name in _STAGES if paths.is_dir(path / name)]
     return [folder for folder in (path, *stages) if is_chunk_folder(folder)]
 
 
@@ -93,9 +94,10 @@ def read_list(file: Path) -> list[str]:
         SceneError: no text, or a list of nothing.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SceneError(f"{file} cannot be read as a list of scenes: {error}.", expected="a text file") from error
+        lines = [line.strip() for line in read_text(file).splitlines()]
+    except SceneError as error:
+        problem = f"{file} cannot be read as a list of scenes: {error.problem}"
+        raise SceneError(problem, expected="a UTF-8 text file") from error
     scenes = [line for line in lines if line and not line.startswith("#")]
     if not scenes:
         raise SceneError(f"{file} lists no scenes.", expected="the path of a scene in each line, relative to the list")
@@ -122,11 +124,18 @@ def _in_folder(folder: Path, root: Path, names: NameRule, depth: int) -> Iterato
         return
     if depth == _DEEPEST:
         return
-    folders = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    inside = [(entry, list(_in_folder(entry, root, names, depth + 1))) for entry in folders]
+    folders = [entry for entry in paths.entries(folder) if not entry.name.startswith(".") and paths.is_dir(entry)]
+    inside = [(entry, _in_subfolder(entry, root, names, depth + 1)) for entry in folders]
     if any(found for _, found in inside):
         for entry, found in inside:
             yield from found or _one(entry, root, names)
+
+
+def _in_subfolder(folder: Path, root: Path, names: NameRule, depth: int) -> list[SceneRef]:
+    try:
+        return list(_in_folder(folder, root, names, depth))
+    except AccessError:  # one closed folder does not hide the others; whoever reads it as a scene will say so
+        return _one(folder, root, names)
 
 
 def _camera_files(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ilrm import paths
 from ilrm.errors import SceneError
 from ilrm.scenes.records import listing
 
@@ -55,34 +56,27 @@ class Photo:
     decode: Callable[[], np.ndarray]
 
 
-def find_images(paths: Sequence[Path], source: Path, images: str | None = None) -> list[Path]:
+def find_images(listed: Sequence[Path], source: Path, images: str | None = None) -> list[Path]:
     """The files that a camera file means: as listed, or with the suffix it left out, or a reduced copy of it.
 
     Args:
-        paths: as listed.
+        listed: where the file says they are.
         source: the file that lists them.
         images: the folder of reduced copies to look into first, one of ``REDUCED_FOLDERS``.
 
     Raises:
         SceneError: some exist in none of these forms; the message lists them.
+        AccessError: a folder on the way is closed.
     """
-    found = [next(filter(is_file, image_candidates(path, images)), None) for path in paths]
-    missing = [path for path, file in zip(paths, found, strict=True) if file is None]
+    found = [next(filter(paths.is_file, image_candidates(path, images)), None) for path in listed]
+    missing = [path for path, file in zip(listed, found, strict=True) if file is None]
     if missing:
         raise SceneError(
-            f"{len(missing)} of the {len(paths)} images of {source} do not exist: {listing(missing)}.",
+            f"{len(missing)} of the {len(listed)} images of {source} do not exist: {listing(missing)}.",
             expected="every listed image, relative to the file that lists it",
             fix="restore the images, or remove their frames from the file",
         )
     return [file for file in found if file is not None]
-
-
-def is_file(path: Path) -> bool:
-    """Whether a file can be seen there; a name that no file can have, or a closed folder, is a plain no."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def image_candidates(path: Path, images: str | None = None) -> Iterator[Path]:

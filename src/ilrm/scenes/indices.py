@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ilrm.errors import SceneError
-from ilrm.scenes.records import read_json
+from ilrm.reading import read_json
 
 _KMEANS_KEY = re.compile(r"fold_8_kmeans_(\d+)_input")
 

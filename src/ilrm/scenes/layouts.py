@@ -12,11 +12,13 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from ilrm import paths
 from ilrm.errors import OutputError, SceneError
 from ilrm.files import output_error, remove_partials, write_json, write_text
+from ilrm.reading import read_json, read_text
 from ilrm.scene import Scene
 from ilrm.scenes.chunks import INDEX
-from ilrm.scenes.records import listing, read_json
+from ilrm.scenes.records import listing
 from ilrm.scenes.save import CameraFile, ImageFormat, save_scene
 from ilrm.scenes.save_chunks import Example, chunk_example, example_bytes, write_chunk, write_tensors
 
@@ -118,13 +120,13 @@ class FolderLayout:
     _names: list[str] = field(default_factory=list)
 
     def open(self) -> None:
-        if self.form == "json" and (self.root / LIST_FILE).is_file():
-            lines = (self.root / LIST_FILE).read_text().splitlines()
+        if self.form == "json" and paths.is_file(self.root / LIST_FILE):
+            lines = read_text(self.root / LIST_FILE, OutputError).splitlines()
             self._names = [line.removesuffix(f"/{_CAMERA_FILES[self.form]}") for line in lines]
 
     def find(self, name: str) -> Written | None:
         file = self.root / name / _CAMERA_FILES[self.form]
-        if not file.is_file():
+        if not paths.is_file(file):
             return None
         try:
             notes = read_json(file)[_NOTES]
@@ -203,8 +205,8 @@ class ChunkLayout:
 
     def _check_record(self) -> None:
         file = self.root / RECORD_FILE
-        if not file.is_file():
-            if chunks := sorted(entry.name for entry in self._stage.glob("*.torch")):
+        if not paths.is_file(file):
+            if chunks := [entry.name for entry in paths.entries(self._stage, "*.torch")]:
                 raise OutputError(
                     f"{self._stage} holds chunks that this command has not made: {listing(chunks)}.",
                     fix="choose another folder",
@@ -215,16 +217,16 @@ class ChunkLayout:
             settings, packed = record["settings"], dict(record["scenes"])
         except (SceneError, LookupError, TypeError) as error:
             raise OutputError(f"{file} is damaged.", fix="choose another folder, or remove this one") from error
-        if packed or any(self._parts.glob("*.torch")):
+        if packed or paths.entries(self._parts, "*.torch"):
             check_same(self.root, settings, self.settings)
-        present = {entry.name for entry in self._stage.glob("*.torch")}
+        present = {entry.name for entry in paths.entries(self._stage, "*.torch")}
         self._packed = {name: entry for name, entry in packed.items() if entry["chunk"] in present}
 
     def find(self, name: str) -> Written | None:
         if name in self._packed:
             return Written.from_json(self._packed[name]["scene"])
         part = self._part(name)
-        if not part.is_file():
+        if not paths.is_file(part):
             return None
         try:
             return _read_part(part)[1]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ilrm import paths
 from ilrm.errors import SceneError
+from ilrm.reading import read_json
 from ilrm.scene import Scene
 from ilrm.scenes.chunks import INDEX, is_chunk_index, read_chunk_scene
 from ilrm.scenes.colmap import find_model, read_colmap
@@ -13,7 +15,6 @@ from ilrm.scenes.frames import Source, assemble
 from ilrm.scenes.images import SUFFIXES
 from ilrm.scenes.nerfstudio import read_nerfstudio
 from ilrm.scenes.opencv_json import read_opencv_json
-from ilrm.scenes.records import read_json
 
 _BLENDER_FILES = ("transforms_train.json", "transforms_test.json")
 _VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
@@ -58,42 +59,42 @@ def read_source(path: Path, key: str | None = None, *, images: str | None = None
 
     ``images`` is a folder of reduced copies ("images_4") to prefer to the photos that a camera file lists.
     """
-    if not path.exists():
+    if not paths.exists(path):
         raise SceneError(f"{path} does not exist.", expected="a scene's folder or camera file", fix="check the path")
-    if path.is_dir() and not has_cameras(path) and is_chunk_folder(path):
+    if paths.is_dir(path) and not has_cameras(path) and is_chunk_folder(path):
         return read_chunk_scene(path, key)
-    if path.suffix == ".torch" and path.is_file():
+    if path.suffix == ".torch" and paths.is_file(path):
         return read_chunk_scene(path, key)
     if path.name == INDEX and is_chunk_index(read_json(path)):
         return read_chunk_scene(path.parent, key)
     if key is not None:
         raise SceneError(f"The scene {key!r} was asked for, but {path} holds one scene only.", fix="leave out the key")
-    return _read_folder(path, images) if path.is_dir() else _read_file(path, images)
+    return _read_folder(path, images) if paths.is_dir(path) else _read_file(path, images)
 
 
 def has_cameras(folder: Path) -> bool:
     """Whether a folder is a scene by the name of a camera file, or as a COLMAP project."""
     files = ("transforms.json", _BLENDER_FILES[0], "opencv_cameras.json")
-    return any((folder / name).is_file() for name in files) or find_model(folder) is not None
+    return any(paths.is_file(folder / name) for name in files) or find_model(folder) is not None
 
 
 def is_chunk_folder(folder: Path) -> bool:
     """Whether a folder is a stage of a chunk data set: it has chunks, or an index of them."""
     index = folder / INDEX
-    return any(folder.glob("*.torch")) or (index.is_file() and is_chunk_index(read_json(index)))
+    return bool(paths.entries(folder, "*.torch")) or (paths.is_file(index) and is_chunk_index(read_json(index)))
 
 
 def camera_files(folder: Path) -> list[Path]:
     """The .json files with posed frames directly in a folder, by name."""
-    return [file for file in sorted(folder.glob("*.json")) if _frame_reader(file)]
+    return [file for file in paths.entries(folder, "*.json") if paths.is_file(file) and _frame_reader(file)]
 
 
 def _read_folder(folder: Path, images: str | None) -> Source:
-    if (folder / "transforms.json").is_file():
+    if paths.is_file(folder / "transforms.json"):
         return read_nerfstudio([folder / "transforms.json"], images)
-    if (folder / _BLENDER_FILES[0]).is_file():
-        return read_nerfstudio([folder / name for name in _BLENDER_FILES if (folder / name).is_file()], images)
-    if (folder / "opencv_cameras.json").is_file():
+    if paths.is_file(folder / _BLENDER_FILES[0]):
+        return read_nerfstudio([folder / name for name in _BLENDER_FILES if paths.is_file(folder / name)], images)
+    if paths.is_file(folder / "opencv_cameras.json"):
         return read_opencv_json(folder / "opencv_cameras.json", images)
     model = find_model(folder)
     if model is not None:
@@ -135,10 +136,10 @@ def _frame_reader(file: Path) -> Callable[[Path, str | None], Source] | None:
 
 
 def _nothing_found(folder: Path) -> SceneError:
-    stages = [name for name in ("test", "train") if (folder / name / INDEX).is_file()]
+    stages = [name for name in ("test", "train") if paths.is_file(folder / name / INDEX)]
     if stages:
         return SceneError(f"{folder} is the root of a dataset.", fix=f"give one of its stages, {folder / stages[0]}")
-    files = [file for place in (folder, folder / "images") if place.is_dir() for file in place.iterdir()]
+    files = [file for place in (folder, folder / "images") for file in paths.entries(place)]
     if any(file.suffix.lower() in (*SUFFIXES, *_VIDEO_SUFFIXES) for file in files):
         return _poses_needed(f"{folder} holds photos or a video, but no camera poses.")
     return SceneError(

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ilrm.errors import SceneError
+from ilrm.errors import AccessError, SceneError
+from ilrm.paths import is_file
 from ilrm.scenes.frames import Frame, Source, fit_lens
 from ilrm.scenes.images import Photo, find_images, open_photo
 from ilrm.scenes.lenses import Lens
@@ -131,10 +132,8 @@ def _points(top: dict[str, Any], folder: Path) -> tuple[Tensor | None, Tensor | 
     """The sparse points beside the file. They are a help, not a need: unreadable ones are only warned about."""
     listed = top.get("ply_file_path")
     path = folder / (listed if isinstance(listed, str) else "points.ply")
-    if not path.is_file():
-        return None, None
     try:
-        return read_points(path)
-    except SceneError as error:
+        return read_points(path) if is_file(path) else (None, None)
+    except (SceneError, AccessError) as error:
         warnings.warn(f"The scene's points are left out: {error.problem}", stacklevel=2)
         return None, None

@@ -13,27 +13,10 @@ from typing import Any
 import numpy as np
 
 from ilrm.errors import SceneError
+from ilrm.reading import read_json
 
 # JSON integers have any length; beyond this no float can hold them.
 _LARGEST_INTEGER = 10**300
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        SceneError: the file cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise SceneError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SceneError(
-            f"{path} is not valid JSON: {error}.",
-            expected="a complete UTF-8 JSON file",
-            fix="copy or export the file again",
-        ) from error
 
 
 def read_frames(path: Path) -> tuple[dict[str, Any], list[Record]]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ilrm.errors import ConfigError, WeightsError
 from ilrm.files import atomic_file
+from ilrm.paths import is_dir
 from ilrm.train.config import TrainConfig
 from ilrm.train.optim import Average
 from ilrm.train.serialise import from_dict, to_dict
@@ -158,7 +159,7 @@ def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _flush(path: Path) -> None:
     """Have a file or the names in a folder on the disk itself."""
-    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+    if os.name == "nt" and is_dir(path):  # folders cannot be opened there
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

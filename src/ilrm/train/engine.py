@@ -13,6 +13,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import Literal
 
+from ilrm import paths
 from ilrm.errors import OutputError
 from ilrm.files import atomic_file
 from ilrm.train.checkpoint import Checkpoint, check_same_run, read_checkpoint
@@ -133,7 +134,7 @@ def _open_output(output: Path) -> None:
     with atomic_file(output / "probe"):
         pass
     (output / "probe").unlink()
-    others = [entry.name for entry in output.iterdir() if not entry.name.startswith(".")]
+    others = [entry.name for entry in paths.entries(output) if not entry.name.startswith(".")]
     if others and CONFIG not in others:
         raise OutputError(
             f"{output} holds other things ({', '.join(sorted(others)[:3])}) and no training run.",
@@ -144,7 +145,7 @@ def _open_output(output: Path) -> None:
 
 def _stored(output: Path, config: TrainConfig) -> Checkpoint | None:
     """The checkpoint to continue from, if there is one and it is of this run."""
-    if not (output / LAST).exists():
+    if not paths.exists(output / LAST):
         return None
     checkpoint = read_checkpoint(output / LAST)
     check_same_run(checkpoint.config, config, output / LAST)

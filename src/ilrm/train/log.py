@@ -14,8 +14,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ilrm.errors import ConfigError
+from ilrm import paths
+from ilrm.errors import ConfigError, OutputError
 from ilrm.files import output_error, write_text
+from ilrm.reading import read_text
 from ilrm.train.batch import Problem
 from ilrm.train.config import LossConfig, TrainConfig
 
@@ -156,13 +158,13 @@ class _Wandb:
         self._wandb = wandb
         # Kept with the run: one curve however often it is taken up again, and no other run's of the same name.
         identity = output / WANDB_ID
-        if not identity.exists():
+        if not paths.exists(identity):
             write_text(identity, f"{secrets.token_hex(8)}\n")
         try:
             self._run = wandb.init(
                 dir=str(output),
-                id=identity.read_text().strip(),
-                name=output.resolve().name,
+                id=read_text(identity, OutputError).strip(),
+                name=paths.absolute(output).name,
                 resume="allow",
                 config=dict(config),
             )

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from ilrm import paths
 from ilrm.train.config import Chunks, Folders, Procedural, SceneList, Source, Stage
 
 # Weights are kept to one part in so many.
@@ -114,7 +115,7 @@ def _identity(source: Source) -> Hashable:
         case Procedural():
             return source.kind, source.first_seed
         case Chunks() | SceneList() | Folders():
-            return source.kind, str(source.path.expanduser().resolve())
+            return source.kind, str(paths.absolute(paths.expanded(source.path)))
 
 
 def visit_order(seed: Sequence[int], scenes: int, count: int) -> int:

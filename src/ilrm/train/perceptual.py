@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ilrm import paths
 from ilrm.errors import ConfigError, WeightsError
 from ilrm.files import atomic_file
 from ilrm.weights.store import load_pickle_safely
@@ -242,8 +243,8 @@ def _check(
 def locate(file: PublishedFile) -> Path:
     """Where a published file lies on this machine; downloaded if it is nowhere. Raises WeightsError."""
     if folder := os.environ.get(FOLDER_VARIABLE):
-        placed = Path(folder).expanduser() / file.name
-        if not placed.is_file():
+        placed = paths.expanded(folder) / file.name
+        if not paths.is_file(placed):
             raise WeightsError(
                 f"The folder of {FOLDER_VARIABLE} holds no {file.name}: {folder}.",
                 expected=f"the file published at {file.url}, under that name",
@@ -251,7 +252,7 @@ def locate(file: PublishedFile) -> Path:
             )
         return placed
     cached = Path(torch.hub.get_dir()) / "checkpoints" / file.name
-    return cached if cached.is_file() else _download(file, cached)
+    return cached if paths.is_file(cached) else _download(file, cached)
 
 
 def _download(file: PublishedFile, target: Path) -> Path:

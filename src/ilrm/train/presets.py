@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ilrm.errors import ConfigError
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
+from ilrm.paths import is_dir
 from ilrm.scenes.procedural import ProceduralConfig
 from ilrm.train.config import (
     Bounded,
@@ -265,7 +266,7 @@ def _procedural_validation(stage: Stage, scenes: ProceduralConfig) -> Stage:
 
 
 def _needed(name: str, data: Path | None) -> Path:
-    if data is None or not data.is_dir():
+    if data is None or not is_dir(data):
         problem = "was given no data." if data is None else f"was given {data}, which is no folder."
         raise ConfigError(
             f"The preset {name} {problem}", expected="the folder of its data set", fix="give it with --data"

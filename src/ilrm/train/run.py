@@ -19,6 +19,7 @@ from ilrm.errors import ConfigError, SceneError, TrainingError
 from ilrm.files import write_json
 from ilrm.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.model import ILRM
+from ilrm.paths import exists
 from ilrm.precision import autocast
 from ilrm.train import perceptual
 from ilrm.train.batch import Batch, Problem
@@ -281,7 +282,7 @@ class Run:
             )
         if self._not_finite >= self.config.non_finite:
             last = self.output / LAST
-            kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+            kept = f"the last good checkpoint is {last}" if exists(last) else "no checkpoint was written yet"
             raise TrainingError(
                 f"Loss or gradient were not finite for {self._not_finite} steps in a row, "
                 f"up to step {self.progress.step}; {kept}.",

@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from ilrm.errors import ConfigError
 from ilrm.files import write_json
+from ilrm.reading import read_json
 from ilrm.train.config import TrainConfig
 
 __all__ = ["from_dict", "from_json", "override", "to_dict", "to_json"]
@@ -47,11 +48,7 @@ def from_json(path: Path | str) -> TrainConfig:
     Raises:
         ConfigError: as ``from_dict``; or the file cannot be read as JSON.
     """
-    try:
-        values = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as a config: {error}.", expected="a JSON file") from error
-    return from_dict(values)
+    return from_dict(read_json(path, ConfigError))
 
 
 def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ilrm import paths
 from ilrm.cameras import Cameras
 from ilrm.errors import SceneError
 from ilrm.scene import Scene
@@ -101,8 +102,8 @@ def open_source(source: Source) -> FiniteSource | ProceduralSource:
 
 
 def _existing(path: Path) -> Path:
-    path = path.expanduser()
-    if not path.exists():
+    path = paths.expanded(path)
+    if not paths.exists(path):
         raise SceneError(f"{path} does not exist.", expected="a source of training scenes", fix="check the path")
     return path
 
@@ -122,7 +123,7 @@ class _ChunkScenes:
 
 
 def _open_chunks(path: Path) -> FiniteSource:
-    if path.is_file():
+    if paths.is_file(path):
         chunk_of = {key: path for key in open_chunk(path).keys}
     elif is_chunk_folder(path) or not is_chunk_folder(path / "train"):
         chunk_of = chunk_of_every_key(path)
@@ -165,7 +166,7 @@ def _open_list(path: Path) -> FiniteSource:
     repeated = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
     if repeated:
         raise SceneError(f"{path} lists {listing(repeated)} more than once.", fix="remove the repeated lines")
-    missing = [key for key in keys if not (path.parent / key).exists()]
+    missing = [key for key in keys if not paths.exists(path.parent / key)]
     if missing:
         raise SceneError(
             f"{len(missing)} of the {len(keys)} scenes that {path} lists do not exist: {listing(missing)}.",
@@ -179,5 +180,5 @@ def _open_folders(path: Path) -> FiniteSource:
     refs = find_scenes(path)
     if any(ref.key is not None for ref in refs):
         raise SceneError(f"{path} holds chunks, not folders of scenes.", fix='use a source of the kind "chunks"')
-    root = path.parent if path.is_file() or has_cameras(path) else path
+    root = path.parent if paths.is_file(path) or has_cameras(path) else path
     return FiniteSource(str(path), tuple(os.path.relpath(ref.path, root) for ref in refs), _FileScenes(root))

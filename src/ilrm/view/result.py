@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ilrm import paths
 from ilrm.cameras import Cameras
 from ilrm.errors import CameraError, GaussiansError, SceneError
 from ilrm.export import load_gaussians
 from ilrm.export.cameras import load_cameras
 from ilrm.gaussians import Gaussians
+from ilrm.reading import read_json
 from ilrm.scenes.save import image_names
 from ilrm.view.splats import Array
 
@@ -47,7 +48,7 @@ class Result:
     @property
     def title(self) -> str:
         """The name of the folder, or of the file where it stands alone."""
-        path = self.path.resolve()
+        path = paths.absolute(self.path)
         return path.parent.name if path.name == SCENE_FILE else path.stem
 
     @property
@@ -76,8 +77,8 @@ def load_result(path: Path | str) -> Result:
         CameraError, SceneError: one of the other files is damaged.
     """
     path = Path(path)
-    if path.is_dir():
-        if not (path / SCENE_FILE).is_file():
+    if paths.is_dir(path):
+        if not paths.is_file(path / SCENE_FILE):
             raise GaussiansError(
                 f"{path} holds no {SCENE_FILE}.",
                 expected="a folder that `ilrm reconstruct` has written, or a splat file",
@@ -86,20 +87,17 @@ def load_result(path: Path | str) -> Result:
         path = path / SCENE_FILE
     gaussians, folder = load_gaussians(path), path.parent
     cameras, names, photos = None, (), ()
-    if (folder / CAMERAS_FILE).is_file():
+    if paths.is_file(folder / CAMERAS_FILE):
         cameras, names = load_cameras(folder / CAMERAS_FILE)
         photos = _photos_beside(folder / INPUTS, names, cameras)
-    mesh = next((folder / name for name in _MESHES if (folder / name).is_file()), None)
+    mesh = next((folder / name for name in _MESHES if paths.is_file(folder / name)), None)
     return Result(path, gaussians, cameras, names, photos, _metrics(folder / METRICS_FILE), mesh)
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not paths.is_file(path):
         return {}
-    try:
-        metrics = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SceneError(f"Cannot read {path}: {error}.", fix="write the result again, or remove that file") from error
+    metrics = read_json(path)
     if not isinstance(metrics, dict):
         raise SceneError(f"{path} holds no JSON object.", fix="write the result again, or remove that file")
     return metrics
@@ -108,7 +106,7 @@ def _metrics(path: Path) -> dict[str, Any]:
 def _photos_beside(folder: Path, names: Sequence[str], cameras: Cameras) -> tuple[Array | None, ...]:
     """The input photos that a result carries along, as ``ilrm reconstruct`` names them."""
     files = [folder / file for file in image_names(names, "jpg")]
-    photos = tuple(_read_photo(file, cameras) if file.is_file() else None for file in files)
+    photos = tuple(_read_photo(file, cameras) if paths.is_file(file) else None for file in files)
     return photos if any(photo is not None for photo in photos) else ()
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from ilrm import paths
 from ilrm.errors import WeightsError
 from ilrm.model.config import ILRMConfig
 from ilrm.model.ilrm import ILRM
@@ -76,7 +77,7 @@ def locate(source: str | Path) -> Path:
     if text in REGISTRY:
         return pull(text)
     path = Path(source)
-    if path.exists():
+    if paths.exists(path):
         return path
     if isinstance(source, str) and _HUB_ID.fullmatch(text) and not text.startswith("."):
         _download(text, CONFIG_FILE)
@@ -96,7 +97,7 @@ def pull(name: str) -> Path:
     if entry.where != "bundled":
         return _download(entry.where, entry.file)
     folder = Path(str(resources.files("ilrm"))) / "assets" / "weights" / entry.file
-    if not (folder / WEIGHTS_FILE).is_file():
+    if not paths.is_file(folder / WEIGHTS_FILE):
         raise WeightsError(f"The bundled weights {name!r} are missing from this installation.", fix="reinstall ilrm")
     return folder
 
@@ -138,8 +139,8 @@ def describe(source: str | Path) -> WeightsInfo:
     """Read weights completely and say what they are. Raises WeightsError as ``from_pretrained``."""
     path = locate(source)
     model = load_weights(path)
-    own = path.is_dir() or path.suffix == ".safetensors"
-    file = path / WEIGHTS_FILE if path.is_dir() else path
+    own = paths.is_dir(path) or path.suffix == ".safetensors"
+    file = path / WEIGHTS_FILE if paths.is_dir(path) else path
     return WeightsInfo(path, "ilrm" if own else "released", model.parameter_count(), file.stat().st_size, model.config)
 
 

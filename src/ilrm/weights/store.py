@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ilrm import paths
 from ilrm.errors import ConfigError, WeightsError
 from ilrm.files import atomic_file
 from ilrm.model.config import ILRMConfig
 from ilrm.model.ilrm import ILRM
+from ilrm.reading import parse_json, read_text
 from ilrm.weights import official
 
 WEIGHTS_FILE = "model.safetensors"
@@ -42,11 +44,11 @@ def load_weights(path: str | Path, dtype: torch.dtype = torch.float32) -> ILRM:
             each named.
     """
     path = Path(path)
-    if not path.exists():
+    if not paths.exists(path):
         raise WeightsError(
             f"{path} does not exist.", expected="a weights file or folder", fix="see `ilrm weights list` for names"
         )
-    if path.is_dir() or path.suffix == ".safetensors":
+    if paths.is_dir(path) or path.suffix == ".safetensors":
         config, tensors = _read_own(path)
     else:
         config, tensors = _read_released(path)
@@ -65,29 +67,29 @@ def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None
     if path.suffix != ".safetensors":
         path.mkdir(parents=True, exist_ok=True)
         with atomic_file(path / CONFIG_FILE) as temporary:
-            temporary.write_text(config + "\n")
+            temporary.write_text(config + "\n", encoding="utf-8")
         path = path / WEIGHTS_FILE
     with atomic_file(path) as temporary:
         temporary.write_bytes(save(state, metadata={_METADATA_KEY: config}))
 
 
 def _read_own(path: Path) -> tuple[ILRMConfig, dict[str, Tensor]]:
-    folder, file = (path, path / WEIGHTS_FILE) if path.is_dir() else (None, path)
-    if not file.is_file():
+    folder, file = (path, path / WEIGHTS_FILE) if paths.is_dir(path) else (None, path)
+    if not paths.is_file(file):
         raise WeightsError(f"{path} holds no {WEIGHTS_FILE}.", fix=_DOWNLOAD_AGAIN)
     try:
         with safetensors.safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        text = metadata.get(_METADATA_KEY)
-        if folder is not None and (folder / CONFIG_FILE).is_file():
-            text = (folder / CONFIG_FILE).read_text()
+        text, source = metadata.get(_METADATA_KEY), f"The network config in {file}"
+        if folder is not None and paths.is_file(folder / CONFIG_FILE):
+            text, source = read_text(folder / CONFIG_FILE, WeightsError), str(folder / CONFIG_FILE)
         if text is None:
             raise WeightsError(
                 f"{file} says nothing about its network.",
                 expected=f"a {CONFIG_FILE} beside it, or metadata written by ilrm",
             )
-        return ILRMConfig.from_dict(json.loads(text)), tensors
+        return ILRMConfig.from_dict(parse_json(text, source, WeightsError)), tensors
     except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
         raise WeightsError(
             f"{file} cannot be read: {error}.", expected="a complete safetensors file", fix=_DOWNLOAD_AGAIN

@@ -127,6 +127,7 @@ def test_notices_stand_aside(watched: Watched, tmp_path: Path) -> None:
     }"""
     )
     close.click(trial=True)  # it can still be closed by hand
+    page.mouse.move(0, 0)  # it stays as long as the mouse is there
     close.wait_for(state="detached")  # and goes by itself
 
 

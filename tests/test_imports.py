@@ -9,7 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "ilrm"
 LEVELS = [
-    {"errors", "files", "paths", "reading", "spherical_harmonics", "precision"},
+    {"errors", "files", "paths", "precision", "reading", "spherical_harmonics"}
+    | {"torch_files", "torch_outline", "typed_config"},
     {"cameras", "gaussians", "trajectories"},
     {"scene"},
     {"scenes", "model", "render"},

@@ -155,8 +155,18 @@ def test_interrupted_run_says_how_to_go_on(tmp_path: Path, number: int, status: 
         (["smoke", "--config", "optimiser.pick=1"], "no field 'pick'"),
         (["smoke", "--config", "missing.json"], "--config missing.json cannot be read"),
         (["smoke", "--config", "seed=red"], 'seed = "red"'),
+        (["smoke", "--config", "stages.²=1"], "no entry ²"),
+        (["smoke", "--config", "model.head_width=0"], "head_width = 0"),
+        (["smoke", "--config", "model.width=1e400"], "model.width = Infinity"),
+        (["smoke", "--config", "loss.mse=" + "[" * 100_000], "nested too deeply"),
+        (["smoke", "--config", "a" * 300], "cannot be read"),
+        (["smoke", "--seed", "18446744073709551616"], "seed = 18446744073709551616"),
+        (["smoke", "--steps", "1" * 30], "steps = 1111"),
+        (["smoke", "--batch", "1" * 30], "batch = 1111"),
+        (["smoke", "--config", "optimiser.weight_decay=NaN"], "weight_decay = nan"),
+        (["smoke", "--config", "model.layers=100000"], "layers = 100000"),
     ],
-    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+    ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else "",
 )
 def test_mistakes_are_told(options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"

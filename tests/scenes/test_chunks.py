@@ -15,7 +15,7 @@ from PIL import Image
 
 from ilrm.cameras import Cameras
 from ilrm.errors import CameraError, SceneError
-from ilrm.scenes import list_keys, load_scene
+from ilrm.scenes import chunks, list_keys, load_scene
 from tests.conftest import make_cameras
 from tests.scenes.files import assert_close, smooth
 
@@ -119,6 +119,38 @@ def test_malformed_scenes_are_named(tmp_path, spoil, message):
     torch.save([value], tmp_path / "0.torch")
     with pytest.raises(SceneError, match=message):
         load_scene(tmp_path / "0.torch")
+
+
+def test_tensors_that_are_none_are_refused(tmp_path):
+    for kind in (torch.Tensor.to_sparse, lambda x: x.to("meta"), lambda x: x[:1, :1].expand(10**9, 18)):
+        value = example("a")
+        value["cameras"] = kind(value["cameras"])
+        torch.save([value], tmp_path / "0.torch")
+        with pytest.raises(SceneError, match=r"0\.torch cannot be read as a chunk"):
+            load_scene(tmp_path / "0.torch")
+    value = example("a")
+    expected = load_scene(write_chunks(tmp_path / "chunks"), key="a")
+    value["cameras"] = torch.nn.Parameter(value["cameras"])
+    torch.save([value], tmp_path / "0.torch")
+    assert torch.equal(load_scene(tmp_path / "0.torch").cameras.c2w, expected.cameras.c2w)
+
+
+def test_photos_that_are_parts_of_each_other_without_end_are_refused(tmp_path):
+    value = example("a", views=40)
+    whole = value["images"][0]
+    value["images"] = [whole[i:] for i in range(40)]
+    torch.save([value], tmp_path / "0.torch")
+    with pytest.raises(SceneError, match="The images of scene a"):
+        load_scene(tmp_path / "0.torch")
+
+
+def test_scenes_that_share_their_photos_are_looked_at_once(tmp_path, monkeypatch):
+    value = example("a")
+    torch.save([value] * 1000, tmp_path / "0.torch")
+    asked = []
+    monkeypatch.setattr(chunks, "share_reasonably", lambda images: asked.append(images) or True)
+    assert len(list_keys(tmp_path / "0.torch")) == 1000
+    assert len(asked) == 1
 
 
 def test_impossible_cameras_name_the_view(tmp_path):

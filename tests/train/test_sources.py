@@ -10,7 +10,7 @@ import torch
 from ilrm.errors import SceneError
 from ilrm.scenes import load_scene
 from ilrm.scenes.chunks import open_chunk
-from ilrm.scenes.lazy_tensors import LazyTensor, load_lazily
+from ilrm.torch_files import LazyTensor, load_lazily
 from ilrm.train.config import Chunks, Folders, SceneList
 from ilrm.train.sources import FiniteSource, ProceduralSource, open_source
 from tests.scenes.files import assert_close, write_scene

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ilrm.errors import WeightsError
+from ilrm.errors import OutputError, WeightsError
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
 from ilrm.weights import convert, describe, from_pretrained, list_weights, load_weights, official, save_weights
 from tests.conftest import shared_path
@@ -163,6 +166,116 @@ def test_safetensors_without_a_config_or_with_a_foreign_one(model: ILRM, tmp_pat
     (tmp_path / "w").mkdir()
     with pytest.raises(WeightsError, match=r"holds no model\.safetensors"):
         load_weights(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": 30_000},
+        {"layers": 900},
+        {"layers": 0},
+        {"width": 10**12},
+        {"head_width": 0},
+        {"patch_size": 0},
+        {"mlp_ratio": float("nan")},
+        {"viewpoint_channels": ["x"]},
+        {"viewpoint_channels": []},
+        {"viewpoint_channels": ["origin"] * 1000},
+        {"image_channels": {"rgb": 1}},
+        {"decoder": None},
+        {"decoder": {"kind": ["footprint"]}},
+        {"decoder": {"kind": "footprint", "near": float("nan")}},
+        {"matching": {"planes": 10**9}},
+        {"pixel_head": 1e300},
+        {"sh_degree": 2.0},
+    ],
+    ids=str,
+)
+def test_impossible_configs_are_refused_before_a_module_is_made(
+    model: ILRM, tmp_path: Path, change: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_weights(model, tmp_path / "w")
+    values = {**TINY.to_dict(), **change}
+    monkeypatch.setattr("ilrm.weights.store.ILRM", None)
+    (tmp_path / "w" / "config.json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError):
+        load_weights(tmp_path / "w")
+    save_file(model.state_dict(), tmp_path / "f.safetensors", metadata={"ilrm_config": json.dumps(values)})
+    with pytest.raises(WeightsError):
+        load_weights(tmp_path / "f.safetensors")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "null", "[]", '"text"', "\u0000", "1" * 5000])
+def test_configs_that_are_none(model: ILRM, tmp_path: Path, text: str) -> None:
+    save_weights(model, tmp_path / "w")
+    (tmp_path / "w" / "config.json").write_text(text)
+    save_file(model.state_dict(), tmp_path / "f.safetensors", metadata={"ilrm_config": text})
+    for path in (tmp_path / "w", tmp_path / "f.safetensors"):
+        with pytest.raises(WeightsError):
+            load_weights(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {1: torch.ones(2)},
+        {("a", 1): torch.ones(2)},
+        {"state_dict": {3: torch.ones(2)}},
+        {"model": [torch.ones(2)]},
+        {"model": {"a": torch.ones(2).to_sparse()}},
+        {"model": {"a": torch.empty(2, device="meta")}},
+        {"model": {"a": torch.ones(1).expand(10**10)}},
+        {"model": {"viewpoint_token_decoder.1.weight": torch.ones(8, 0)}},
+        {"model": {"a": {1, 2}, "b": 1j}},
+        [],
+        None,
+    ],
+    ids=lambda x: str(x)[:50],
+)
+def test_checkpoints_of_something_else(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match=r"x\.pt"):
+        load_weights(tmp_path / "x.pt")
+
+
+def test_released_sizes_that_fit_no_network(tmp_path: Path) -> None:
+    content = torch.load(shared_path("golden/wide_tiny.pt"), weights_only=True)["model"]
+    for name, x in (
+        ("viewpoint_token_decoder.1.weight", torch.ones(8, 0)),
+        ("processor.blocks.0.read_ff.fc1.weight", torch.tensor(1.0)),
+        ("processor.blocks.x.read_ff.fc1.weight", torch.tensor(1.0)),
+        ("processor.blocks.0.read_cross.q_norm.weight", torch.ones(0)),
+        ("processor.blocks.0.read_cross.q.weight", torch.ones(64 * 70_000, 1)),
+    ):
+        torch.save({"model": content | {name: x}}, tmp_path / "x.pt")
+        with pytest.raises(WeightsError, match=r"x\.pt"):
+            load_weights(tmp_path / "x.pt")
+
+
+def test_a_full_disk_leaves_the_earlier_weights(model: ILRM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_weights(model, tmp_path / "w")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "w").iterdir()}
+    written = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if len(data) > 10_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for folder in ("w", "new"):
+        with pytest.raises(OutputError, match="no space left"):
+            save_weights(ILRM(replace(TINY, layers=3)), tmp_path / folder)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "w").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_loading_does_not_import_the_compiler(model: ILRM, tmp_path: Path) -> None:
+    """It takes seconds to import, and torch does so for normal numbers on the meta device."""
+    save_weights(model, tmp_path / "w")
+    code = "import sys; from ilrm.weights import load_weights; load_weights(sys.argv[1]); print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "w")], capture_output=True, text=True, check=True)
+    assert "torch._dynamo" not in run.stdout.split()
 
 
 def test_names(monkeypatch: pytest.MonkeyPatch) -> None:

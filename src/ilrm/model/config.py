@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ilrm.cameras import NormalisationRule
 from ilrm.errors import ConfigError
+from ilrm.typed_config import build, check_range
 
 RayChannel = Literal["origin", "direction", "moment"]
 ImageChannel = Literal["rgb", "origin", "direction", "moment", "match", "consistency"]
@@ -15,6 +15,11 @@ MiniBatch = Literal["none", "half", "quarter", "random"]
 
 # Channels that each named part of a token contributes per pixel.
 CHANNEL_WIDTH = {"rgb": 3, "origin": 3, "direction": 3, "moment": 3, "match": 3, "consistency": 6}
+
+# Far beyond any network that was ever trained; a file of weights may ask for more.
+_WIDEST, _MOST_LAYERS, _LARGEST_FACTOR = 2**16, 1000, 256
+_MOST_PLANES, _WIDEST_WINDOW, _MOST_CHANNELS = 4096, 255, 4096
+_FARTHEST, _LARGEST_BIAS = 1e6, 100.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class ReleasedDecoder:
     scale_max_log: float = -1.2
     opacity_bias: float = -2.0
     kind: Literal["released"] = "released"
+
+    def __post_init__(self) -> None:
+        check_range(self, 1e-6, _FARTHEST, "max_distance")
+        check_range(self, -_LARGEST_BIAS, _LARGEST_BIAS, "scale_bias", "scale_max_log", "opacity_bias")
 
 
 @dataclass(frozen=True)
@@ -63,12 +72,12 @@ class FootprintDecoder:
     kind: Literal["footprint"] = "footprint"
 
     def __post_init__(self) -> None:
+        check_range(self, 0, _FARTHEST, "near", "far", "scale_range", "smoothing")
+        check_range(self, -_LARGEST_BIAS, _LARGEST_BIAS, "opacity_bias")
         if not 0 < self.near < self.far:
             raise ConfigError(f"near = {self.near} and far = {self.far}.", expected="0 < near < far")
         if self.scale_range <= 1:
             raise ConfigError(f"scale_range = {self.scale_range}.", expected="more than 1")
-        if not 0 <= self.smoothing < math.inf:
-            raise ConfigError(f"smoothing = {self.smoothing}.", expected="0 or more squared pixels")
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,12 @@ class MatchingConfig:
     fine: int = 0
 
     def __post_init__(self) -> None:
+        check_range(self, 0, _MOST_PLANES, "planes", "sources", "fine")
+        check_range(self, 0, _WIDEST_WINDOW, "window")
+        check_range(self, 0, _MOST_CHANNELS, "channels")
         if self.planes < 3 or self.sources < 1 or self.window < 3 or self.window % 2 == 0:
             raise ConfigError(f"{self}.", expected="planes >= 3, sources >= 1 and an odd window >= 3")
-        if self.channels < 0 or self.channels % 4:
+        if self.channels % 4:
             raise ConfigError(f"channels = {self.channels}.", expected="0, or a multiple of 4")
         if self.fine and (self.channels == 0 or self.fine < 3):
             raise ConfigError(
@@ -151,23 +163,18 @@ class ILRMConfig:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        check_range(self, 1, _WIDEST, "width", "head_width")
+        check_range(self, 1, _MOST_LAYERS, "layers")
+        check_range(self, 1, _LARGEST_FACTOR, "patch_size", "viewpoint_factor", "image_factor", "uplift", "mlp_ratio")
+        check_range(self, 0, _MOST_CHANNELS, "pixel_head")
         if self.width % self.head_width:
             raise ConfigError(
                 f"width = {self.width} is no multiple of head_width = {self.head_width}.", fix="change either"
             )
-        sizes = (
-            "width",
-            "head_width",
-            "layers",
-            "patch_size",
-            "viewpoint_factor",
-            "image_factor",
-            "uplift",
-            "mlp_ratio",
-        )
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}.", expected="at least 1")
+        for name in ("viewpoint_channels", "image_channels"):
+            channels = getattr(self, name)
+            if not channels or len(set(channels)) < len(channels):
+                raise ConfigError(f"{name} = {channels}.", expected="at least one, and each once")
         if not 0 <= self.sh_degree <= 3:
             raise ConfigError(f"sh_degree = {self.sh_degree}.", expected="0, 1, 2 or 3")
         if self.viewpoint_factor % self.image_factor:
@@ -247,24 +254,19 @@ class ILRMConfig:
         return asdict(self)
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> ILRMConfig:
-        """The config of a description.
+    def from_dict(values: Any) -> ILRMConfig:
+        """The config of a description. Fields that are left out, but for the decoder, have their defaults.
 
         Raises:
-            ConfigError: unknown or contradictory fields (a file of a newer version, or of something else).
+            ConfigError: unknown, impossible or contradictory fields (a file of a newer version, or of something else).
         """
         try:
-            values = dict(values)
-            decoder = dict(values.pop("decoder"))
-            decoders = {"released": ReleasedDecoder, "footprint": FootprintDecoder}
-            made = decoders[decoder["kind"]](**decoder)
-            matching = values.pop("matching", None)
-            for name in ("viewpoint_channels", "image_channels"):
-                values[name] = tuple(values[name])
-            return ILRMConfig(**values, decoder=made, matching=None if matching is None else MatchingConfig(**matching))
-        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(values, dict) and "decoder" not in values:
+                raise ConfigError("it has no decoder.")
+            return build(ILRMConfig, values)
+        except ConfigError as error:
             raise ConfigError(
-                f"This is no network config: {type(error).__name__}: {error}.",
-                expected="the fields of ILRMConfig",
+                f"This is no network config: {error.problem}",
+                expected=error.expected or "the fields of ILRMConfig",
                 fix="update ilrm, or convert the weights again",
             ) from error

@@ -203,5 +203,6 @@ class ILRM(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
+    # On the meta device there is nothing to draw, and drawing it imports torch's compiler for seconds.
+    if isinstance(module, nn.Linear) and not module.weight.is_meta:
         nn.init.normal_(module.weight, std=0.02)

@@ -16,9 +16,9 @@ from ilrm.errors import SceneError
 from ilrm.reading import read_json
 from ilrm.scenes.frames import Frame, Source
 from ilrm.scenes.images import encoded_photo
-from ilrm.scenes.lazy_tensors import LazyBytes, LazyTensor, load_lazily
 from ilrm.scenes.lenses import Lens
 from ilrm.scenes.records import listing
+from ilrm.torch_files import LazyBytes, LazyTensor, load_lazily, share_reasonably
 
 INDEX = "index.json"
 _CAMERA_VALUES = 18
@@ -115,8 +115,12 @@ class Chunk:
 
     def __init__(self, path: Path, examples: Sequence[dict[str, Any]]) -> None:
         self.path = path
+        # Scenes may share a list of photos, which is then looked at once.
+        lists = {id(example.get("images")): example.get("images") for example in examples}
+        compact = {number: _compact(images) for number, images in lists.items()}
         self._examples = {
-            example["key"]: (example.get("cameras"), _compact(example.get("images"))) for example in reversed(examples)
+            example["key"]: (example.get("cameras"), compact[id(example.get("images"))])
+            for example in reversed(examples)
         }
         self.keys = tuple(example["key"] for example in examples)
 
@@ -131,10 +135,9 @@ class Chunk:
             raise _unknown_key(key, self.path, list(self.keys))
         label = f"scene {key} of {self.path}"
         cameras, images = self._examples[key]
-        if isinstance(cameras, LazyTensor):
-            cameras = _read_tensor(cameras, label)
-        if not isinstance(cameras, Tensor) or cameras.ndim != 2 or cameras.shape[1] != _CAMERA_VALUES:
+        if not isinstance(cameras, LazyTensor) or cameras.ndim != 2 or cameras.shape[1] != _CAMERA_VALUES:
             raise SceneError(f"The cameras of {label} are malformed.", expected=f"a tensor (N, {_CAMERA_VALUES})")
+        cameras = _read_tensor(cameras, label)
         if images is None:
             raise SceneError(f"The images of {label} are malformed.", expected="a list of uint8 tensors (encoded JPEG)")
         if len(images) != len(cameras):
@@ -168,20 +171,19 @@ def _compact(images: Any) -> Sequence[Tensor] | None:
     """The byte strings of a scene with as little memory as can be; None if they are none."""
     if not isinstance(images, list) or not images:
         return None
-    if all(isinstance(image, LazyTensor) and image.is_byte_string for image in images):
-        return LazyBytes(images)
-    try:
-        tensors = [image.read() if isinstance(image, LazyTensor) else image for image in images]
-    except (OSError, RuntimeError, ValueError):
+    if not all(isinstance(image, LazyTensor) and image.is_byte_string for image in images):
         return None
-    encoded = all(isinstance(x, Tensor) and x.dtype == torch.uint8 and x.ndim == 1 for x in tensors)
-    return tensors if encoded else None
+    if not share_reasonably(images):
+        return None
+    if any(image.storage.inflated is not None for image in images):
+        return [image.read() for image in images]  # no copies
+    return LazyBytes(images)
 
 
 def _read_tensor(tensor: LazyTensor, label: str) -> Tensor:
     try:
         return tensor.read()
-    except (OSError, RuntimeError, ValueError) as error:
+    except OSError as error:
         raise SceneError(f"A tensor of {label} cannot be read: {error}.", fix="restore the chunk") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from ilrm import paths
-from ilrm.errors import OutputError, SceneError
+from ilrm.errors import ConfigError, OutputError, SceneError
 from ilrm.files import output_error, remove_partials, write_json, write_text
 from ilrm.reading import read_json, read_text
 from ilrm.scene import Scene
@@ -21,6 +21,7 @@ from ilrm.scenes.chunks import INDEX
 from ilrm.scenes.records import listing
 from ilrm.scenes.save import CameraFile, ImageFormat, save_scene
 from ilrm.scenes.save_chunks import Example, chunk_example, example_bytes, write_chunk, write_tensors
+from ilrm.typed_config import build
 
 Form = Literal["folders", "chunks", "json"]
 Settings = Mapping[str, Any]
@@ -59,9 +60,9 @@ class Written:
     warnings: tuple[str, ...] = ()
 
     @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Written:
-        """The inverse of ``asdict``, through JSON."""
-        return replace(Written(**value), warnings=tuple(value["warnings"]))
+    def from_json(value: object) -> Written:
+        """The inverse of ``asdict``, through JSON. Raises ConfigError."""
+        return build(Written, value)
 
 
 class Layout(Protocol):
@@ -130,8 +131,8 @@ class FolderLayout:
             return None
         try:
             notes = read_json(file)[_NOTES]
-            settings, written = notes["settings"], Written.from_json(notes["scene"])
-        except (SceneError, LookupError, TypeError) as error:
+            settings, written = dict(notes["settings"]), Written.from_json(notes["scene"])
+        except (SceneError, ConfigError, LookupError, TypeError, ValueError) as error:
             raise OutputError(
                 f"{file} is another scene, not made by this command.",
                 fix="choose another folder, or remove that scene",
@@ -214,8 +215,8 @@ class ChunkLayout:
             return
         try:
             record = read_json(file)
-            settings, packed = record["settings"], dict(record["scenes"])
-        except (SceneError, LookupError, TypeError) as error:
+            settings, packed = dict(record["settings"]), _packed_scenes(record["scenes"])
+        except (SceneError, ConfigError, LookupError, TypeError, ValueError) as error:
             raise OutputError(f"{file} is damaged.", fix="choose another folder, or remove this one") from error
         if packed or paths.entries(self._parts, "*.torch"):
             check_same(self.root, settings, self.settings)
@@ -230,7 +231,7 @@ class ChunkLayout:
             return None
         try:
             return _read_part(part)[1]
-        except (OSError, RuntimeError, LookupError, TypeError):  # the machine stopped before the disk had it all
+        except OutputError:  # the machine stopped before the disk had it all
             part.unlink()
             return None
 
@@ -281,6 +282,18 @@ def _write_part(parts: Path, image_format: ImageFormat, item: Item) -> Written:
     return written
 
 
+def _packed_scenes(values: Any) -> dict[str, dict[str, Any]]:
+    """The scenes of a record that are in chunks. Raises ConfigError and others where it is damaged."""
+    for entry in values.values():
+        int(Path(entry["chunk"]).stem)
+        Written.from_json(entry["scene"])
+    return dict(values)
+
+
 def _read_part(part: Path) -> tuple[Example, Written]:
-    content = torch.load(part, map_location="cpu", weights_only=True)
-    return content["example"], Written.from_json(json.loads(content["written"]))
+    """Raises OutputError where the part is damaged."""
+    try:
+        content = torch.load(part, map_location="cpu", weights_only=True)
+        return content["example"], Written.from_json(json.loads(content["written"]))
+    except Exception as error:  # torch.load raises many kinds
+        raise OutputError(f"{part} is damaged.", fix="remove it, and give the same command again") from error

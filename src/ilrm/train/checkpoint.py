@@ -28,6 +28,7 @@ from ilrm.paths import is_dir
 from ilrm.train.config import TrainConfig
 from ilrm.train.optim import Average
 from ilrm.train.serialise import from_dict, to_dict
+from ilrm.typed_config import build, check_range
 
 FORMAT = 1
 _METADATA_KEY = "ilrm_checkpoint"
@@ -60,6 +61,17 @@ class Progress:
     broken: int = 0
     skipped: int = 0
     best_psnr: float | None = None
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, 2**63 - 1, "step", "seconds", "seen", "unusable", "broken", "skipped")
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a checkpoint says beside its tensors."""
+
+    progress: Progress
+    average_updates: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,19 +141,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
             state_text, digest = metadata.get(_METADATA_KEY), metadata.get(_DIGEST_KEY)
             if state_text is None:
                 raise WeightsError(f"{path} is no checkpoint of a training run.", expected="a file that it wrote")
-            state = json.loads(state_text)
-            if state["format"] > FORMAT:
+            content = json.loads(state_text)
+            if (version := content.pop("format")) > FORMAT:
                 raise WeightsError(
-                    f"{path} was written by a newer version (format {state['format']}).",
+                    f"{path} was written by a newer version (format {version}).",
                     expected=f"format {FORMAT} at most",
                     fix="update ilrm",
                 )
+            config = dict(content.pop("config"))
+            state = build(_State, content)
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if _digest(state_text, tensors) != digest:
             raise WeightsError(f"{path} is damaged: its content does not match its checksum.", fix=_ANOTHER)
-        return Checkpoint(Progress(**state["progress"]), tensors, state["average_updates"], state["config"])
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).split("\n")[0]
+        return Checkpoint(state.progress, tensors, state.average_updates, config)
+    except WeightsError:
+        raise
+    except Exception as error:  # of safetensors, of what torch makes of odd types, and of texts that are no state
+        reason = error.problem if isinstance(error, ConfigError) else str(error).split("\n")[0]
         raise WeightsError(
             f"{path} cannot be read: {reason}.", expected="a complete checkpoint", fix=_ANOTHER
         ) from error
@@ -192,7 +208,9 @@ def restore(
     """
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimiser": {}, "average": {}}
     for full_name, x in checkpoint.tensors.items():
-        part, name = full_name.split(".", 1)
+        part, _, name = full_name.partition(".")
+        if part not in parts:
+            raise _other_network("parts", [full_name])
         parts[part][name] = x
     _copy(parts["network"], network.state_dict(), "weights")
     if average is not None:
@@ -201,7 +219,7 @@ def restore(
     parameters = dict(network.named_parameters())
     fused = {id(p) for g in optimiser.param_groups if g.get("fused") or g.get("capturable") for p in g["params"]}
     for moment_name, x in parts["optimiser"].items():
-        moment, name = moment_name.split(".", 1)
+        moment, _, name = moment_name.partition(".")
         if name not in parameters or x.shape not in (parameters[name].shape, ()):
             raise _other_network("optimiser state", [name])
         parameter = parameters[name]

@@ -9,9 +9,14 @@ from typing import Literal
 from ilrm.errors import ConfigError
 from ilrm.model import ILRMConfig
 from ilrm.scenes.procedural import ProceduralConfig
+from ilrm.typed_config import check_finite, check_range
 
 Range = tuple[int, int]
 Fit = Literal["exact", "released", "released_shim", "stretch"]
+
+# Beyond any run; a mistyped number is told before something of that size is tried.
+_MOST_VIEWS, _MOST_STEPS, _LARGEST_SIDE = 10_000, 10**12, 16_384
+_LARGEST_SEED = 2**63 - 1
 
 
 # --- which views of a sequence are inputs and targets ---------------------------------------------------------------
@@ -38,6 +43,7 @@ class Bounded:
     kind: Literal["bounded"] = "bounded"
 
     def __post_init__(self) -> None:
+        check_range(self, 0, _MOST_VIEWS, "targets", "min_distance", "inputs")
         _check_gaps(self.min_gap, self.max_gap, self.warm_up)
         if self.inputs < 2 or self.targets < 1 or self.min_distance < 0:
             raise ConfigError(f"{self}.", expected="at least 2 inputs and 1 target, and a min_distance from 0")
@@ -71,6 +77,7 @@ class BoundedV2:
     kind: Literal["bounded_v2"] = "bounded_v2"
 
     def __post_init__(self) -> None:
+        check_range(self, 0, _MOST_VIEWS, "inputs", "targets", "extension")
         _check_gaps(self.min_gap, self.max_gap, self.warm_up)
         fewest, most = self.inputs
         if not 2 <= fewest <= most or self.targets < 1 or self.extension < 0:
@@ -102,6 +109,7 @@ class Spread:
     kind: Literal["spread"] = "spread"
 
     def __post_init__(self) -> None:
+        check_range(self, 0, _MOST_VIEWS, "inputs", "targets", "hold_out_every")
         if not self.inputs or min(self.inputs) < 1 or self.targets < 1:
             raise ConfigError(f"{self}.", expected="at least one number of inputs, from 1, and at least 1 target")
         if self.hold_out_every < 0 or self.hold_out_every == 1:
@@ -158,6 +166,9 @@ class Procedural:
     weight: float = 1.0
     kind: Literal["procedural"] = "procedural"
 
+    def __post_init__(self) -> None:
+        check_range(self, 0, _LARGEST_SEED - _MOST_STEPS, "first_seed")
+
 
 Source = Chunks | SceneList | Folders | Procedural
 
@@ -185,9 +196,11 @@ class Stage:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or min(self.size) < 8 or self.start < 0:
+        check_range(self, 0, _LARGEST_SIDE, "size")
+        check_range(self, 0, _MOST_STEPS, "batch", "start")
+        if self.batch < 1 or min(self.size) < 8:
             raise ConfigError(f"batch {self.batch}, size {self.size}, start {self.start}.", expected="positive values")
-        if not self.sources or any(source.weight <= 0 for source in self.sources):
+        if not self.sources or not all(0 < source.weight < float("inf") for source in self.sources):
             raise ConfigError("A stage needs sources, each with a weight above 0.")
 
 
@@ -254,15 +267,15 @@ class OptimiserConfig:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
+        check_finite(self)
+        check_range(self, 0, _MOST_STEPS, "warm_up")
         for name in ("peak", "eps", "clip"):
-            if not 0 < getattr(self, name) < float("inf"):
+            if getattr(self, name) <= 0:
                 raise ConfigError(f"optimiser.{name} = {getattr(self, name)}.", expected="a finite number above 0")
         if not all(0 <= x < 1 for x in (*self.betas, self.ema)):
             raise ConfigError(f"optimiser.betas = {self.betas}, ema = {self.ema}.", expected="shares in [0, 1)")
-        if self.weight_decay < 0 or self.warm_up < 0:
-            raise ConfigError(
-                f"optimiser.weight_decay = {self.weight_decay}, warm_up = {self.warm_up}.", expected="values from 0"
-            )
+        if self.weight_decay < 0:
+            raise ConfigError(f"optimiser.weight_decay = {self.weight_decay}.", expected="0 or more")
 
 
 @dataclass(frozen=True)
@@ -307,13 +320,15 @@ class TrainConfig:
         starts = [stage.start for stage in self.stages]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
             raise ConfigError(f"Stages start at steps {starts}.", expected="0 and then ever later ones")
-        if self.steps < 1:
-            raise ConfigError(f"steps = {self.steps}.", expected="at least 1")
-        if self.seed < 0 or self.workers < 0 or self.accumulate < 1 or self.validation_scenes < 1:
+        check_range(self, 1, _MOST_STEPS, "steps")
+        check_range(self, 0, _MOST_STEPS, "save_every", "keep_every", "validate_every", "accumulate", "non_finite")
+        check_range(self, 0, _LARGEST_SEED, "seed")
+        check_range(self, 0, _MOST_VIEWS, "workers", "validation_scenes")
+        check_range(self, 0, 1, "broken_share")
+        if self.accumulate < 1 or self.validation_scenes < 1:
             raise ConfigError(
-                f"seed = {self.seed}, workers = {self.workers}, accumulate = {self.accumulate}, "
-                f"validation_scenes = {self.validation_scenes}.",
-                expected="seed and workers from 0, accumulate and validation_scenes from 1",
+                f"accumulate = {self.accumulate}, validation_scenes = {self.validation_scenes}.",
+                expected="both at least 1",
             )
         if self.loss.matching > 0 and not (self.model.matching and self.model.matching.channels):
             raise ConfigError(

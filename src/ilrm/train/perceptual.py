@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ilrm import paths
 from ilrm.errors import ConfigError, WeightsError
 from ilrm.files import atomic_file
-from ilrm.weights.store import load_pickle_safely
+from ilrm.weights.store import load_pickle_safely, named_tensors
 
 FOLDER_VARIABLE = "ILRM_PERCEPTUAL_WEIGHTS"
 VGG_WIDTHS = (64, 128, 256, 512, 512)
@@ -219,10 +219,11 @@ def load_heads(distance: LPIPS, path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    content = load_pickle_safely(path)
-    if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
-        raise WeightsError(f"{path} holds no weights.", expected="a dictionary of tensors")
-    return content
+    tensors = named_tensors(load_pickle_safely(path), path)
+    try:
+        return {name: x.read() for name, x in tensors.items()}
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error}.") from error
 
 
 def _check(

@@ -6,17 +6,18 @@ files cross-attention blocks have even numbers and self-attention blocks odd one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from torch import Tensor
-
-from ilrm.errors import WeightsError
+from ilrm.errors import ConfigError, WeightsError
 from ilrm.model.config import ILRMConfig
+from ilrm.torch_files import LazyTensor
 
 Layout = Literal["main", "wide"]
 _MAIN_PREFIX = "encoder.scaler."
+_BLOCK = re.compile(r"processor\.blocks\.(\d+)\.")
 
 _CROSS_BLOCK = {
     "read_cross.norm": "cross.norm",
@@ -79,7 +80,7 @@ def detect(tensors: Mapping[str, Any]) -> Layout | None:
     return None
 
 
-def infer_config(layout: Layout, tensors: Mapping[str, Tensor], source: str) -> ILRMConfig:
+def infer_config(layout: Layout, tensors: Mapping[str, LazyTensor], source: str) -> ILRMConfig:
     """The config whose network these tensors fill: sizes are read off the shapes, the rest is fixed by the layout.
 
     Raises:
@@ -106,27 +107,33 @@ def infer_config(layout: Layout, tensors: Mapping[str, Tensor], source: str) -> 
     other = sum(base.raw_split()) - base.sh_channels
     colours = decoder.shape[0] // max(1, patch_size**2) - other
     degree = round(max(colours / 3, 0) ** 0.5) - 1
-    blocks = {int(n.split("processor.blocks.")[1].split(".")[0]) for n in tensors if "processor.blocks." in n}
+    blocks = {match[1] for match in map(_BLOCK.search, tensors) if match}
     hidden = tensors.get(f"{prefix}processor.blocks.0.read_ff.fc1.weight")
-    if 3 * (degree + 1) ** 2 != colours or hidden is None or head.shape[0] == 0 or width % head.shape[0]:
+    possible = (
+        hidden is not None and hidden.ndim == 2 and width > 0 and head.shape[0] > 0 and width % head.shape[0] == 0
+    )
+    if hidden is None or not possible or 3 * (degree + 1) ** 2 != colours:
         raise WeightsError(
             f"{source} holds tensors of impossible shapes: decoder {tuple(decoder.shape)}, "
             f"viewpoint tokeniser {tuple(rays.shape)}.",
             expected=f"the released layout {layout!r}",
         )
-    return replace(
-        base,
-        width=width,
-        head_width=head.shape[0],
-        layers=len(blocks) // 2,
-        patch_size=patch_size,
-        uplift=max(1, query.shape[0] // width),
-        mlp_ratio=max(1, hidden.shape[0] // width),
-        sh_degree=degree,
-    )
+    try:
+        return replace(
+            base,
+            width=width,
+            head_width=head.shape[0],
+            layers=len(blocks) // 2,
+            patch_size=patch_size,
+            uplift=max(1, query.shape[0] // width),
+            mlp_ratio=max(1, hidden.shape[0] // width),
+            sh_degree=degree,
+        )
+    except ConfigError as error:
+        raise WeightsError(f"{source}: {error.problem}", expected=f"the released layout {layout!r}") from error
 
 
-def rename(layout: Layout, tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+def rename(layout: Layout, tensors: Mapping[str, LazyTensor], layers: int) -> dict[str, LazyTensor]:
     """The tensors under our names. Names that the map lacks are passed on, so that a strict load reports them."""
     names = name_map(layout, layers)
     return {names.get(name, name): tensor for name, tensor in tensors.items()}

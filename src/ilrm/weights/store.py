@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,18 +16,17 @@ from torch import Tensor
 
 from ilrm import paths
 from ilrm.errors import ConfigError, WeightsError
-from ilrm.files import atomic_file
+from ilrm.files import atomic_folder, write_bytes, write_text
 from ilrm.model.config import ILRMConfig
 from ilrm.model.ilrm import ILRM
 from ilrm.reading import parse_json, read_text
+from ilrm.torch_files import LazyTensor, load_lazily, share_reasonably
 from ilrm.weights import official
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 _METADATA_KEY = "ilrm_config"
 _DOWNLOAD_AGAIN = "download or convert it again"
-# A zip entry may promise any size; released checkpoints inflate by less than 2.
-_MAX_INFLATION = 50
 
 
 def load_weights(path: str | Path, dtype: torch.dtype = torch.float32) -> ILRM:
@@ -64,13 +61,13 @@ def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None
     path = Path(path)
     config = json.dumps(model.config.to_dict(), indent=1)
     state = {name: x.detach().to("cpu", dtype).contiguous() for name, x in model.state_dict().items()}
-    if path.suffix != ".safetensors":
-        path.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path / CONFIG_FILE) as temporary:
-            temporary.write_text(config + "\n", encoding="utf-8")
-        path = path / WEIGHTS_FILE
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(save(state, metadata={_METADATA_KEY: config}))
+    content = save(state, metadata={_METADATA_KEY: config})
+    if path.suffix == ".safetensors":
+        write_bytes(path, content)
+        return
+    with atomic_folder(path) as folder:  # the config of one network beside the tensors of another would be worse
+        write_text(folder / CONFIG_FILE, config + "\n")
+        write_bytes(folder / WEIGHTS_FILE, content)
 
 
 def _read_own(path: Path) -> tuple[ILRMConfig, dict[str, Tensor]]:
@@ -81,80 +78,88 @@ def _read_own(path: Path) -> tuple[ILRMConfig, dict[str, Tensor]]:
         with safetensors.safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        text, source = metadata.get(_METADATA_KEY), f"The network config in {file}"
-        if folder is not None and paths.is_file(folder / CONFIG_FILE):
-            text, source = read_text(folder / CONFIG_FILE, WeightsError), str(folder / CONFIG_FILE)
-        if text is None:
-            raise WeightsError(
-                f"{file} says nothing about its network.",
-                expected=f"a {CONFIG_FILE} beside it, or metadata written by ilrm",
-            )
-        return ILRMConfig.from_dict(parse_json(text, source, WeightsError)), tensors
-    except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
+    except Exception as error:  # of safetensors, and what torch makes of odd types and shapes
         raise WeightsError(
-            f"{file} cannot be read: {error}.", expected="a complete safetensors file", fix=_DOWNLOAD_AGAIN
+            f"{file} cannot be read: {_reason(error)}.", expected="a complete safetensors file", fix=_DOWNLOAD_AGAIN
         ) from error
+    text, source = metadata.get(_METADATA_KEY), f"The network config in {file}"
+    if folder is not None and paths.is_file(folder / CONFIG_FILE):
+        text, source = read_text(folder / CONFIG_FILE, WeightsError), str(folder / CONFIG_FILE)
+    if text is None:
+        raise WeightsError(
+            f"{file} says nothing about its network.",
+            expected=f"a {CONFIG_FILE} beside it, or metadata written by ilrm",
+        )
+    try:
+        return ILRMConfig.from_dict(parse_json(text, source, WeightsError)), tensors
     except ConfigError as error:
         raise WeightsError(f"{path}: {error.problem}", expected=error.expected, fix=error.fix) from error
 
 
-def _read_released(path: Path) -> tuple[ILRMConfig, dict[str, Tensor]]:
+def _read_released(path: Path) -> tuple[ILRMConfig, dict[str, LazyTensor]]:
     content = load_pickle_safely(path)
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()) or not content:
-        raise WeightsError(f"{path} holds no weights.", expected="a dictionary of tensors", fix=_DOWNLOAD_AGAIN)
-    layout = official.detect(content)
+    tensors = named_tensors(content, path)
+    layout = official.detect(tensors)
     if layout is None:
-        some = ", ".join(list(content)[:3])
+        some = ", ".join(list(tensors)[:3])
         raise WeightsError(
             f"{path} is in no layout that is known here (it starts with {some}).",
             expected="a released iLRM checkpoint, or a file written by `ilrm weights convert`",
         )
-    config = official.infer_config(layout, content, str(path))
-    return config, official.rename(layout, content, config.layers)
+    config = official.infer_config(layout, tensors, str(path))
+    return config, official.rename(layout, tensors, config.layers)
+
+
+def named_tensors(content: object, path: Path) -> dict[str, LazyTensor]:
+    """What ``load_pickle_safely`` gave, if it is a dictionary of tensors.
+
+    Raises:
+        WeightsError: it is not, or its tensors together are larger than their data.
+    """
+    if isinstance(content, dict) and content:
+        tensors = {name: x for name, x in content.items() if isinstance(name, str) and isinstance(x, LazyTensor)}
+        if len(tensors) == len(content) and share_reasonably(list(tensors.values())):
+            return tensors
+    raise WeightsError(f"{path} holds no weights.", expected="a dictionary of tensors", fix=_DOWNLOAD_AGAIN)
 
 
 def load_pickle_safely(path: Path) -> object:
-    """What ``torch.save`` wrote, tensors and plain containers only.
+    """What ``torch.save`` wrote: plain values, and tensors that are yet to be read.
 
     Raises:
-        WeightsError: the file is truncated, no torch file, holds anything that would run code, or promises to
-            inflate beyond reason.
+        WeightsError: the file is truncated, no torch file, holds anything but tensors and plain values, or promises
+            more than it holds.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                promised = sum(entry.file_size for entry in archive.infolist())
-            if promised > _MAX_INFLATION * path.stat().st_size:
-                raise WeightsError(
-                    f"{path} is {path.stat().st_size} bytes and promises to inflate to {promised}.",
-                    expected="an ordinary checkpoint",
-                    fix="do not use this file",
-                )
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_lazily(path)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to load it with code execution; only the name of the object is of use.
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = (
-            f"it holds {found.group(1)}, which is no tensor" if found else "it is no checkpoint of tensors, or damaged"
-        )
         raise WeightsError(
-            f"{path} was refused: {what}.",
+            f"{path} was refused: {error}.",
             expected="a checkpoint of tensors and plain containers; objects that run code when read are never loaded",
             fix="get the weights from a source you trust, as safetensors if there is a choice",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        reason = str(error).split("\n")[0]
+    except Exception as error:  # zip files can be damaged in many ways
         raise WeightsError(
-            f"{path} cannot be read: {reason}.", expected="a complete torch checkpoint", fix=_DOWNLOAD_AGAIN
+            f"{path} cannot be read: {_reason(error)}.", expected="a complete torch checkpoint", fix=_DOWNLOAD_AGAIN
         ) from error
 
 
-def _fill(config: ILRMConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: str) -> ILRM:
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+def _fill(
+    config: ILRMConfig, tensors: Mapping[str, Tensor] | Mapping[str, LazyTensor], dtype: torch.dtype, source: str
+) -> ILRM:
     """A network of that config with exactly these tensors."""
+    if config.layers > len(tensors):  # before a module is made for each
+        raise WeightsError(
+            f"{source} holds {len(tensors)} tensors, too few for {config.layers} layers.", fix=_DOWNLOAD_AGAIN
+        )
     with torch.device("meta"):
         model = ILRM(config)
     expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}
@@ -176,11 +181,24 @@ def _fill(config: ILRMConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype,
             expected=f"{len(expected)} tensors of a network with width {config.width} and {config.layers} layers",
             fix=_DOWNLOAD_AGAIN,
         )
-    bad = [name for name, x in tensors.items() if not x.is_floating_point() or not torch.isfinite(x).all()]
+    bad = [name for name, x in tensors.items() if not x.dtype.is_floating_point]
+    values = {}
+    for name in [name for name in tensors if name not in bad]:
+        x = tensors[name]
+        values[name] = (x if isinstance(x, Tensor) else _read(x, source)).to(dtype)
+        if not torch.isfinite(values[name]).all():
+            bad.append(name)
     if bad:
         raise WeightsError(f"{source} holds values that are not finite numbers in {_some(bad)}.", fix=_DOWNLOAD_AGAIN)
-    model.load_state_dict({name: x.to(dtype) for name, x in tensors.items()}, strict=True, assign=True)
+    model.load_state_dict(values, strict=True, assign=True)
     return model.eval()
+
+
+def _read(tensor: LazyTensor, source: str) -> Tensor:
+    try:
+        return tensor.read()
+    except OSError as error:
+        raise WeightsError(f"{source} cannot be read: {error}.", fix=_DOWNLOAD_AGAIN) from error
 
 
 def _some(names: list[str]) -> str:

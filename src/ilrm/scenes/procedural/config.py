@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ilrm.errors import ConfigError
+from ilrm.typed_config import check_range
 
 Kind = Literal["mixed", "room", "open"]
 Path = Literal["mixed", "handheld", "orbit"]
@@ -51,6 +52,10 @@ class ProceduralConfig:
         for name in ("views", "width", "height", "samples", "points"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} leaves nothing to make.", expected="at least 1")
+        check_range(self, 1, 10_000, "views")
+        check_range(self, 1, 16_384, "width", "height")
+        check_range(self, 1, 64, "samples")
+        check_range(self, 1, 10**8, "points")
         self._check_range("baseline", 0.0, 4.0)
         self._check_range("fov", 10.0, 120.0)
         self._check_range("objects", 0, 24)

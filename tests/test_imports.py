@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "ilrm"
 LEVELS = [
-    {"errors", "files", "paths", "precision", "reading", "spherical_harmonics"}
+    {"errors", "files", "image_files", "paths", "precision", "reading", "spherical_harmonics"}
     | {"torch_files", "torch_outline", "typed_config"},
     {"cameras", "gaussians", "trajectories"},
     {"scene"},

@@ -8,7 +8,7 @@ from PIL import Image
 from ilrm.errors import SceneError
 from ilrm.scenes import load_scene
 from ilrm.scenes.images import open_photo
-from tests.scenes.files import smooth, write_scene, write_transforms
+from tests.scenes.files import smooth, write_scene
 
 ORIENTATION = 0x0112
 
@@ -103,9 +103,45 @@ def test_a_truncated_image_is_named_when_it_is_decoded(tmp_path):
         scene.images[1]
 
 
-def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
-    _, data = write_scene(tmp_path)
-    write_transforms(tmp_path, data)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(SceneError, match=r"0\.png cannot be opened .*decompression bomb"):
-        load_scene(tmp_path)
+def test_decompression_bombs_are_refused_by_name_and_flag(tmp_path):
+    write_scene(tmp_path)
+    with pytest.raises(SceneError, match=r"0\.png would take(.|\n)*max_pixels=768"):
+        load_scene(tmp_path, max_pixels=767)
+    assert load_scene(tmp_path, max_pixels=768).images[0].shape == (24, 32, 3)
+    assert load_scene(tmp_path, max_pixels=None).images[0].shape == (24, 32, 3)
+
+
+def test_a_photo_that_changes_is_noticed_before_it_is_decoded(tmp_path):
+    write_scene(tmp_path)
+    scene = load_scene(tmp_path)
+    Image.new("RGB", (640, 480)).save(tmp_path / "images/0.png")
+    with pytest.raises(SceneError, match=r"0\.png changed while"):
+        scene.images[0]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "L", "I;16"])
+@pytest.mark.parametrize("size", [(96, 64), (101, 67)])
+def test_reduced_photos_are_means_over_blocks(tmp_path, mode, size):
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    if mode == "I;16":
+        Image.fromarray(smooth(*size)[..., 0].astype(np.uint16) * 257).save(path)
+    else:
+        Image.fromarray(smooth(*size)).convert(mode).save(path)
+    columns, rows = -(-size[0] // 4), -(-size[1] // 4)
+    reduced = open_photo(path).decode(4).astype(float)
+    expected = smooth(columns, rows)  # the same waves at that resolution
+    if mode in ("L", "LA", "I;16"):
+        channel = expected[..., 0] if mode == "I;16" else np.asarray(Image.fromarray(expected).convert("L"))
+        expected = np.repeat(channel[..., None], 3, -1)
+    assert reduced.shape == expected.shape
+    assert np.abs(reduced - expected).max() <= (25 if mode == "P" else 2.5)
+
+
+@pytest.mark.parametrize("size", [(256, 128), (251, 133)])
+def test_drafted_jpegs_show_the_same(tmp_path, size):
+    Image.fromarray(smooth(*size)).save(tmp_path / "a.jpg", quality=98, subsampling=0)
+    Image.fromarray(smooth(*size)).save(tmp_path / "a.png")
+    for reduce in (2, 4, 8, 16):
+        drafted, exact = (open_photo(tmp_path / name).decode(reduce).astype(float) for name in ("a.jpg", "a.png"))
+        assert drafted.shape == exact.shape == (-(-size[1] // reduce), -(-size[0] // reduce), 3)
+        assert np.abs(drafted - exact).mean() < 1.5

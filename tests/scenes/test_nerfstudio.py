@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import json
 import math
 
@@ -208,13 +207,3 @@ def test_points_beside_the_file(tmp_path):
     (tmp_path / "points.ply").write_text(ply.replace("vertex 2", "vertex 999999999999") + "end_header\n1 2 3\n")
     with pytest.warns(UserWarning, match=r"points\.ply holds fewer"):
         assert load_scene(tmp_path).points is None
-
-
-def test_depth_of_another_shape_is_refused(tmp_path):
-    _, data = write_scene(tmp_path)
-    Image.fromarray(np.ones((24, 24), np.uint16)).save(tmp_path / "d.png")
-    spoiled = copy.deepcopy(data)
-    spoiled["frames"][0]["depth_file_path"] = "d.png"
-    write_transforms(tmp_path, spoiled)
-    with pytest.raises(SceneError, match=r"d\.png is 24x24, but its image is 32x24"):
-        load_scene(tmp_path)

@@ -25,6 +25,7 @@ from ilrm.export.frames import Picture, render_frame
 from ilrm.export.video import as_image8, save_video
 from ilrm.files import atomic_folder, resumable_folder
 from ilrm.gaussians import Gaussians
+from ilrm.image_files import open_image
 from ilrm.scenes import load_scene
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class _Store:
         """(H, W, 3) of one frame, which is kept from now on."""
         file = self.files[number]
         if paths.is_file(file):
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 return np.asarray(image.convert("RGB"))
         image = self.shot.frame(number, self.gaussians)
         save_png(torch.from_numpy(image), file)

@@ -6,25 +6,26 @@ Every loader turns its file format into a ``Source``; ``assemble`` is the one ro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ilrm.cameras import Cameras
 from ilrm.errors import SceneError
+from ilrm.image_files import MAX_PIXELS, check_budget
 from ilrm.scene import LazyImages, Scene
+from ilrm.scenes.depth_maps import load_depth
+from ilrm.scenes.framing import Framing
 from ilrm.scenes.images import Photo, Size, same_aspect
-from ilrm.scenes.lenses import Lens, remap
+from ilrm.scenes.lenses import Lens
 
 # Rotations with a larger error are refused by Cameras.check; smaller ones are rounding of the file's digits.
 _CLEANABLE_ROTATION_ERROR = 1e-3
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Frame:
         photo: the image.
         lens: for the photo's own size.
         c2w: (4, 4) float64 camera-to-world, OpenCV axes.
-        depth: optional file of z-depth in millimetres (16-bit PNG or .npy), of the photo's aspect, 0 where unknown.
+        depth: optional file of z-depth, of the photo's aspect, 0 where unknown; see ``read_depth``.
     """
 
     name: str
@@ -80,32 +81,41 @@ def fit_lens(lens: Lens, photo: Photo) -> Lens:
     return lens.resize(*real)
 
 
-def assemble(source: Source, *, max_side: int | None = None, size: Size | None = None) -> Scene:
+def assemble(
+    source: Source, *, max_side: int | None = None, size: Size | None = None, max_pixels: int | None = MAX_PIXELS
+) -> Scene:
     """The scene of a source's frames, at one size and without distortion.
 
     The size is ``size`` if given, else the most common one of the (undistorted) photos, reduced so that its longer
     side is at most ``max_side``. A photo of another aspect is scaled to cover it and centre-cropped; its principal
-    point moves along.
+    point moves along. ``max_pixels`` bounds the memory for decoding, see ``load_scene``.
+
+    Depth that cannot be used is left out with a warning.
 
     Raises:
-        SceneError: a size that is not positive, depth that does not belong to its photo.
+        SceneError: a size that is not positive, a photo above ``max_pixels``.
         CameraError: a pose or intrinsic that no camera can have; the message names the view.
     """
     frames = source.frames
+    if max_pixels is not None:
+        for frame in frames:
+            check_budget(frame.photo.label, frame.photo.header.cost, max_pixels)
     pinholes = [frame.lens.undistorted(frame.photo.label) for frame in frames]
     width, height = _scene_size([lens.size for lens in pinholes], max_side, size)
-    boxes = [_cover(lens.size, (width, height)) for lens in pinholes]
-    intrinsics = [_boxed(lens.matrix(), box, width, height) for lens, box in zip(pinholes, boxes, strict=True)]
+    framings = [
+        Framing.cover(frame.lens, pinhole, (width, height)) for frame, pinhole in zip(frames, pinholes, strict=True)
+    ]
+    intrinsics = np.stack([framing.matrix for framing in framings])
     c2w = np.stack([clean_rotation(frame.c2w) for frame in frames])
-    cameras = Cameras(torch.from_numpy(c2w), torch.from_numpy(np.stack(intrinsics)), width, height)
+    cameras = Cameras(torch.from_numpy(c2w), torch.from_numpy(intrinsics), width, height)
     names = tuple(frame.name for frame in frames)
     cameras.check(names)
-    readers = [_reader(*view, width, height) for view in zip(frames, pinholes, boxes, strict=True)]
+    readers = [partial(framing.colours, frame.photo) for frame, framing in zip(frames, framings, strict=True)]
     return Scene(
         images=LazyImages(readers, height, width),
         cameras=cameras,
         names=names,
-        depth=_depth(frames, pinholes, boxes, width, height),
+        depth=load_depth([frame.depth for frame in frames], framings, max_pixels),
         points=None if source.points is None else source.points.double(),
         points_rgb=source.points_rgb,
     )
@@ -138,75 +148,3 @@ def _scene_size(sizes: Sequence[Size], max_side: int | None, size: Size | None) 
         raise SceneError(f"A longest side of {max_side} was asked for.", expected="at least 1 pixel")
     factor = max_side / max(width, height)
     return max(1, round(width * factor)), max(1, round(height * factor))
-
-
-def _cover(source: Size, target: Size) -> Box:
-    """The part (left, top, right, bottom) of a photo that is stretched to the target size: its centre, as large as
-    the target's aspect allows; all of it where the aspects agree but for rounding."""
-    (w, h), (width, height) = source, target
-    if same_aspect(source, target):
-        return 0.0, 0.0, float(w), float(h)
-    scale = max(width / w, height / h)
-    x, y = (w - width / scale) / 2, (h - height / scale) / 2
-    return max(x, 0.0), max(y, 0.0), min(w - x, float(w)), min(h - y, float(h))
-
-
-def _boxed(K: np.ndarray, box: Box, width: int, height: int) -> np.ndarray:
-    left, top, right, bottom = box
-    x, y = width / (right - left), height / (bottom - top)
-    stretch = np.array([[x, 0, -left * x], [0, y, -top * y], [0, 0, 1]])
-    return stretch @ K
-
-
-def _reader(frame: Frame, pinhole: Lens, box: Box, width: int, height: int) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        pixels = torch.from_numpy(frame.photo.decode())
-        if frame.lens.distorted:
-            pixels = remap(pixels, frame.lens, pinhole).round().clamp(0, 255).to(torch.uint8)
-        if (width, height) == pinhole.size and box == (0.0, 0.0, *pinhole.size):
-            return pixels
-        resized = Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.LANCZOS, box=box)
-        return torch.from_numpy(np.array(resized))
-
-    return read
-
-
-def _depth(
-    frames: Sequence[Frame], pinholes: Sequence[Lens], boxes: Sequence[Box], width: int, height: int
-) -> Tensor | None:
-    """(V, height, width) metres, or None where no frame has depth. Nearest neighbour: depths are never mixed."""
-    if all(frame.depth is None for frame in frames):
-        return None
-    out = torch.zeros(len(frames), height, width)
-    for view, (frame, pinhole, box) in enumerate(zip(frames, pinholes, boxes, strict=True)):
-        if frame.depth is None:
-            continue
-        depth = read_depth(frame.depth)
-        if not same_aspect((depth.shape[1], depth.shape[0]), frame.lens.size):
-            raise SceneError(
-                f"{frame.depth} is {depth.shape[1]}x{depth.shape[0]}, "
-                f"but its image is {frame.lens.width}x{frame.lens.height}.",
-                expected="a depth map of the image's shape",
-            )
-        if frame.lens.distorted:
-            depth = remap(torch.from_numpy(depth)[..., None], frame.lens, pinhole, nearest=True)[..., 0].numpy()
-        x, y = depth.shape[1] / pinhole.width, depth.shape[0] / pinhole.height
-        scaled = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
-        resized = Image.fromarray(depth).resize((width, height), Image.Resampling.NEAREST, box=scaled)
-        out[view] = torch.from_numpy(np.array(resized))
-    return out
-
-
-def read_depth(path: Path) -> np.ndarray:
-    """(H, W) float32 metres out of 16-bit millimetres (PNG) or an .npy array of millimetres."""
-    try:
-        if path.suffix == ".npy":
-            millimetres = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                millimetres = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SceneError(f"The depth map {path} cannot be read: {error}.", fix="restore or remove it") from error
-    if millimetres.ndim != 2:
-        raise SceneError(f"The depth map {path} has shape {millimetres.shape}.", expected="one channel")
-    return (millimetres.astype(np.float64) / 1000.0).astype(np.float32)

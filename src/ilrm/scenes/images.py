@@ -7,7 +7,6 @@ camera file measured its intrinsics on the stored pixels (see ``open_photo``).
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from PIL import Image
 
 from ilrm import paths
 from ilrm.errors import SceneError
+from ilrm.image_files import ImageHeader, header_of, open_image, orientation, read_header
+from ilrm.scenes.pixels import alpha_pixels, draft, reduced_pixels, rgb_pixels
 from ilrm.scenes.records import listing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -24,36 +25,89 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 REDUCED_FOLDERS = ("images_2", "images_4", "images_8")
 Size = tuple[int, int]
 
-_ORIENTATION_TAG = 0x0112
-# What brings the stored pixels upright (EXIF 2.3, tag 0x0112); 5 to 8 exchange width and height.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# What brings stored pixels upright (EXIF 2.3, tag 0x0112), as views of arrays (H, W, C).
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x, 2).transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, 1),
 }
+# The orientation that undoes another one: all but the quarter turns undo themselves.
+_UNDOING = {6: 8, 8: 6}
 _FIRST_TRANSPOSED_ORIENTATION = 5
 # Relative difference below which two aspect ratios are the same photo at another resolution.
 SAME_ASPECT = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Photo:
     """One image that is not decoded yet.
 
     Attributes:
         label: the file, for messages.
-        width, height: size in pixels of what ``decode`` returns.
-        decode: reads the pixels, uint8 (height, width, 3).
+        source: the file, or reads its content.
+        header: of the stored image.
+        turned: whether pixels are brought upright; else they are as stored.
     """
 
     label: str
-    width: int
-    height: int
-    decode: Callable[[], np.ndarray]
+    source: Path | Callable[[], bytes]
+    header: ImageHeader
+    turned: bool
+
+    @property
+    def size(self) -> Size:
+        """(width, height) in pixels of what ``decode`` returns."""
+        return _turned_size(self.header.size, self.header.orientation if self.turned else 1)
+
+    @property
+    def width(self) -> int:
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        return self.size[1]
+
+    def decode(self, reduce: int = 1) -> np.ndarray:
+        """uint8 (ceil(height / reduce), ceil(width / reduce), 3): each the mean of ``reduce`` squared pixels.
+
+        Args:
+            reduce: a power of two.
+
+        Raises:
+            SceneError: a damaged file, or one that is not what it was when it was opened.
+        """
+        return self._read(lambda image: rgb_pixels(image, self.label), reduce)
+
+    def decode_alpha(self, reduce: int = 1) -> np.ndarray:
+        """As ``decode``: uint8 (height, width, 1) opacity, 255 where nothing is transparent."""
+        return self._read(alpha_pixels, reduce)
+
+    def _read(self, convert: Callable[[Image.Image], np.ndarray], reduce: int) -> np.ndarray:
+        with open_image(self.source, self.label, max_pixels=None) as image:
+            if header_of(image) != self.header:
+                raise SceneError(f"{self.label} changed while the scene was in use.", fix="load the scene again")
+            share = draft(image, reduce)
+            image.load()
+            # Pillow turns TIFF files while it decodes them, and forgets the orientation then.
+            upright = image.format == "TIFF" and orientation(image) != self.header.orientation
+            if reduce == 1:
+                pixels = convert(image)
+            else:
+                width, height = self.header.size if share > 1 else image.size
+                plain = image.mode == "RGB" and not self.header.transparent
+                whole = image if plain else convert(image)
+                pixels = reduced_pixels(whole, (width / share, height / share), reduce // share)
+        if upright == self.turned:
+            return pixels
+        turn = (
+            self.header.orientation if self.turned else _UNDOING.get(self.header.orientation, self.header.orientation)
+        )
+        return np.ascontiguousarray(_TURNS[turn](pixels))
 
 
 def find_images(listed: Sequence[Path], source: Path, images: str | None = None) -> list[Path]:
@@ -119,71 +173,21 @@ def open_photo(path: Path, declared: Size | None = None, *, stored_pixels: bool 
     Raises:
         SceneError: the file is missing, or is no image.
     """
-    return _photo(str(path), lambda: Image.open(path), declared, stored_pixels)
+    header = read_header(path)
+    return Photo(str(path), path, header, _measured_upright(header, declared, stored_pixels))
 
 
 def encoded_photo(data: Callable[[], bytes], label: str) -> Photo:
     """A photo out of encoded (JPEG, PNG) bytes, its pixels as stored."""
-    return _photo(label, lambda: Image.open(io.BytesIO(data())), None, stored_pixels=True)
+    return Photo(label, data, read_header(data, label), turned=False)
 
 
-def _photo(label: str, opener: Callable[[], Image.Image], declared: Size | None, stored_pixels: bool) -> Photo:
-    try:
-        with opener() as image:
-            stored = image.size
-            # The base class's method: that of PNG files would decode the whole image to look behind it.
-            orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
-    except FileNotFoundError as error:
-        raise SceneError(f"The image {label} does not exist.", fix="restore the file, or remove its frame") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SceneError(
-            f"{label} cannot be opened as an image: {error}.",
-            expected="a JPEG, PNG, WebP, TIFF or BMP file",
-            fix="restore the file, or remove its frame",
-        ) from error
-    upright = _upright_size(stored, orientation)
-    turn = _measured_upright(stored, upright, declared, stored_pixels)
-    width, height = upright if turn else stored
-
-    def decode() -> np.ndarray:
-        try:
-            with opener() as image:
-                pixels = _rgb(image, label)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise SceneError(
-                f"{label} cannot be decoded: {error}.",
-                expected="a complete image file",
-                fix="restore the file, or remove its frame",
-            ) from error
-        if turn and orientation in _TURNS:
-            pixels = np.array(Image.fromarray(pixels).transpose(_TURNS[orientation]))
-        if pixels.shape != (height, width, 3):
-            raise SceneError(f"{label} changed its size while the scene was in use.", fix="load the scene again")
-        return pixels
-
-    return Photo(label, width, height, decode)
+def _turned_size(stored: Size, orientation: int) -> Size:
+    return (stored[1], stored[0]) if orientation >= _FIRST_TRANSPOSED_ORIENTATION else stored
 
 
-def _upright_size(stored: Size, orientation: int) -> Size:
-    return (stored[1], stored[0]) if _FIRST_TRANSPOSED_ORIENTATION <= orientation <= 8 else stored
-
-
-def _measured_upright(stored: Size, upright: Size, declared: Size | None, stored_pixels: bool) -> bool:
+def _measured_upright(header: ImageHeader, declared: Size | None, stored_pixels: bool) -> bool:
+    stored, upright = header.size, _turned_size(header.size, header.orientation)
     if declared is not None and same_aspect(declared, stored) != same_aspect(declared, upright):
         return same_aspect(declared, upright)
     return not stored_pixels
-
-
-def _rgb(image: Image.Image, label: str) -> np.ndarray:
-    """uint8 (H, W, 3) of an opened image of any mode."""
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow gives PNGs as "I;16" or, in older versions, as "I"
-        grey = np.asarray(image).astype(np.float64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise SceneError(f"{label} holds 32-bit integers.", expected="an 8-bit or 16-bit image")
-        return np.repeat(np.rint(grey / 257.0).astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode == "F":
-        raise SceneError(f"{label} holds floating-point values.", expected="an 8-bit or 16-bit image")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(image.convert("RGB"))

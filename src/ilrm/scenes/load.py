@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ilrm import paths
 from ilrm.errors import SceneError
+from ilrm.image_files import MAX_PIXELS
 from ilrm.reading import read_json
 from ilrm.scene import Scene
 from ilrm.scenes.chunks import INDEX, is_chunk_index, read_chunk_scene
@@ -26,7 +27,12 @@ _KINDS = (
 
 
 def load_scene(
-    path: str | Path, *, key: str | None = None, max_side: int | None = None, size: tuple[int, int] | None = None
+    path: str | Path,
+    *,
+    key: str | None = None,
+    max_side: int | None = None,
+    size: tuple[int, int] | None = None,
+    max_pixels: int | None = MAX_PIXELS,
 ) -> Scene:
     """The scene at ``path``, whatever its format: photos undistorted, at one size, decoded when they are used.
 
@@ -37,6 +43,8 @@ def load_scene(
         key: which scene of a chunk; the first by default.
         max_side: reduce images, intrinsics and depth so that the longer side has at most this many pixels.
         size: (width, height) to bring every image to: scaled to cover it, then centre-cropped.
+        max_pixels: refuse photos of more pixels, so that a small file cannot fill the memory when it is decoded (some
+            8 bytes a pixel; WebP, AVIF, progressive JPEG and 16-bit TIFF count twice). None sets no limit.
 
     Returns:
         V views in the file's order (COLMAP: sorted by name), OpenCV axes, in the scene's own world frame and units
@@ -46,7 +54,7 @@ def load_scene(
         SceneError: nothing that can be loaded, or a file, frame or value that is missing, malformed or impossible.
         CameraError: a pose or intrinsic that no camera can have.
     """
-    return assemble(read_source(Path(path), key), max_side=max_side, size=size)
+    return assemble(read_source(Path(path), key), max_side=max_side, size=size, max_pixels=max_pixels)
 
 
 def declared_holdout(path: str | Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from ilrm.errors import CameraError, GaussiansError, SceneError
 from ilrm.export import load_gaussians
 from ilrm.export.cameras import load_cameras
 from ilrm.gaussians import Gaussians
+from ilrm.image_files import open_image
 from ilrm.reading import read_json
 from ilrm.scenes.save import image_names
 from ilrm.view.splats import Array
@@ -111,13 +112,8 @@ def _photos_beside(folder: Path, names: Sequence[str], cameras: Cameras) -> tupl
 
 
 def _read_photo(path: Path, cameras: Cameras) -> Array:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((cameras.width, cameras.height)))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise SceneError(f"Cannot read the photo {path}: {error}.", fix="write the result again") from error
+    with open_image(path) as image:
+        return np.asarray(image.convert("RGB").resize((cameras.width, cameras.height)))
 
 
 def photos_of(scene_path: Path | str, names: Sequence[str], cameras: Cameras) -> tuple[Array, ...]:

@@ -180,6 +180,11 @@ class Cameras:
         """The same cameras in another world frame."""
         return replace(self, c2w=similarity.apply_c2w(self.c2w))
 
+    def coincide(self) -> bool:
+        """Whether all centres are one point, but for the rounding of float64."""
+        centres = self.centers.double()
+        return _is_rounding((centres - centres.mean(0)).abs().max().item(), centres.abs().max().item())
+
     def local_origin(self) -> Tensor:
         """(3,) float64 point that positions around these cameras are counted from, see ``local_origin``."""
         to_world = normalise(self)[1]
@@ -248,6 +253,11 @@ def rays(c2w: Tensor, K: Tensor, width: int, height: int, offsets: Tensor | None
     return c2w[..., None, None, :3, 3].expand_as(directions), directions
 
 
+def _is_rounding(extent: float, largest: float) -> bool:
+    """Whether coordinates of up to ``largest`` that differ by ``extent`` are meant to be equal."""
+    return extent <= _COINCIDENT_CENTRES * max(largest, 1e-12)
+
+
 def local_origin(centre: Tensor, extent: float) -> Tensor:
     """(3,) float64 point from which single precision can count the positions of a scene.
 
@@ -263,6 +273,17 @@ def local_origin(centre: Tensor, extent: float) -> Tensor:
         return torch.zeros(3, dtype=torch.float64)
     places = -math.floor(math.log10(extent))
     return torch.tensor([round(value, places) for value in at.tolist()], dtype=torch.float64)
+
+
+def local_origin_of(points: Tensor) -> Tensor:
+    """``local_origin`` of points (N, 3), by the median of their positions and of their distances from it."""
+    points = points.detach().double().cpu()
+    points = points[torch.isfinite(points).all(-1)]
+    if len(points) == 0:
+        return torch.zeros(3, dtype=torch.float64)
+    middle = points.median(0).values
+    distances = (points - middle).norm(dim=-1)
+    return local_origin(middle, distances.median().item() or distances.max().item() or 1.0)
 
 
 def mean_pose(c2w: Tensor) -> tuple[Tensor, Tensor]:
@@ -323,7 +344,7 @@ def normalise(
     else:
         moved = (chosen[:, :3, 3].double() - centre) @ rotation
         extent = moved.abs().max().item()
-        if extent <= _COINCIDENT_CENTRES * max(raw_extent, 1e-12):
+        if _is_rounding(extent, raw_extent):
             extent = 1.0
     extent *= scene_scale
     to_world = Similarity(extent, rotation, centre)

@@ -5,6 +5,11 @@ The command line prints these messages without a traceback and exits with status
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 class IlrmError(Exception):
     """Base of all errors that a user can cause and mend.
@@ -69,3 +74,32 @@ class MissingExtraError(IlrmError):
             f"{purpose} needs the package {package!r}, which is not installed.",
             fix=f"pip install 'ilrm[{extra}]'",
         )
+
+
+class IlrmWarning(UserWarning):
+    """What was read may not be what its owner expects. The command line prints it as one line, without a place."""
+
+
+def warn(message: str) -> None:
+    """Warn with one line that names the file or view."""
+    warnings.warn(message, IlrmWarning, stacklevel=3)
+
+
+@contextmanager
+def hear_warnings(tell: Callable[[str], object]) -> Iterator[None]:
+    """Hand the text of each IlrmWarning to ``tell`` while inside, also where Python would show it only once.
+
+    Other warnings go their usual way. Like all of ``warnings``, for one thread at a time.
+    """
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if issubclass(category, IlrmWarning):
+            tell(str(message))
+        else:
+            usual(message, category, *place, **options)
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.showwarning = show
+        warnings.simplefilter("always", IlrmWarning)
+        yield

@@ -106,9 +106,10 @@ def test_useless_poses_are_warned_about(tmp_path):
     write_transforms(tmp_path, data)
     assert "all cameras stand at one place" in messages(tmp_path, "warning")
     for view, frame in enumerate(data["frames"]):
-        frame["transform_matrix"][0][3] = 5e5 + view
+        frame["transform_matrix"][0][3], frame["transform_matrix"][1][3] = 512345 + 0.2 * view, 5432109
     write_transforms(tmp_path, data)
-    assert "origin is" in messages(tmp_path, "warning")
+    assert "origin is far away" in messages(tmp_path, "info")
+    assert messages(tmp_path, "warning") == ""
     data["frames"] = data["frames"][:1]
     write_transforms(tmp_path, data)
     assert "one view alone" in messages(tmp_path, "warning")

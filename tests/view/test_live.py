@@ -67,7 +67,7 @@ def test_thresholds_reach_the_scene(viewer: Viewer) -> None:
     control(viewer, "Min. opacity").value = 1.0
     until(lambda: not viewer._splats.visible, viewer)
     with pytest.raises(GaussiansError, match="no Gaussians"):
-        edited_ply(viewer.session)
+        edited_ply(viewer.session, viewer.origin)
 
 
 def test_the_last_of_many_changes_holds(viewer: Viewer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_crop_states_and_saving(viewer: Viewer, tmp_path: Path) -> None:
         control(viewer, f"Box {axis}").value = 0.5
     until(lambda: len(viewer._splats.buffer) == int(viewer.session.keep().sum()) < 200, viewer)
     path = tmp_path / "edited.ply"
-    path.write_bytes(edited_ply(viewer.session))
+    path.write_bytes(edited_ply(viewer.session, viewer.origin))
     saved = load_ply(path)
     assert torch.allclose(saved.means, viewer.session.shown().means)
     assert len(saved) < 200

@@ -142,8 +142,9 @@ class Export:
         if path.suffix.lower() == ".splat" and gaussians.sh_degree > 0:
             console.warn(f"{path} holds no view-dependent colour: SH of degree {gaussians.sh_degree} is left out")
         axes = find_format(path).axes
-        save_gaussians(self._moved(gaussians, self._similarity(cameras, axes)), path)
-        return {"path": str(path), "bytes": path.stat().st_size}
+        moved = self._moved(gaussians, self._similarity(cameras, axes))
+        save_gaussians(moved, path)
+        return {"path": str(path), "bytes": path.stat().st_size, "world_offset": moved.origin.tolist()}
 
     def _write_colmap(self, gaussians: Gaussians, path: Path, cameras: Cameras | None) -> dict[str, object]:
         from ilrm.export.colmap import save_colmap
@@ -197,7 +198,7 @@ def _check_same_world(scene: Scene, gaussians: Path, photos: Path) -> None:
     known = [view for view, name in enumerate(names) if name in places]
     of_scene = scene.cameras[[places[names[view]] for view in known]].c2w.double()
     spread, distance = cameras.centers.std(dim=0, correction=0).norm(), cameras.centers.abs().max()
-    extent = max(spread.item(), 1e-6 * distance.item(), 1e-12)  # cameras may all stand at one point
+    extent = max(spread.item(), 1e-9 * distance.item(), 1e-12)  # cameras may all stand at one point
     error = (of_scene - cameras[known].c2w.double()).abs()
     if len(known) < len(names) or error[:, :3, :3].max() > _SAME_POSE or error[:, :3, 3].max() > _SAME_POSE * extent:
         raise SceneError(

@@ -114,6 +114,7 @@ class Mesh:
             "faces": len(surface.faces),
             "watertight": is_watertight(surface),
             "extent": extent.tolist(),
+            "world_offset": surface.origin.tolist(),
             "voxel": lattice.voxel,
             "views": len(views.depth),
             "num_gaussians": len(gaussians),

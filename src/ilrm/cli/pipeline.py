@@ -121,7 +121,7 @@ def _run(options: Options, device: torch.device, folder: Path, console: Console)
         after = score(gaussians, held_out, near)
     with watch.stage("write"):
         save_ply(gaussians, folder / SCENE_FILE)
-        save_cameras(inputs.cameras, inputs.names, folder / CAMERAS_FILE)
+        save_cameras(inputs.cameras, inputs.names, folder / CAMERAS_FILE, gaussians.origin)
         # Without held-out views the inputs are shown; they are not scored, since they were looked at.
         save_comparisons(gaussians, held_out if split.held_out else inputs, folder / RENDERS, near, console)
         save_inputs(inputs, folder / INPUTS)
@@ -133,6 +133,7 @@ def _run(options: Options, device: torch.device, folder: Path, console: Console)
         "seconds": watch.seconds,
         "peak_memory_gb": peak_memory_gb(device),
         "num_gaussians": len(gaussians),
+        "world_offset": gaussians.origin.tolist(),
         "num_inputs": len(inputs),
         "input_names": list(inputs.names),
         "held_out_names": list(held_out.names),

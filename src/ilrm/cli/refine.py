@@ -81,6 +81,7 @@ class Refine:
             "psnr_before_refine": before and before[0],
             "ssim_before_refine": before and before[1],
             "num_gaussians": len(result.gaussians),
+            "world_offset": result.gaussians.origin.tolist(),
             "num_inputs": len(inputs),
             "input_names": list(inputs.names),
             "held_out_names": list(held_out.names),

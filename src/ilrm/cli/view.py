@@ -84,7 +84,8 @@ class View:
         save_page(result.gaussians, path, result.cameras, result.photos or None, result.title, result.numbers)
         size = path.stat().st_size
         console.show("", {"page": path, "MB": size / 1e6, "Gaussians": f"{len(result.gaussians):,}"})
-        return {"output": str(path), "bytes": size, "num_gaussians": len(result.gaussians)}
+        offset = result.gaussians.origin.tolist()
+        return {"output": str(path), "bytes": size, "num_gaussians": len(result.gaussians), "world_offset": offset}
 
     def _serve(
         self, result: Result, layers: list[tuple[str, Gaussians]], device: torch.device, console: Console

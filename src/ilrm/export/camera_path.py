@@ -120,6 +120,7 @@ def nearest_views(path: Cameras, cameras: Cameras, distance: float) -> list[int]
     A step of ``distance``, that of what is looked at, counts as much as a turn by 60 degrees.
     """
     here, there = path.centers.double().cpu(), cameras.centers.double().cpu()
+    here, there = here - there.mean(0), there - there.mean(0)  # torch takes differences of squares
     step = torch.cdist(here, there) / distance
     turn = torch.cdist(path.forward.double().cpu(), cameras.forward.double().cpu())  # chord: 1 at 60 degrees
     return (step**2 + turn**2).argmin(1).tolist()
@@ -170,7 +171,7 @@ def cameras_around(gaussians: Gaussians, up: Up = "-y") -> Cameras:
         up: the axis of the world that points up. Splat files usually come with y down.
     """
     opaque = gaussians.opacities > _OPAQUE
-    means = (gaussians.means[opaque] if opaque.any() else gaussians.means).detach().double().cpu()
+    means = (gaussians[opaque] if opaque.any() else gaussians).detach().world_means.cpu()
     centre = means.median(0).values
     distance = (means - centre).norm(dim=-1)
     radius = torch.quantile(distance[:: max(1, len(distance) // 100_000)], _SEEN).clamp_min(1e-6).item()

@@ -6,17 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ilrm.cameras import Cameras
 from ilrm.errors import CameraError
 from ilrm.files import write_json
 from ilrm.reading import read_json
 
+WORLD_OFFSET = "world_offset"
 _EXPECTED = 'a JSON file {"frames": [{"file_path", "w", "h", "fx", "fy", "cx", "cy", "w2c"}]} with frames of one size'
 
 
-def save_cameras(cameras: Cameras, names: Sequence[str], path: Path | str) -> None:
-    """Write V cameras with their names. Raises OutputError."""
+def save_cameras(cameras: Cameras, names: Sequence[str], path: Path | str, origin: Tensor | None = None) -> None:
+    """Write V cameras with their names; poses are those in the world, in full precision.
+
+    Args:
+        origin: (3,) point of the world that the Gaussians beside the file are counted from. It is written as
+            "world_offset" where it is not zero.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     K, w2c = cameras.K.double().cpu(), torch.linalg.inv(cameras.c2w.double().cpu())
     frames = [
         {
@@ -28,7 +38,19 @@ def save_cameras(cameras: Cameras, names: Sequence[str], path: Path | str) -> No
         }
         for i, name in enumerate(names)
     ]
-    write_json(path, {"frames": frames})
+    offset = {} if origin is None or not origin.any() else {WORLD_OFFSET: origin.tolist()}
+    write_json(path, {**offset, "frames": frames})
+
+
+def world_offset_beside(path: Path) -> Tensor:
+    """(3,) float64 "world_offset" of the cameras.json beside a file; zeros where there is none."""
+    try:
+        content = json.loads(path.with_name("cameras.json").read_text(encoding="utf-8"))
+        offset = torch.tensor(content[WORLD_OFFSET], dtype=torch.float64)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return torch.zeros(3, dtype=torch.float64)  # another program's file, or a near world
+    usable = tuple(offset.shape) == (3,) and bool(torch.isfinite(offset).all())
+    return offset if usable else torch.zeros(3, dtype=torch.float64)
 
 
 def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:

@@ -72,7 +72,7 @@ def _model(scene: Scene, files: list[str], gaussians: Gaussians) -> pycolmap.Rec
         model.add_image_with_trivial_frame(image, pose)
     g = gaussians.detach().to("cpu")
     colours = ((0.5 + C0 * g.sh[:, 0].double()).clamp(0, 1) * 255).round().numpy().astype(np.uint8)
-    for xyz, rgb in zip(g.means.double().numpy(), colours, strict=True):
+    for xyz, rgb in zip(g.world_means.numpy(), colours, strict=True):
         model.add_point3D(xyz, pycolmap.Track(), rgb)
     return model
 

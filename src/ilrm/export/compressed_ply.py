@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ilrm.errors import GaussiansError
 from ilrm.export import smallest_three
 from ilrm.export.checks import check_finite, check_writable
-from ilrm.export.ply_tables import Tables
+from ilrm.export.ply_tables import PlyContent, Tables, offset_comment
 from ilrm.files import atomic_file
 from ilrm.gaussians import Gaussians
 from ilrm.spherical_harmonics import C0
@@ -64,7 +64,7 @@ def save_compressed_ply(gaussians: Gaussians, path: Path | str) -> None:
     rest = g.sh[:, 1:].transpose(1, 2).flatten(1).numpy()
     codes = ((rest / _SH_RANGE + 0.5) * 256).clip(0, 255).astype(np.uint8)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(len(g), codes.shape[1]))
+        file.write(_header(len(g), codes.shape[1], g.origin.numpy()))
         file.write(np.concatenate([position_bounds, scale_bounds, colour_bounds], axis=1).astype("<f4").tobytes())
         file.write(np.stack(words, axis=1).astype("<u4").tobytes())
         file.write(codes.tobytes())
@@ -75,8 +75,9 @@ def is_compressed(tables: Tables) -> bool:
     return "packed_position" in (tables["vertex"].dtype.names or ())
 
 
-def decode(tables: Tables, path: Path | str) -> Gaussians:
-    """The Gaussians in the tables of a compressed PLY. Raises GaussiansError."""
+def decode(content: PlyContent, path: Path | str) -> Gaussians:
+    """The Gaussians of a compressed PLY. Raises GaussiansError."""
+    tables = content.tables
     vertex = tables["vertex"]
     chunk = tables.get("chunk", np.empty(0, np.dtype([])))
     stored = vertex.dtype.names or ()
@@ -99,7 +100,8 @@ def decode(tables: Tables, path: Path | str) -> Gaussians:
         "sh": np.concatenate([sh0[:, None], _rest(tables.get("sh"), count, path)], axis=1),
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in values.items()}
-    return check_finite(Gaussians(**tensors, antialiased=False), path)
+    origin = torch.from_numpy(content.world_offset(path))
+    return check_finite(Gaussians(**tensors, origin=origin, antialiased=False), path)
 
 
 def _rest(table: NDArray[np.void] | None, count: int, path: Path | str) -> NDArray[np.float32]:
@@ -121,13 +123,13 @@ def _rest(table: NDArray[np.void] | None, count: int, path: Path | str) -> NDArr
     return ((shares - 0.5) * _SH_RANGE).astype(np.float32).reshape(count, 3, -1).transpose(0, 2, 1)
 
 
-def _header(count: int, rest: int) -> bytes:
+def _header(count: int, rest: int, offset: FloatArray) -> bytes:
     lines = ["ply", "format binary_little_endian 1.0", f"element chunk {-(-count // _CHUNK)}"]
     lines += [f"property float {name}" for name in _BOUNDS]
     lines += [f"element vertex {count}", *(f"property uint {name}" for name in _WORDS)]
     if rest:
         lines += [f"element sh {count}", *(f"property uchar f_rest_{i}" for i in range(rest))]
-    return "\n".join([*lines, "end_header", ""]).encode()
+    return "\n".join([*lines, *offset_comment(offset), "end_header", ""]).encode()
 
 
 def _relative(values: FloatArray) -> tuple[FloatArray, FloatArray]:

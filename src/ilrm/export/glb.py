@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from ilrm.cameras import Similarity
+from ilrm.cameras import Similarity, local_origin_of
 from ilrm.errors import GaussiansError
 from ilrm.export.axes import GLTF
 from ilrm.export.checks import check_finite, check_writable
@@ -133,7 +133,7 @@ def load_glb(path: Path | str) -> Gaussians:
     glb = read_glb(Path(path), _EXPECTED)
     with glb.explained():
         parts = [
-            _read_primitive(glb, primitive).transform(_similarity(matrix, glb.path))
+            _placed(_read_primitive(glb, primitive), _similarity(matrix, glb.path))
             for mesh, matrix in glb.mesh_nodes()
             for primitive in mesh["primitives"]
             if EXTENSION in primitive.get("extensions", {})
@@ -176,6 +176,12 @@ def _read_primitive(glb: Glb, primitive: dict[str, Any]) -> Gaussians:
         opacities=opacities[:, 0],
         sh=torch.stack([torch.from_numpy(value) for value in values[4:]], dim=1),
     )
+
+
+def _placed(gaussians: Gaussians, to_scene: Similarity) -> Gaussians:
+    """Where a node puts them: its translation is a double, and may lie too far away for single precision."""
+    origin = local_origin_of(to_scene.apply_points(gaussians.means.double()))
+    return gaussians.transform(to_scene, origin=origin)
 
 
 def _similarity(matrix: NDArray[np.float64], path: Path) -> Similarity:

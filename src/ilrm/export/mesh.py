@@ -69,6 +69,7 @@ def see_surface(
     """
     if len(gaussians) == 0:
         raise GaussiansError("There are no Gaussians to make a mesh of.", expected="at least one")
+    origin, gaussians, cameras = gaussians.origin, gaussians.local(), cameras.relative_to(gaussians.origin)
     most = max(1, MOST_PIXELS // (cameras.width * cameras.height))
     if len(cameras) > most:
         cameras = cameras[np.linspace(0, len(cameras) - 1, most).round().astype(int).tolist()]
@@ -85,7 +86,7 @@ def see_surface(
     K = cameras.K.double().cpu().numpy()
     pinhole = np.stack([K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2]], axis=1)
     w2c = np.ascontiguousarray(cameras.c2w.double().cpu().inverse().numpy()[:, :3])
-    views = DepthViews(depth, np.zeros_like(depth), rgb, w2c, pinhole)
+    views = DepthViews(depth, np.zeros_like(depth), rgb, w2c, pinhole, origin.numpy())
     return replace(views, weight=pixel_weights(views))
 
 
@@ -235,7 +236,7 @@ def fuse_surface(
             expected="surfaces that some view sees from less than grazing angles",
             fix="give more or other cameras, or another --voxel",
         )
-    dense = Surface(vertices, triangles, colour_vertices(views, vertices, truncation))
+    dense = Surface(vertices, triangles, colour_vertices(views, vertices, truncation), views.origin)
     return dense if faces is None or faces >= len(triangles) else simplify(dense, faces)
 
 
@@ -291,7 +292,7 @@ def simplify(surface: Surface, faces: int) -> Surface:
     )
     vertices = points.astype(np.float64) + middle
     _, nearest = KDTree(surface.vertices).query(vertices)
-    return Surface(vertices, triangles.astype(np.int64), surface.colours[nearest])
+    return replace(surface, vertices=vertices, faces=triangles.astype(np.int64), colours=surface.colours[nearest])
 
 
 def is_watertight(surface: Surface) -> bool:

@@ -1,8 +1,8 @@
 """A coloured surface as .glb, .ply or .obj, written by trimesh.
 
-PLY and OBJ keep the world frame and store colours as they look (sRGB). glTF asks for y up, z forward and linear
-colours, so a GLB is turned by half a turn about z from OpenCV's y down, and its colours are converted; it is marked as
-unlit, because the photos' light is in the colours already.
+PLY and OBJ keep the world frame (see ``save_surface`` for worlds far from their origin) and store colours as they look
+(sRGB). glTF asks for y up, z forward and linear colours, so a GLB is turned by half a turn about z from OpenCV's y
+down, and its colours are converted; it is marked as unlit, because the photos' light is in the colours already.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from ilrm.errors import MissingExtraError, OutputError
 from ilrm.export.axes import GLTF
+from ilrm.export.checks import warn_of_origin
 from ilrm.export.tsdf import FloatArray, Surface
 from ilrm.files import atomic_file
 
@@ -51,6 +54,9 @@ def check_mesh_packages(*, simplified: bool = False, textured: bool = False) -> 
 def save_surface(surface: Surface, path: Path | str, texture: Texture | None = None) -> None:
     """Write a surface in the format that the extension names.
 
+    Far from the world's origin a PLY holds the world's coordinates in double precision; the others are counted from
+    ``surface.origin``, of which there is a warning.
+
     Args:
         texture: replaces the colours of the vertices; in .glb only.
 
@@ -69,9 +75,9 @@ def save_surface(surface: Surface, path: Path | str, texture: Texture | None = N
     elif path.suffix.lower() == ".glb":
         content = _glb(trimesh, surface)
     else:
-        colours = (surface.colours.clip(0, 1) * 255).round().astype(np.uint8)
-        mesh = trimesh.Trimesh(surface.vertices, surface.faces, vertex_colors=colours, process=False)
-        content = mesh.export(file_type=path.suffix.lower()[1:])
+        content = _with_vertex_colours(trimesh, surface, path.suffix.lower()[1:])
+    if surface.origin.any() and path.suffix.lower() != ".ply":
+        warn_of_origin(path, torch.from_numpy(surface.origin))
     with atomic_file(path) as temporary:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
@@ -79,6 +85,30 @@ def save_surface(surface: Surface, path: Path | str, texture: Texture | None = N
 def linear_from_srgb(colours: FloatArray) -> FloatArray:
     """Linear light of sRGB colours in [0, 1] (IEC 61966-2-1)."""
     return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+
+
+def _with_vertex_colours(trimesh: Any, surface: Surface, kind: str) -> Any:
+    """The content of a .ply or .obj."""
+    colours = (surface.colours.clip(0, 1) * 255).round().astype(np.uint8)
+    mesh = trimesh.Trimesh(surface.vertices, surface.faces, vertex_colors=colours, process=False)
+    if not surface.origin.any():
+        return mesh.export(file_type=kind)
+    if kind == "obj":  # decimals would hold the world, but the programs that read them compute in single precision
+        return mesh.export(file_type=kind, header="world_offset " + " ".join(repr(x) for x in surface.origin.tolist()))
+    return _double_ply(surface, colours)
+
+
+def _double_ply(surface: Surface, colours: NDArray[np.uint8]) -> bytes:
+    """A binary PLY with vertices in the world in double precision, which trimesh does not write."""
+    vertices = np.empty(len(surface.vertices), [("xyz", "<f8", 3), ("rgb", "u1", 3)])
+    vertices["xyz"], vertices["rgb"] = surface.world_vertices, colours
+    faces = np.empty(len(surface.faces), [("count", "u1"), ("corners", "<i4", 3)])
+    faces["count"], faces["corners"] = 3, surface.faces
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
+    header += [f"property double {axis}" for axis in "xyz"]
+    header += [f"property uchar {colour}" for colour in ("red", "green", "blue")]
+    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
+    return "\n".join(header).encode() + vertices.tobytes() + faces.tobytes()
 
 
 def _glb(trimesh: Any, surface: Surface) -> bytes:

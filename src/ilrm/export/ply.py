@@ -2,22 +2,25 @@
 
 Per Gaussian, binary little endian float32: ``x y z nx ny nz f_dc_0..2 f_rest_* opacity scale_0..2 rot_0..3``.
 ``f_rest`` is channel-major (all red coefficients first), ``opacity`` a logit, ``scale`` a logarithm, ``rot`` wxyz.
-Coordinates stay in the scene's own world frame; the normals are zero.
+Coordinates stay in the scene's own world frame; the normals are zero. Far from the world's origin they are counted from
+a point that a comment in the header names, ``world_offset X Y Z``: doubles would hold them, but viewers compute in
+single precision and would show stripes, and some take every property for a float.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ilrm.cameras import local_origin_of
 from ilrm.errors import GaussiansError
 from ilrm.export.checks import check_finite, check_writable
 from ilrm.export.compressed_ply import decode, is_compressed
-from ilrm.export.ply_tables import EXPECTED, read_tables
+from ilrm.export.ply_tables import EXPECTED, PlyContent, offset_comment, read_tables
 from ilrm.files import atomic_file
 from ilrm.gaussians import Gaussians
 
@@ -35,12 +38,13 @@ class PlyFields:
     """The stored numbers, before any activation; a file written from them reads back bit by bit.
 
     Attributes:
-        xyz: (N, 3) float32 centres.
+        xyz: (N, 3) float32 centres, counted from ``offset``.
         f_dc: (N, 3) coefficients of degree 0.
         f_rest: (N, 3 (K - 1)) higher coefficients, channel-major.
         opacity: (N,) logits.
         scale: (N, 3) natural logarithms.
         rot: (N, 4) quaternions wxyz, not necessarily of unit length.
+        offset: (3,) float64 point of the world.
     """
 
     xyz: FloatArray
@@ -49,6 +53,7 @@ class PlyFields:
     opacity: FloatArray
     scale: FloatArray
     rot: FloatArray
+    offset: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
 
     @staticmethod
     def from_gaussians(gaussians: Gaussians) -> PlyFields:
@@ -69,6 +74,7 @@ class PlyFields:
             opacity=stored(torch.logit(opacities)),
             scale=stored(scales.log()),
             rot=stored(g.quats),
+            offset=g.origin.numpy(),
         )
 
     def to_gaussians(self) -> Gaussians:
@@ -81,6 +87,7 @@ class PlyFields:
             quats=torch.nn.functional.normalize(rot, dim=-1).float(),
             opacities=torch.from_numpy(self.opacity.astype(np.float64)).sigmoid().float(),
             sh=torch.cat([torch.from_numpy(self.f_dc.astype(np.float32))[:, None], rest], dim=1),
+            origin=torch.from_numpy(self.offset),
         )
 
 
@@ -98,15 +105,16 @@ def save_ply(gaussians: Gaussians, path: Path | str) -> None:
 def load_ply(path: Path | str) -> Gaussians:
     """Read a splat PLY of any SH degree up to 3, with its properties in any order and extra ones ignored.
 
+    Doubles far from the world's origin lose nothing: they are counted from a point in their middle, the ``origin``.
     Compressed files (see ``compressed_ply``) are recognised by their header.
 
     Raises:
         GaussiansError: no such file, not a PLY, not a splat, cut off, empty, or with impossible values.
     """
-    tables = read_tables(path)
-    if is_compressed(tables):
-        return decode(tables, path)
-    fields = _fields(tables["vertex"], path)
+    content = read_tables(path)
+    if is_compressed(content.tables):
+        return decode(content, path)
+    fields = _fields(content, path)
     # An infinite logit (opacity 0 or 1) or a scale of log 0 is legal and finite once decoded.
     gaussians = check_finite(fields.to_gaussians(), path)
     if (empty := np.abs(fields.rot).max(axis=1) == 0).any():
@@ -131,7 +139,7 @@ def write_fields(fields: PlyFields, path: Path | str) -> None:
     columns = [fields.xyz, np.zeros_like(fields.xyz), fields.f_dc, fields.f_rest, fields.opacity[:, None]]
     table = np.concatenate([*columns, fields.scale, fields.rot], axis=1).astype("<f4")
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
-    header += [*(f"property float {name}" for name in names), "end_header", ""]
+    header += [*(f"property float {name}" for name in names), *offset_comment(fields.offset), "end_header", ""]
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         file.write("\n".join(header).encode())
         file.write(table.tobytes())
@@ -139,10 +147,11 @@ def write_fields(fields: PlyFields, path: Path | str) -> None:
 
 def read_fields(path: Path | str) -> PlyFields:
     """Read the stored numbers as they are; see ``load_ply`` for what is refused."""
-    return _fields(read_tables(path)["vertex"], path)
+    return _fields(read_tables(path), path)
 
 
-def _fields(table: NDArray[np.void], path: Path | str) -> PlyFields:
+def _fields(content: PlyContent, path: Path | str) -> PlyFields:
+    table = content.tables["vertex"]
     stored = set(table.dtype.names or ())
     rest = sum(name.startswith("f_rest_") for name in stored)
     if rest not in REST_COUNTS:
@@ -155,11 +164,22 @@ def _fields(table: NDArray[np.void], path: Path | str) -> PlyFields:
     def columns(*names: str) -> FloatArray:
         return np.stack([table[name].astype(np.float32) for name in names], axis=1)
 
+    xyz, offset = _positions(table, content.world_offset(path))
     return PlyFields(
-        xyz=columns("x", "y", "z"),
+        xyz=xyz,
         f_dc=columns("f_dc_0", "f_dc_1", "f_dc_2"),
         f_rest=columns(*(f"f_rest_{i}" for i in range(rest))) if rest else np.zeros((len(table), 0), np.float32),
         opacity=columns("opacity")[:, 0],
         scale=columns("scale_0", "scale_1", "scale_2"),
         rot=columns("rot_0", "rot_1", "rot_2", "rot_3"),
+        offset=offset,
     )
+
+
+def _positions(table: NDArray[np.void], offset: NDArray[np.float64]) -> tuple[FloatArray, NDArray[np.float64]]:
+    """Positions (N, 3) and the point they are counted from; that moves only if more than float32 would be lost."""
+    xyz = np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
+    if all(table.dtype[axis].itemsize <= 4 for axis in "xyz"):
+        return xyz.astype(np.float32), offset
+    origin = local_origin_of(torch.from_numpy(xyz)).numpy()
+    return (xyz - origin).astype(np.float32), offset + origin

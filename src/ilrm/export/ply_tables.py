@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,11 +25,53 @@ _TYPES = {
     **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4"},
     **{"double": "f8", "float64": "f8"},
 }
+# What we write where positions are counted from a point far from the world's origin: place = offset + x y z.
+WORLD_OFFSET = "world_offset"
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
 
 
-def read_tables(path: Path | str) -> Tables:
-    """The vertices of a PLY, and the tables that go with them in a compressed one.
+@dataclass(frozen=True, eq=False)
+class PlyContent:
+    """What a PLY holds.
+
+    Attributes:
+        tables: the vertices, and the tables that go with them in a compressed one.
+        comments: the words of each comment in the header.
+    """
+
+    tables: Tables
+    comments: tuple[tuple[str, ...], ...]
+
+    def world_offset(self, path: Path | str) -> NDArray[np.float64]:
+        """(3,) the point of the world that positions are counted from; zeros unless a comment says so.
+
+        Raises:
+            GaussiansError: a comment that begins so and is not three numbers.
+        """
+        for words in self.comments:
+            if words[:1] == (WORLD_OFFSET,):
+                try:
+                    offset = np.array([float(word) for word in words[1:]])
+                except ValueError:
+                    offset = np.zeros(0)
+                if offset.shape != (3,) or not np.isfinite(offset).all():
+                    raise GaussiansError(
+                        f"{path} has the comment {' '.join(words)[:80]!r}.", expected=f"{WORLD_OFFSET} X Y Z, numbers"
+                    )
+                return offset
+        return np.zeros(3)
+
+
+def offset_comment(offset: NDArray[np.float64]) -> list[str]:
+    """The header's line that ``PlyContent.world_offset`` reads; none for zeros.
+
+    It belongs behind the properties: some viewers find the number of vertices by the line it stands in.
+    """
+    return ["comment " + " ".join([WORLD_OFFSET, *(repr(float(x)) for x in offset)])] if offset.any() else []
+
+
+def read_tables(path: Path | str) -> PlyContent:
+    """The content of a splat PLY.
 
     Raises:
         GaussiansError: no such file, not a binary PLY, cut off, or without vertices.
@@ -41,9 +84,9 @@ def read_tables(path: Path | str) -> Tables:
         raise unreadable(path, error, EXPECTED) from error
 
 
-def _read_tables(file: BinaryIO, path: Path) -> Tables:
+def _read_tables(file: BinaryIO, path: Path) -> PlyContent:
     """Sizes are checked against the file's before anything is allocated."""
-    byte_order, elements = _read_header(file, path)
+    byte_order, elements, comments = _read_header(file, path)
     size = os.fstat(file.fileno()).st_size
     tables: Tables = {}
     for name, count, properties in elements:
@@ -68,17 +111,17 @@ def _read_tables(file: BinaryIO, path: Path) -> Tables:
             file.seek(need, os.SEEK_CUR)
     if "vertex" not in tables:
         raise GaussiansError(f"{path} has no element 'vertex'.", expected=EXPECTED)
-    return tables
+    return PlyContent(tables, comments)
 
 
 Element = tuple[str, int, list[tuple[str, str | None]]]
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[Element]]:
-    """Byte order, and per element its name, count and (property, numpy type; None for a list)."""
+def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[Element], tuple[tuple[str, ...], ...]]:
+    """Byte order, per element its name, count and (property, numpy type; None for a list), and the comments."""
     if file.readline(16).strip() != b"ply":
         raise GaussiansError(f"{path} is not a PLY file: it does not start with 'ply'.", expected=EXPECTED)
-    byte_order, elements = "", []
+    byte_order, elements, comments = "", [], []
     while (line := file.readline(_HEADER_LIMIT)).strip() != b"end_header":
         words = line.decode("ascii", "replace").split()
         if not line.endswith(b"\n") or file.tell() > _HEADER_LIMIT:
@@ -94,7 +137,9 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[Element]]:
                 elements[-1][2].append((label, _TYPES[kind]))
             case ["property", "list", _, _, label] if elements:
                 elements[-1][2].append((label, None))
-            case [] | ["comment", *_] | ["obj_info", *_]:
+            case ["comment", *said]:
+                comments.append(tuple(said))
+            case [] | ["obj_info", *_]:
                 pass
             case _:
                 raise GaussiansError(f"{path} has a header line that no PLY has: {' '.join(words)[:80]!r}.")
@@ -104,4 +149,4 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[Element]]:
         labels = [label for label, _ in properties]
         if len(set(labels)) < len(labels):
             raise GaussiansError(f"{path}: the element {name!r} names a property twice.", expected=EXPECTED)
-    return byte_order, elements
+    return byte_order, elements, tuple(comments)

@@ -9,6 +9,8 @@ from pathlib import Path
 from ilrm.cameras import Similarity
 from ilrm.errors import GaussiansError
 from ilrm.export.axes import GLTF, OPENGL
+from ilrm.export.cameras import world_offset_beside
+from ilrm.export.checks import warn_of_origin
 from ilrm.export.compressed_ply import save_compressed_ply
 from ilrm.export.glb import load_glb, save_glb
 from ilrm.export.ply import load_ply, save_ply
@@ -26,17 +28,19 @@ class Format:
         load: Gaussians of a file, in the world frame that they were saved in.
         save: writes Gaussians.
         axes: from the world to the coordinates that stand in the file, if the format prescribes other axes.
+        keeps_origin: whether the file says which point of the world positions are counted from.
     """
 
     load: Callable[[Path], Gaussians]
     save: Callable[[Gaussians, Path], None]
     axes: Similarity | None = None
+    keeps_origin: bool = False
 
 
 # The first extension that a name ends in counts, so the longer one stands first.
 FORMATS: dict[str, Format] = {
-    ".compressed.ply": Format(load_ply, save_compressed_ply),
-    ".ply": Format(load_ply, save_ply),
+    ".compressed.ply": Format(load_ply, save_compressed_ply, keeps_origin=True),
+    ".ply": Format(load_ply, save_ply, keeps_origin=True),
     ".splat": Format(load_splat, save_splat),
     ".spz": Format(load_spz, save_spz, OPENGL),
     ".glb": Format(load_glb, save_glb, GLTF),
@@ -47,22 +51,32 @@ FORMATS: dict[str, Format] = {
 def load_gaussians(path: Path | str) -> Gaussians:
     """Gaussians (N) of a splat file, in the world frame that they were saved in.
 
+    Formats that cannot say which point of the world they are counted from take it from a cameras.json beside the file.
+
     Raises:
         GaussiansError: an extension that is not known, or a file that holds no Gaussians.
     """
     path = Path(path)
-    return find_format(path).load(path)
+    form = find_format(path)
+    gaussians = form.load(path)
+    return gaussians if form.keeps_origin else gaussians.at(gaussians.origin + world_offset_beside(path))
 
 
 def save_gaussians(gaussians: Gaussians, path: Path | str) -> None:
     """Write N Gaussians in the format that the extension names.
+
+    Positions are written as they are counted, from ``gaussians.origin``; PLY files say from where, for the others there
+    is a warning.
 
     Raises:
         GaussiansError: an extension that is not known, or Gaussians that the format cannot hold.
         OutputError: the file cannot be written.
     """
     path = Path(path)
-    find_format(path).save(gaussians, path)
+    form = find_format(path)
+    form.save(gaussians, path)
+    if gaussians.origin.any() and not form.keeps_origin:
+        warn_of_origin(path, gaussians.origin)
 
 
 def find_format(path: Path) -> Format:

@@ -9,7 +9,7 @@ the triangles and one chunk, whatever the extent of the scene.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numba import njit, prange
@@ -36,8 +36,9 @@ class DepthViews:
         depth: (V, H, W) float32 z-depth in world units, 0 where no surface is to be trusted.
         weight: (V, H, W) float32, how much each pixel counts.
         rgb: (V, H, W, 3) uint8.
-        w2c: (V, 3, 4) float64 world-to-camera.
+        w2c: (V, 3, 4) float64 world-to-camera, in a world whose origin is ``origin``.
         pinhole: (V, 4) float64: fx, fy, cx, cy in pixels.
+        origin: (3,) float64 point of the world that all positions here are counted from.
     """
 
     depth: FloatArray
@@ -45,6 +46,7 @@ class DepthViews:
     rgb: NDArray[np.uint8]
     w2c: FloatArray
     pinhole: FloatArray
+    origin: FloatArray = field(default_factory=lambda: np.zeros(3))
 
     def points(self, view: int) -> FloatArray:
         """(P, 3) world points behind the pixels of one view that have a depth."""
@@ -65,14 +67,21 @@ class Surface:
     """Triangles.
 
     Attributes:
-        vertices: (N, 3) float64 in the world.
+        vertices: (N, 3) float64, counted from ``origin`` as the Gaussians were that it was made of.
         faces: (F, 3) int64, counter-clockwise seen from the side the cameras are on.
         colours: (N, 3) float32 in [0, 1].
+        origin: (3,) float64 point of the world.
     """
 
     vertices: FloatArray
     faces: IntArray
     colours: FloatArray
+    origin: FloatArray = field(default_factory=lambda: np.zeros(3))
+
+    @property
+    def world_vertices(self) -> FloatArray:
+        """(N, 3) float64 in the world."""
+        return self.vertices + self.origin
 
 
 def find_chunks(views: DepthViews, voxel: float, truncation: float) -> IntArray:

@@ -28,7 +28,7 @@ def cameras_around(gaussians: Gaussians, views: int = 32, size: int = 384) -> Ca
         GaussiansError: there are no finite Gaussians of an opacity of at least one half.
     """
     chosen = gaussians.finite() & (gaussians.opacities >= 0.5)
-    centres = gaussians.means[chosen].double().cpu()
+    centres = gaussians[chosen].detach().world_means.cpu()
     if len(centres) == 0:
         raise GaussiansError("No Gaussian has an opacity of at least 0.5, so there is no surface to look at.")
     middle = centres.median(dim=0).values

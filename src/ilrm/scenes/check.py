@@ -19,8 +19,6 @@ from ilrm.scenes.load import read_source
 # Beyond these the photos are more likely mislabelled than real (100 degrees is the released data's own limit).
 _WIDEST_VIEW = 100.0
 _NARROWEST_VIEW = 5.0
-# A single-precision world whose origin is so many extents away keeps fewer than 3 digits of the cameras' motion.
-_FARTHEST_ORIGIN = 1e4
 
 
 @dataclass(frozen=True)
@@ -98,13 +96,11 @@ def _counts(source: Source, scene: Scene) -> Iterator[Finding]:
 
 
 def _poses(scene: Scene) -> Iterator[Finding]:
-    centres = scene.cameras.centers.double()
-    spread = (centres - centres.mean(0)).norm(dim=1).max().item()
-    origin = centres.mean(0).norm().item()
-    if len(scene) > 1 and spread <= 1e-6 * max(origin, 1e-6):
+    if len(scene) > 1 and scene.cameras.coincide():
         yield Finding("warning", "all cameras stand at one place; without parallax there is no depth")
-    elif spread > 0 and origin > _FARTHEST_ORIGIN * spread:
-        yield Finding("warning", f"the world's origin is {origin / spread:.0f} extents away; move it nearer")
+    elif (origin := scene.cameras.local_origin()).any():
+        offset = " ".join(repr(x) for x in origin.tolist())
+        yield Finding("info", f"the world's origin is far away; Gaussians will be counted from the point {offset}")
     seen: dict[tuple[float, ...], str] = {}
     for name, pose in zip(scene.names, scene.cameras.c2w.flatten(1).tolist(), strict=True):
         if tuple(pose) in seen:

@@ -97,7 +97,7 @@ def convert_scenes(
     Raises:
         OutputError: the folder cannot be written, or holds scenes that were converted in another way.
     """
-    items = [Item(ref.name, _origin(ref), partial(_load, ref, fit)) for ref in refs]
+    items = [Item(ref.name, _origin(ref), partial(_load, ref, fit, form)) for ref in refs]
     settings = {"max_side": fit.max_side, "size": fit.size}
     outcomes = save_set(
         items,
@@ -118,10 +118,14 @@ def _origin(ref: SceneRef) -> str:
     return path if ref.key is None else f"{path}#{ref.key}"
 
 
-def _load(ref: SceneRef, fit: Fit) -> tuple[Scene, tuple[str, ...]]:
+def _load(ref: SceneRef, fit: Fit, form: Literal["chunks", "json"]) -> tuple[Scene, tuple[str, ...]]:
     source = _open(ref, fit)
     scene = assemble(source, max_side=fit.max_side, size=fit.size)
-    return scene, tuple(_warnings(source, scene, fit))
+    found = _warnings(source, scene, fit)
+    if form == "chunks" and (origin := scene.cameras.local_origin()).any():
+        offset = " ".join(repr(x) for x in origin.tolist())
+        found.append(f"chunks hold single precision, too little for this world: poses are counted from {offset}")
+    return scene, tuple(found)
 
 
 def _open(ref: SceneRef, fit: Fit) -> Source:

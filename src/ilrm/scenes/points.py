@@ -28,7 +28,7 @@ class _Header:
 
 
 def read_points(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Positions (P, 3) float32 and colours (P, 3) in [0, 1] (None where absent) of a PLY file's vertices.
+    """Positions (P, 3) float64 and colours (P, 3) in [0, 1] (None where absent) of a PLY file's vertices.
 
     Raises:
         SceneError: no PLY file, or one whose first element is not a list of points, or a truncated one.
@@ -46,7 +46,7 @@ def read_points(path: Path) -> tuple[Tensor, Tensor | None]:
     names = [name for name, _ in header.fields]
     if not {"x", "y", "z"} <= set(names):
         raise SceneError(f"{path} has the vertex properties {', '.join(names)}.", expected="x, y and z")
-    xyz = np.stack([vertices[axis].astype(np.float32) for axis in "xyz"], axis=-1)
+    xyz = np.stack([vertices[axis].astype(np.float64) for axis in "xyz"], axis=-1)
     if not {"red", "green", "blue"} <= set(names):
         return torch.from_numpy(xyz), None
     whole = dict(header.fields)["red"] == "u1"

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ilrm.cameras import local_origin_of
 from ilrm.errors import SceneError
 from ilrm.files import atomic_folder, write_json
 from ilrm.scene import LazyImages, Scene
@@ -122,14 +123,15 @@ def _write_depth(depth: Tensor, path: Path, name: str) -> None:
 
 
 def _write_points(points: Tensor, rgb: Tensor | None, path: Path) -> None:
-    fields = [(axis, "<f4") for axis in "xyz"]
-    header = "".join(f"property float {axis}\n" for axis in "xyz")
+    far = bool(local_origin_of(points).any())
+    fields = [(axis, "<f8" if far else "<f4") for axis in "xyz"]
+    header = "".join(f"property {'double' if far else 'float'} {axis}\n" for axis in "xyz")
     if rgb is not None:
         fields += [(colour, "u1") for colour in ("red", "green", "blue")]
         header += "".join(f"property uchar {colour}\n" for colour in ("red", "green", "blue"))
     table = np.empty(len(points), dtype=fields)
     for column, axis in enumerate("xyz"):
-        table[axis] = points[:, column].float().cpu().numpy()
+        table[axis] = points[:, column].cpu().numpy()
     if rgb is not None:
         for column, colour in enumerate(("red", "green", "blue")):
             table[colour] = (rgb[:, column].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

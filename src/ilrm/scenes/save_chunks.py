@@ -69,8 +69,9 @@ def example_bytes(example: Example) -> int:
 
 
 def _camera_rows(scene: Scene) -> Tensor:
-    """(V, 18) float32; poses are inverted in float64."""
+    """(V, 18) float32; poses are inverted in float64, and far from the world's origin counted from a point nearby."""
     cameras = scene.cameras.to("cpu", torch.float64)
+    cameras = cameras.relative_to(cameras.local_origin())
     rows = torch.zeros(len(cameras), 18, dtype=torch.float64)
     rows[:, 0], rows[:, 1] = cameras.K[:, 0, 0] / cameras.width, cameras.K[:, 1, 1] / cameras.height
     rows[:, 2], rows[:, 3] = cameras.K[:, 0, 2] / cameras.width, cameras.K[:, 1, 2] / cameras.height

@@ -20,6 +20,7 @@ from ilrm.view.splats import Array
 
 if TYPE_CHECKING:
     import viser
+    from torch import Tensor
 
 VIDEO_SIDE, FRAMES_PER_SECOND = 640, 30
 
@@ -121,7 +122,7 @@ def _add_edit(viewer: Viewer, changed: Callable[[], None]) -> None:
             edge.value = 1.0
         update()
 
-    save.on_click(_told(viewer, lambda client: _send(client, "edited.ply", edited_ply(session))))
+    save.on_click(_told(viewer, lambda client: _send(client, "edited.ply", edited_ply(session, viewer.origin))))
 
 
 def _send(client: viser.ClientHandle, name: str, content: bytes) -> None:
@@ -129,13 +130,17 @@ def _send(client: viser.ClientHandle, name: str, content: bytes) -> None:
     client.send_file_download(name, content, save_immediately=True)
 
 
-def edited_ply(session: Session) -> bytes:
-    """What is left as the content of a splat PLY. Raises GaussiansError where nothing is."""
+def edited_ply(session: Session, origin: Tensor) -> bytes:
+    """What is left as the content of a splat PLY; ``origin`` (3,) is the place of the session in the world.
+
+    Raises:
+        GaussiansError: nothing is left.
+    """
     from ilrm.export import save_ply
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "edited.ply"
-        save_ply(session.shown(), path)
+        save_ply(session.shown().at(origin), path)
         return path.read_bytes()
 
 

@@ -49,6 +49,10 @@ class Viewer:
         layers: Sequence[tuple[str, Gaussians]] = (),
         device: torch.device | str = "cpu",
     ) -> None:
+        # A browser computes in single precision: everything here is counted from the Gaussians' own origin.
+        self.origin = result.gaussians.origin
+        layers = [(name, gaussians.counted_from(self.origin).local()) for name, gaussians in layers]
+        result = result.local()
         states = [*layers, ("result", result.gaussians)]
         for _, gaussians in states:
             check_drawable(gaussians)
@@ -67,7 +71,7 @@ class Viewer:
         show_layout(server, self.layout)
         self._splats = show_splats(server, self.arrays)
         self._points: viser.PointCloudHandle | None = None
-        self._mesh = _show_mesh(server, result.mesh)
+        self._mesh = _show_mesh(server, result.mesh, self.origin)
         self.frustums: list[viser.CameraFrustumHandle] = []
         self.frustums_wanted = True
         if result.cameras is not None:
@@ -218,8 +222,8 @@ def box_pose(box: Box) -> tuple[Array, Array]:
     return matrix_to_quaternion(box.rotation).numpy(), box.centre.numpy()
 
 
-def _show_mesh(server: viser.ViserServer, path: Path | None) -> Any:
-    """The surface of a result under the name /mesh, hidden; None without a file."""
+def _show_mesh(server: viser.ViserServer, path: Path | None, origin: torch.Tensor) -> Any:
+    """The surface of a result under the name /mesh, hidden; None without a file. A .ply stands in the world."""
     if path is None:
         return None
     try:
@@ -229,6 +233,7 @@ def _show_mesh(server: viser.ViserServer, path: Path | None) -> Any:
             import trimesh
         except ImportError as error:
             raise MissingExtraError("trimesh", "mesh", f"Showing {path.name}") from error
-        return server.scene.add_mesh_trimesh("/mesh", trimesh.load_mesh(path), visible=False)
+        mesh = trimesh.load_mesh(path).apply_translation(-origin.numpy())
+        return server.scene.add_mesh_trimesh("/mesh", mesh, visible=False)
     except (OSError, ValueError) as error:
         raise SceneError(f"Cannot read the mesh {path}: {error}.", fix="write it again, or remove that file") from error

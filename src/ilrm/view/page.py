@@ -61,6 +61,8 @@ def save_page(
     check_drawable(gaussians)
     if thumbnails is not None and len(thumbnails) != (0 if cameras is None else len(cameras)):
         raise GaussiansError(f"{len(thumbnails)} thumbnails were given.", expected="one a camera")
+    cameras = None if cameras is None else cameras.relative_to(gaussians.origin)
+    gaussians = gaussians.local()  # a browser computes in single precision
     layout = arrange(gaussians, cameras)
     with serve() as server:
         show_layout(server, layout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ class Result:
     photos: tuple[Array | None, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     mesh: Path | None = None
+
+    def local(self) -> Result:
+        """The same result in a world whose origin is the point that its Gaussians are counted from."""
+        cameras = None if self.cameras is None else self.cameras.relative_to(self.gaussians.origin)
+        return replace(self, gaussians=self.gaussians.local(), cameras=cameras)
 
     @property
     def title(self) -> str:

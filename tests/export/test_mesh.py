@@ -267,3 +267,26 @@ def test_what_cannot_be_meshed() -> None:
         mesh_gaussians(ball, cameras_on_sphere(2), voxel=-1.0)
     with pytest.raises(ConfigError, match="smallest piece"):
         mesh_gaussians(sphere(), cameras_on_sphere(2), voxel=0.1, min_piece=2.0)
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".glb", ".obj"])
+def test_a_mesh_far_from_the_origin_is_the_same_mesh(tmp_path: Path, suffix: str) -> None:
+    origin = torch.tensor([512345.5, 5432109.3, 250.0], dtype=torch.float64)
+    there = Similarity(1.0, torch.eye(3, dtype=torch.float64), origin)
+    ball, cameras = sphere(3000), cameras_on_sphere(pixels=60).to(dtype=torch.float64)
+    near = mesh_gaussians(ball, cameras, voxel=0.1)
+    far = mesh_gaussians(ball.at(origin), cameras.transform(there), voxel=0.1, faces=500)
+    assert len(mesh_gaussians(ball.at(origin), cameras.transform(there), voxel=0.1).vertices) == len(near.vertices)
+    path = tmp_path / f"mesh{suffix}"
+    if suffix == ".ply":  # the only one that holds doubles
+        save_surface(far, path)
+        expected = far.world_vertices
+    else:
+        with pytest.warns(UserWarning, match=r"counted from the point 512345\.5 5432109\.3 250\.0"):
+            save_surface(far, path)
+        expected = far.vertices * ([-1, -1, 1] if suffix == ".glb" else 1)
+    back = trimesh.load(path, process=False, force="mesh")
+    np.testing.assert_allclose(back.vertices, expected, atol=1e-6, rtol=0)
+    assert (back.faces == far.faces).all()
+    if suffix == ".ply":
+        assert np.abs(back.visual.vertex_colors[:, :3] / 255 - far.colours).max() < 0.003

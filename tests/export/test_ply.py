@@ -51,6 +51,66 @@ def test_small_and_large_values_return(tmp_path: Path) -> None:
         torch.testing.assert_close(getattr(back, name), getattr(wide, name), rtol=1e-6, atol=1e-7)
 
 
+FAR = torch.tensor([512345.5, 5432109.3, 250.0], dtype=torch.float64)
+
+
+def with_doubles(gaussians: Gaussians, path: Path, offset: torch.Tensor) -> Path:
+    """A PLY of another program: x y z in double precision, in the world."""
+    save_ply(gaussians, path)
+    table = PlyData.read(path)["vertex"].data
+    wide = np.empty(len(table), [(name, "<f8" if name in "xyz" else "<f4") for name in table.dtype.names])
+    for name in table.dtype.names:
+        wide[name] = table[name].astype(np.float64) + (offset["xyz".index(name)].item() if name in "xyz" else 0)
+    PlyData([PlyElement.describe(wide, "vertex")]).write(str(path))
+    return path
+
+
+def test_far_from_the_origin_a_comment_says_where(tmp_path: Path) -> None:
+    gaussians = make_gaussians(50, 1).at(FAR)
+    save_ply(gaussians, tmp_path / "a.ply")
+    back = load_ply(tmp_path / "a.ply")
+    assert back.origin.tolist() == FAR.tolist()
+    assert torch.equal(back.means, gaussians.means)
+    ply.write_fields(ply.read_fields(tmp_path / "a.ply"), tmp_path / "b.ply")
+    assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
+    # Other readers get a scene near its origin; some find the number of vertices in the third line.
+    assert (tmp_path / "a.ply").read_bytes().split(b"\n")[2] == b"element vertex 50"
+    data = PlyData.read(tmp_path / "a.ply")
+    assert data["vertex"].comments + data.comments == ["world_offset 512345.5 5432109.3 250.0"]
+    np.testing.assert_array_equal(data["vertex"]["x"], gaussians.means[:, 0])
+
+
+@pytest.mark.parametrize("offset", [FAR, FAR * 20])
+def test_doubles_far_from_the_origin_lose_nothing(tmp_path: Path, offset: torch.Tensor) -> None:
+    gaussians = make_gaussians(60)
+    back = load_ply(with_doubles(gaussians, tmp_path / "a.ply", offset))
+    assert back.means.abs().max() < 10
+    torch.testing.assert_close(back.world_means, gaussians.means.double() + offset, atol=2e-7, rtol=0)
+
+
+def test_doubles_near_the_origin_stay_as_they_are(tmp_path: Path) -> None:
+    gaussians = make_gaussians(60)
+    back = load_ply(with_doubles(gaussians, tmp_path / "a.ply", torch.zeros(3)))
+    assert not back.origin.any()
+    assert torch.equal(back.means, gaussians.means)
+
+
+def test_positions_that_a_file_has_rounded_are_told(tmp_path: Path) -> None:
+    far = make_gaussians(50)
+    save_ply(Gaussians(far.means + FAR.float(), far.scales, far.quats, far.opacities, far.sh), tmp_path / "a.ply")
+    with pytest.warns(UserWarning, match=r"a\.ply holds positions in single precision .* in steps of about 0\.6"):
+        load_ply(tmp_path / "a.ply")
+
+
+@pytest.mark.parametrize("words", ["1 2", "1 2 three", "nan 0 0"])
+def test_an_offset_that_is_none_is_refused(tmp_path: Path, words: str) -> None:
+    save_ply(make_gaussians(3).at(FAR), tmp_path / "a.ply")
+    data = (tmp_path / "a.ply").read_bytes()
+    (tmp_path / "a.ply").write_bytes(data.replace(b"512345.5 5432109.3 250.0", words.encode()))
+    with pytest.raises(GaussiansError, match="world_offset"):
+        load_ply(tmp_path / "a.ply")
+
+
 def test_opacities_of_exactly_zero_and_one(tmp_path: Path) -> None:
     g = make_gaussians(2)
     save_ply(Gaussians(g.means, g.scales, g.quats, torch.tensor([0.0, 1.0]), g.sh), tmp_path / "a.ply")

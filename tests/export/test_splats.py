@@ -10,8 +10,9 @@ import torch
 
 from ilrm.errors import GaussiansError, IlrmError, OutputError
 from ilrm.export import load_gaussians, save_gaussians
+from ilrm.export.cameras import save_cameras
 from ilrm.export.splats import FORMATS
-from tests.conftest import make_gaussians
+from tests.conftest import make_cameras, make_gaussians
 
 OURS = [extension for extension in FORMATS if extension != ".sog"]  # which an external program reads and writes
 
@@ -27,6 +28,32 @@ def test_the_extension_decides(tmp_path: Path, extension: str) -> None:
     start = path.read_bytes()[:3]
     assert start[:3] == {".glb": b"glT", ".spz": b"\x1f\x8b\x08"}.get(extension.lower(), start)
     assert (b"packed_position" in path.read_bytes()) == ("compressed" in extension.lower())
+
+
+@pytest.mark.parametrize("extension", OURS)
+def test_far_from_the_origin_files_say_where_or_there_is_a_warning(tmp_path: Path, extension: str) -> None:
+    near = make_gaussians(40)
+    origin = torch.tensor([512345.5, 5432109.3, 250.0], dtype=torch.float64)
+    path = tmp_path / f"scene{extension}"
+    if extension.endswith(".ply"):
+        save_gaussians(near.at(origin), path)
+    else:
+        with pytest.warns(UserWarning, match=r"counted from the point 512345\.5 5432109\.3 250\.0"):
+            save_gaussians(near.at(origin), path)
+        assert not load_gaussians(path).origin.any()
+        save_cameras(make_cameras(2, 8, 8), ("a", "b"), tmp_path / "cameras.json", origin)
+    back = load_gaussians(path)
+    assert back.origin.tolist() == origin.tolist()
+    save_gaussians(near, tmp_path / f"near{extension}")
+    (tmp_path / "cameras.json").unlink(missing_ok=True)
+    torch.testing.assert_close(back.means, load_gaussians(tmp_path / f"near{extension}").means, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"world_offset": [1, 2]}', '{"world_offset": ["a", "b", "c"]}'])
+def test_a_foreign_camera_file_beside_changes_nothing(tmp_path: Path, content: str) -> None:
+    save_gaussians(make_gaussians(4), tmp_path / "scene.splat")
+    (tmp_path / "cameras.json").write_text(content)
+    assert not load_gaussians(tmp_path / "scene.splat").origin.any()
 
 
 @pytest.mark.parametrize("name", ["scene.obj", "scene", "scene.ply.gz", "splat"])

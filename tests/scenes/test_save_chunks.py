@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from ilrm.cameras import Similarity
 from ilrm.errors import OutputError
 from ilrm.scene import Scene
 from ilrm.scenes import load_scene, save_scene
@@ -52,6 +54,17 @@ def test_png_chunks_read_back_equal(scene: Scene, tmp_path: Path) -> None:
     assert torch.equal((back.images[:] * 255).round(), (scene.images[:] * 255).round())
     assert_close(back.cameras.c2w, scene.cameras.c2w, atol=1e-5, rtol=1e-6)
     assert_close(back.cameras.K, scene.cameras.K, atol=1e-4, rtol=1e-6)
+
+
+def test_poses_far_from_the_origin_are_written_from_a_point_nearby(scene: Scene, tmp_path: Path) -> None:
+    """As float32 in the world they would be rounded to half a metre."""
+    offset = torch.tensor([512345.0, 5432109.0, 250.0], dtype=torch.float64)
+    there = Similarity(1.0, torch.eye(3, dtype=torch.float64), offset)
+    doubles = replace(scene, cameras=scene.cameras.to(dtype=torch.float64))
+    back = written(doubles.transform(there), tmp_path / "x.torch").cameras
+    steps = scene.cameras.centers - scene.cameras.centers[0]
+    assert_close(back.centers - back.centers[0], steps, atol=1e-5, rtol=0)
+    assert_close(back.forward, scene.cameras.forward, atol=1e-6, rtol=0)
 
 
 def test_jpeg_chunks_read_back_nearly_equal(scene: Scene, tmp_path: Path) -> None:

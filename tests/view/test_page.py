@@ -13,6 +13,7 @@ import pytest
 import torch
 import zstandard
 
+from ilrm.cameras import Similarity
 from ilrm.errors import GaussiansError, OutputError
 from ilrm.export import save_ply
 from ilrm.view import save_page
@@ -88,3 +89,17 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="file"):
         save_page(g, tmp_path / "file" / "page.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_world_far_away_gives_the_same_page(tmp_path: Path) -> None:
+    """A browser computes in single precision; the page is in the frame of the Gaussians."""
+    g, cameras = make_gaussians(50, scale=0.02), make_cameras(3, 64, 48).to(dtype=torch.float64)
+    origin = torch.tensor([512345.0, 5432109.0, 250.0], dtype=torch.float64)
+    there = Similarity(1.0, torch.eye(3, dtype=torch.float64), origin)
+    save_page(g, tmp_path / "near.html", cameras)
+    save_page(g.at(origin), tmp_path / "far.html", cameras.transform(there))
+    poses = []
+    for name in ("near.html", "far.html"):
+        messages, _ = embedded((tmp_path / name).read_text())
+        poses.append([m["position"] for m in messages if "Position" in m["type"]])
+    assert np.abs(np.array(poses[0]) - np.array(poses[1])).max() < 1e-6

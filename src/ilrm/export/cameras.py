@@ -45,9 +45,9 @@ def save_cameras(cameras: Cameras, names: Sequence[str], path: Path | str, origi
 def world_offset_beside(path: Path) -> Tensor:
     """(3,) float64 "world_offset" of the cameras.json beside a file; zeros where there is none."""
     try:
-        content = json.loads(path.with_name("cameras.json").read_text(encoding="utf-8"))
+        content = read_json(path.with_name("cameras.json"), CameraError)
         offset = torch.tensor(content[WORLD_OFFSET], dtype=torch.float64)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+    except (CameraError, ValueError, KeyError, TypeError, RuntimeError):
         return torch.zeros(3, dtype=torch.float64)  # another program's file, or a near world
     usable = tuple(offset.shape) == (3,) and bool(torch.isfinite(offset).all())
     return offset if usable else torch.zeros(3, dtype=torch.float64)

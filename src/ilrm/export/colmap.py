@@ -61,14 +61,16 @@ def _model(scene: Scene, files: list[str], gaussians: Gaussians) -> pycolmap.Rec
 
     model = pycolmap.Reconstruction()
     cameras = scene.cameras.to("cpu")
-    K, w2c = cameras.K.double(), np.linalg.inv(cameras.c2w.double().numpy())
+    K, c2w = cameras.K.double(), cameras.c2w.double().numpy()
     shared = bool((K[0] == K).all())
     for view, file in enumerate(files):
         camera_id = 1 if shared else view + 1
         if not model.exists_camera(camera_id):
             model.add_camera_with_trivial_rig(_pinhole(K[view], cameras.width, cameras.height, camera_id))
         image = pycolmap.Image(name=file, camera_id=camera_id, image_id=view + 1)
-        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(w2c[view, :3, :3]), w2c[view, :3, 3])
+        # By the rotation as the file holds it: one that is rounded differently would shift centres far from the origin.
+        rotation = pycolmap.Rotation3d(c2w[view, :3, :3].T)
+        pose = pycolmap.Rigid3d(rotation, -rotation.matrix() @ c2w[view, :3, 3])
         model.add_image_with_trivial_frame(image, pose)
     g = gaussians.detach().to("cpu")
     colours = ((0.5 + C0 * g.sh[:, 0].double()).clamp(0, 1) * 255).round().numpy().astype(np.uint8)

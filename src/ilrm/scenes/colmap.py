@@ -54,7 +54,7 @@ def read_colmap(model: Path, images: str | None = None) -> Source:
     files = find_images([folder / image.name for image in registered], model, images)
     names = unique_names([image.name for image in registered], model)
     frames = [_frame(*view, reconstruction) for view in zip(names, registered, files, strict=True)]
-    xyz = np.array([point.xyz for point in reconstruction.points3D.values()], dtype=np.float32)
+    xyz = np.array([point.xyz for point in reconstruction.points3D.values()], dtype=np.float64)
     rgb = np.array([point.color for point in reconstruction.points3D.values()], dtype=np.float32) / 255.0
     if not len(xyz):
         return Source(tuple(frames))

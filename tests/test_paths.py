@@ -15,7 +15,7 @@ from ilrm.errors import AccessError
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "ilrm"
 # ``paths`` asks the system itself; ``files`` is about what may be written, and explains every OSError.
-ALLOWED = {"paths.py", "files.py"}
+ALLOWED = {"paths.py", "files"}
 METHODS = {"exists", "is_file", "is_dir", "is_symlink", "iterdir", "glob", "rglob", "samefile", "resolve", "expanduser"}
 FUNCTIONS = {"exists", "isfile", "isdir", "islink", "samefile", "listdir", "scandir", "walk", "expanduser", "realpath"}
 
@@ -37,7 +37,7 @@ def test_every_question_goes_through_the_helper() -> None:
     found = {
         str(path): raw_questions(path.read_text("utf-8"))
         for path in SOURCE.rglob("*.py")
-        if str(path.relative_to(SOURCE)) not in ALLOWED
+        if path.relative_to(SOURCE).parts[0] not in ALLOWED
     }
     assert {path: lines for path, lines in found.items() if lines} == {}
 

@@ -42,6 +42,11 @@ def result(scene_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathF
     return out
 
 
+def visible(folder: Path) -> set[str]:
+    """The names of what a person sees in a folder."""
+    return {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """All files below a folder, hidden ones too, with what they hold."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from ilrm.export.cameras import load_cameras
 from ilrm.model.ilrm import ILRM
 from ilrm.scenes import load_scene
 from ilrm.view import load_result
+from tests.cli.conftest import tree, visible
 
 HEAVY = ("numba", "viser", "pycolmap")
 
@@ -44,7 +46,7 @@ def test_reconstruct_writes_everything(result: Path, scene_folder: Path) -> None
     assert metrics["watched"] == "spare"
     assert len(load_ply(result / "scene.ply")) == metrics["num_gaussians"] == 3 * 64 * 48 // 4
     named = {"cameras.json", "inputs", "metrics.json", "preview.mp4", "renders", "scene.ply", "viewer.html"}
-    assert {p.name for p in result.iterdir()} == named
+    assert visible(result) == named
     assert set(metrics["files"].values()) == {"scene.ply", "viewer.html", "preview.mp4"}
     assert len(list((result / "renders").iterdir())) == 4
 
@@ -53,12 +55,12 @@ def test_reconstruct_writes_what_is_asked_for(scene_folder: Path, weights: Path,
     command = ["reconstruct", str(scene_folder), "-o", str(tmp_path / "out"), "--weights", str(weights)]
     command += ["--views", "2", "--device", "cpu"]
     assert main([*command, "--export", "spz", "splat", "glb", "compressed-ply"]) == 0
-    written = {p.name for p in (tmp_path / "out").iterdir()}
+    written = visible(tmp_path / "out")
     splats = {"scene.ply", "scene.spz", "scene.splat", "scene.glb", "scene.compressed.ply"}
     assert written == {"cameras.json", "inputs", "metrics.json", "renders"} | splats
     assert {len(load_gaussians(tmp_path / "out" / name)) for name in splats} == {2 * 64 * 48 // 4}
     assert main([*command, "--export"]) == 0
-    assert {p.name for p in (tmp_path / "out").iterdir()} == written - splats | {"scene.ply"}
+    assert visible(tmp_path / "out") == written - splats | {"scene.ply"}
 
 
 def test_input_photos_travel_along(result: Path, scene_folder: Path) -> None:
@@ -117,15 +119,14 @@ def test_same_seed_same_file(scene_folder: Path, weights: Path, tmp_path: Path) 
 
 
 def test_existing_folder_is_updated(result: Path, scene_folder: Path, weights: Path, tmp_path: Path) -> None:
-    (tmp_path / "renders").mkdir()
-    (tmp_path / "renders" / "stale.png").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
-    assert main(["reconstruct", str(scene_folder), "-o", str(tmp_path), "--weights", str(weights), "--export"]) == 0
+    command = ["reconstruct", str(scene_folder), "-o", str(tmp_path), "--weights", str(weights)]
+    assert main([*command, "--holdout", "2", "--export", "spz"]) == 0
+    before = visible(tmp_path / "renders")
+    assert main([*command, "--holdout", "3", "--export"]) == 0
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert not (tmp_path / "renders" / "stale.png").exists()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        *("cameras.json", "inputs", "metrics.json", "notes.txt", "renders", "scene.ply")
-    ]
+    assert 0 < len(visible(tmp_path / "renders")) < len(before)
+    assert visible(tmp_path) == {"cameras.json", "inputs", "metrics.json", "notes.txt", "renders", "scene.ply"}
 
 
 def test_held_out_photos_steer_only_when_asked(scene_folder: Path, weights: Path, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_render_poses_equals_the_reconstruction(result: Path, scene_folder: Path
     (name,) = (p.name for p in (result / "renders").iterdir() if p.name.endswith("3.png"))
     # near differs a little: it follows the extent of the cameras that were given
     assert (png(tmp_path / "poses" / name) - png(result / "renders" / name)).abs().max() <= 2 / 255
-    assert len(list((tmp_path / "poses").iterdir())) == 6
+    assert len(visible(tmp_path / "poses")) == 6
 
 
 def test_render_one_file(result: Path, tmp_path: Path) -> None:
@@ -218,24 +219,27 @@ def test_closed_pipe_is_quiet(arguments: list[str]) -> None:
     assert done.returncode == 141
 
 
-def test_interrupted_run_leaves_the_earlier_result(scene_folder: Path, weights: Path, tmp_path: Path) -> None:
+def test_interrupted_run_leaves_the_earlier_result(
+    scene_folder: Path, weights: Path, result: Path, tmp_path: Path
+) -> None:
     import signal
 
-    (tmp_path / "scene.ply").write_text("earlier")
-    command = [sys.executable, "-m", "ilrm.cli", "reconstruct", str(scene_folder), "-o", str(tmp_path)]
+    out = tmp_path / "out"
+    shutil.copytree(result, out)
+    before = tree(out)
+    command = [sys.executable, "-m", "ilrm.cli", "reconstruct", str(scene_folder), "-o", str(out)]
     command += ["--weights", str(weights), "--refine", "100000"]
     for sent, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             deadline = time.monotonic() + 60
-            while not list(tmp_path.glob(".*.partial")) and time.monotonic() < deadline:
+            while not list(out.glob(".*.partial")) and time.monotonic() < deadline:
                 time.sleep(0.05)
             time.sleep(1.0)
             process.send_signal(sent)
             _, errors = process.communicate(timeout=60)
         assert process.returncode == status, errors
         assert "Traceback" not in errors
-        assert [p.name for p in tmp_path.iterdir()] == ["scene.ply"]
-        assert (tmp_path / "scene.ply").read_text() == "earlier"
+        assert tree(out) == before
 
 
 def test_a_swallowed_interrupt_is_raised_again(monkeypatch, capsys) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from ilrm.errors import OutputError, SceneError
 from ilrm.files import only_writer
+from ilrm.files.temporary import temporary_path
 from ilrm.scene import Scene
 from ilrm.scenes import list_keys, load_scene
 from ilrm.scenes.layouts import Form, Item
@@ -98,11 +99,11 @@ def test_an_interrupted_run_continues_to_the_same_files(
     for scenes in (5, 7):
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path, range(8), form=form, on_done=stop_after(scenes))
-    (tmp_path / ".scene_000007-0123abcd.partial").mkdir()  # as a killed process leaves it
+    temporary_path(tmp_path / "scene_000007").mkdir()  # as a killed process leaves it
     outcomes = make(tmp_path, range(8), form=form)
     assert [outcome.kept for outcome in outcomes] == [True] * 7 + [False]
     assert tree(tmp_path) == tree(complete(form))
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 @pytest.mark.slow

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Annotated, NoReturn
 
@@ -23,6 +25,7 @@ from ilrm.cli.train import Train
 from ilrm.cli.view import View
 from ilrm.cli.weights import Weights
 from ilrm.errors import IlrmError
+from ilrm.files import settle
 
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -63,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(quiet=command.json)
     try:
         with _StopCleanly():
+            for path in _paths(command):
+                settle(path)
             console.answer(command.run(console))
         return 0
     except IlrmError as error:
@@ -77,6 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             f"Out of memory{where}; " + (_LOWER_TRAINING if isinstance(command, Train) else _LOWER_MEMORY), FAILED
         )
+
+
+def _paths(command: object) -> Iterator[Path]:
+    """Every path among the arguments of a command, those of its sub-commands too."""
+    if isinstance(command, Path):
+        yield command
+    elif isinstance(command, tuple):
+        for value in command:
+            yield from _paths(value)
+    elif is_dataclass(command):
+        for field in fields(command):
+            yield from _paths(getattr(command, field.name))
 
 
 def _unread() -> int:

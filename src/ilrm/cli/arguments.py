@@ -41,6 +41,16 @@ def check_suffix(path: Path, suffix: str) -> None:
         raise OutputError(f"{path} has the extension {path.suffix!r}.", expected=f"a name that ends in {suffix}")
 
 
+def read_with(splats: Path, *others: Path | None) -> list[Path]:
+    """What a command reads beside a splat file: its cameras, numbers and photos, and the scenes or files of flags."""
+    from ilrm.scenes.inputs import input_paths
+
+    beside = [splats.with_name(name) for name in ("cameras.json", "metrics.json", "inputs")]
+    given = [path for path in others if path is not None]
+    named = [path for path in given if path.name == "cameras.json"]
+    return [*beside, *named, *(file for path in given if path not in named for file in input_paths(path))]
+
+
 def find_device(name: str) -> torch.device:
     """The device of a name; "auto" is the GPU if there is one."""
     import torch

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from ilrm import paths
 from ilrm.cli.arguments import Output, check_at_least, check_size, check_suffix
 from ilrm.cli.console import Console
-from ilrm.errors import ConfigError, SceneError
+from ilrm.errors import CameraError, ConfigError, SceneError
 
 if TYPE_CHECKING:
     from ilrm.scenes.check import Finding
@@ -110,8 +111,10 @@ class Convert:
         if not self.inputs:
             raise ConfigError("No INPUT was given.", expected="one or more scenes, folders of scenes, or lists")
         check_at_least("--jobs", 1 if self.jobs is None else self.jobs, 1)
+        from ilrm.files import check_apart
         from ilrm.scenes.convert import REPORT_FILE, Fit, convert_scenes, find_inputs
 
+        check_apart(self.output, self.inputs)
         fit = Fit(self.max_side, self.size)
         refs = find_inputs(self.inputs, self.key_from)
         with _resumable(), console.progress("scenes", len(refs)) as advance:
@@ -155,21 +158,34 @@ class Check:
     """Write every finding to this .json file."""
     jobs: int | None = None
     """Processes to share the work (default: one a core)."""
+    overwrite: bool = False
+    """Replace a report of the same name that this program did not write, too."""
 
     def run(self, console: Console) -> dict[str, Any]:
         check_at_least("--jobs", 1 if self.jobs is None else self.jobs, 1)
         if self.report is not None:
             check_suffix(self.report, ".json")
-        from ilrm.files import write_json
+            self._claim(self.report)
+        from ilrm.files import note_written, write_json
         from ilrm.scenes.check_set import is_set
 
         report, errors = self._check_set(console) if is_set(self.path) else self._check_scene(console)
         if self.report is not None:
             write_json(self.report, report)
+            note_written(self.report)
         if errors:
             console.answer(report)
             raise SceneError(f"{self.path} cannot be used as it is:\n{errors}")
         return report
+
+    def _claim(self, report: Path) -> None:
+        """Make sure that the report may be written. Raises OutputError."""
+        from ilrm.files import claim_file
+        from ilrm.scenes.inputs import input_paths
+
+        with suppress(SceneError, CameraError):  # what cannot be read is what the report will say
+            claim_file(report, reads=input_paths(self.path), overwrite=self.overwrite)
+        claim_file(report, reads=[self.path] if paths.is_file(self.path) else (), overwrite=self.overwrite)
 
     def _check_scene(self, console: Console) -> tuple[dict[str, Any], str]:
         """The report on a scene, and what makes it unusable, a line each."""

@@ -24,6 +24,8 @@ class Demo:
     """Steps of refinement after the forward pass."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace files of the same names that this program did not write, too."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -31,6 +33,8 @@ class Demo:
         capture = Path(str(resources.files("ilrm"))) / "assets" / "capture"
         if not is_dir(capture):
             raise SceneError("The bundled capture is missing from this installation.", fix="reinstall ilrm")
-        metrics = run(Options(capture, self.output, refine=self.refine, device=self.device), console)
+        metrics = run(
+            Options(capture, self.output, refine=self.refine, device=self.device, overwrite=self.overwrite), console
+        )
         show_results(metrics, console)
         return metrics

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ilrm import paths
-from ilrm.cli.arguments import check_at_least
+from ilrm.cli.arguments import check_at_least, read_with
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError, GaussiansError, SceneError
 
@@ -61,6 +61,8 @@ class Export:
     opengl: y and z flipped; y-up, z-up: upright, by the cameras.json beside the input if there is one."""
     scale: float = 1.0
     """Enlarge the world by this factor."""
+    overwrite: bool = False
+    """Replace files of the same names that this program did not write, too."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -69,6 +71,7 @@ class Export:
         from ilrm.export import load_gaussians
 
         file = self.gaussians / "scene.ply" if paths.is_dir(self.gaussians) else self.gaussians
+        self._claim(file)
         given = load_gaussians(file)
         kept = self._filter(given)
         cameras = _cameras_beside(file)
@@ -116,6 +119,17 @@ class Export:
                 expected="X0 Y0 Z0 X1 Y1 Z1 with X0 < X1, Y0 < Y1, Z0 < Z1",
             )
 
+    def _claim(self, file: Path) -> None:
+        """Make sure that all outputs may be written. Raises OutputError."""
+        from ilrm.files import check_apart, claim_file
+
+        reads = [file, *read_with(file, self.photos)]
+        for place, path in enumerate(self.output):
+            if self.format == "colmap":
+                check_apart(path, reads)
+            else:
+                claim_file(path, reads=[*reads, *self.output[:place]], overwrite=self.overwrite)
+
     def _filter(self, gaussians: Gaussians) -> Gaussians:
         from ilrm.export import filters
 
@@ -136,6 +150,7 @@ class Export:
 
     def _write(self, gaussians: Gaussians, path: Path, cameras: Cameras | None, console: Console) -> dict[str, object]:
         from ilrm.export.splats import find_format, save_gaussians
+        from ilrm.files import note_written
 
         if self.format == "colmap":
             return self._write_colmap(gaussians, path, cameras)
@@ -144,6 +159,7 @@ class Export:
         axes = find_format(path).axes
         moved = self._moved(gaussians, self._similarity(cameras, axes))
         save_gaussians(moved, path)
+        note_written(path)
         return {"path": str(path), "bytes": path.stat().st_size, "world_offset": moved.origin.tolist()}
 
     def _write_colmap(self, gaussians: Gaussians, path: Path, cameras: Cameras | None) -> dict[str, object]:
@@ -155,7 +171,9 @@ class Export:
         _check_same_world(scene, self.gaussians, self.photos)
         to_file = self._similarity(cameras or scene.cameras, None)
         moved = scene if to_file is None else scene.transform(to_file)
-        save_colmap(moved, self._moved(gaussians, to_file), path, image_format=self.image_format)
+        save_colmap(
+            moved, self._moved(gaussians, to_file), path, image_format=self.image_format, overwrite=self.overwrite
+        )
         size = sum(file.stat().st_size for file in paths.files_below(path))
         return {"path": str(path), "bytes": size, "num_images": len(scene)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from ilrm.cli.images import file_stems, save_png
 from ilrm.export.camera_path import nearest_views
 from ilrm.export.frames import Picture, render_frame
 from ilrm.export.video import as_image8, save_video
-from ilrm.files import atomic_folder, resumable_folder
+from ilrm.files import atomic_folder, check_apart, claim_file, note_written, resumable_folder
 from ilrm.gaussians import Gaussians
 from ilrm.image_files import open_image
 from ilrm.scenes import load_scene
@@ -112,12 +112,17 @@ def render_to(
     fps: float,
     plays: tuple[int, bool],
     console: Console,
+    *,
+    reads: Sequence[Path] = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Render a shot into a video, a preview, a folder of PNG files or one of them.
 
     Args:
         names: what PNG files are called; numbered by default.
         plays: how often a video is played, and whether forth and back.
+        reads: what the shot was read from, which is never written over.
+        overwrite: replace files of the same names that this command has not written.
 
     Returns:
         the report of the command.
@@ -126,8 +131,13 @@ def render_to(
     stems = [f"frame_{i:04d}" for i in range(frames)] if names is None else file_stems(names)
     width, height = shot.size
     report: dict[str, Any] = {"output": str(output), "frames": frames, "reused": 0, "width": width, "height": height}
+    if suffix:
+        claim_file(output, reads=reads, overwrite=overwrite)
+    else:
+        check_apart(output, reads)
     if suffix == ".png":
         save_png(torch.from_numpy(shot.frame(0, gaussians)), output)
+        note_written(output)
         return {**report, "files": [output.name], "num_gaussians": len(gaussians)}
     with resumable_folder(output, shot.fingerprint(gaussians.device)) as kept:
         store = _Store(kept, stems, gaussians, shot)
@@ -136,8 +146,9 @@ def render_to(
             if suffix:
                 report["fps"] = fps
                 report["frames"] = save_video(store.played(*plays, advance), output, fps)
+                note_written(output)
             else:
-                _fill(output, store, advance)
+                _fill(output, store, advance, overwrite)
     files = [f"{stem}.png" for stem in stems] if not suffix else [output.name]
     return {**report, "files": files, "num_gaussians": len(gaussians)}
 
@@ -186,12 +197,16 @@ class _Store:
             ) from None
 
 
-def _fill(output: Path, store: _Store, advance: Advance) -> None:
-    """Write a folder of PNG files; frames of an earlier, longer render go."""
-    earlier = [entry.name for entry in paths.entries(output) if _OWN_FRAMES.fullmatch(entry.name)]
-    with atomic_folder(output, owns=earlier) as folder:
+def _fill(output: Path, store: _Store, advance: Advance, overwrite: bool) -> None:
+    """Write a folder of PNG files; our frames of an earlier, longer render go."""
+    names = [file.name for file in store.files]
+    with atomic_folder(output, names, former=_is_numbered, overwrite=overwrite) as folder:
         for number in range(len(store.files)):
             store.frame(number)
             advance()
         for file in store.files:
             os.replace(file, folder / file.name)
+
+
+def _is_numbered(name: str) -> bool:
+    return _OWN_FRAMES.fullmatch(name) is not None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from ilrm.cli.arguments import Output, check_at_least, find_device
+from ilrm.cli.arguments import Output, check_at_least, find_device, read_with
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError, GaussiansError
 from ilrm.paths import is_dir, is_file
@@ -44,20 +44,24 @@ class Mesh:
     """Side of a texture in texels, instead of colours at the vertices (.glb only; goes with --faces)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N: where depth is rendered."""
+    overwrite: bool = False
+    """Replace files of the same names that this program did not write, too."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
     def run(self, console: Console) -> dict[str, Any]:
         from ilrm.export import load_gaussians
         from ilrm.export.mesh_files import check_mesh_packages, check_mesh_path, save_surface
-        from ilrm.files import atomic_file
+        from ilrm.files import output_file
 
         self._check()
         check_mesh_path(self.output, textured=self.texture is not None)
         check_mesh_packages(simplified=self.faces is not None, textured=self.texture is not None)
         device = find_device(self.device)
         path = _splat_file(self.input)
-        with atomic_file(self.output) as temporary:  # a place that cannot be written is told before the work
+        reads = [path, *read_with(path, self.cameras)]
+        # A place that cannot be written is told before the work.
+        with output_file(self.output, reads=reads, overwrite=self.overwrite) as temporary:
             gaussians = load_gaussians(path).to(device)
             report, surface, texture = self._make(gaussians, self._cameras(path, gaussians), console)
             save_surface(surface, temporary, texture)

@@ -15,7 +15,7 @@ from ilrm.cli.arguments import PrecisionName, Watch, check_at_least, check_size,
 from ilrm.cli.console import Console
 from ilrm.cli.extras import FILES, INPUTS, ExportName, as_result, save_extras, save_inputs
 from ilrm.cli.views import ViewSplit, split_views
-from ilrm.files import atomic_folder, write_json
+from ilrm.files import atomic_folder, check_apart, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,7 @@ class Options:
     device: str = "auto"
     precision: PrecisionName = "auto"
     seed: int = 0
+    overwrite: bool = False
 
     def check(self) -> None:
         """Refuse impossible numbers before any work. Raises ConfigError."""
@@ -79,8 +80,11 @@ def run(options: Options, console: Console) -> dict[str, Any]:
 
         check_mesh_packages()
     device = find_device(options.device)
-    owns = (SCENE_FILE, METRICS_FILE, CAMERAS_FILE, RENDERS, INPUTS, *FILES.values())
-    with atomic_folder(options.output, owns=owns) as folder:
+    from ilrm.scenes.inputs import input_paths
+
+    check_apart(options.output, [*input_paths(options.input), options.weights])
+    names = (SCENE_FILE, METRICS_FILE, CAMERAS_FILE, f"{RENDERS}/", f"{INPUTS}/", *FILES.values())
+    with atomic_folder(options.output, names, overwrite=options.overwrite) as folder:
         return _run(options, device, folder, console)
 
 

@@ -49,6 +49,8 @@ class Reconstruct:
     """Number format of the network."""
     seed: int = 0
     """Of everything that is drawn at random."""
+    overwrite: bool = False
+    """Replace files of the same names that this program did not write, too."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 

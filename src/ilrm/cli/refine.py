@@ -40,6 +40,8 @@ class Refine:
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
     """Of everything that is drawn at random."""
+    overwrite: bool = False
+    """Replace files of the same names that this program did not write, too."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -51,17 +53,19 @@ class Refine:
         from ilrm.cli.images import near_plane, score
         from ilrm.cli.views import split_views
         from ilrm.export import load_ply, save_ply
-        from ilrm.files import atomic_file
+        from ilrm.files import output_file
         from ilrm.refine import RefineConfig, refine
         from ilrm.scenes import load_scene
+        from ilrm.scenes.inputs import input_paths
 
         config = replace(RefineConfig.for_steps(self.steps, self.seed), widen=self.widen)
+        reads = [self.gaussians, *input_paths(self.scene)]
         gaussians = load_ply(self.gaussians).to(device)
         scene = load_scene(self.scene, max_side=self.size)
         split = split_views(scene, self.scene, self.views, self.holdout, seed=self.seed)
         inputs, held_out = scene.select(split.inputs), scene.select(split.held_out)
         near = near_plane(inputs.cameras)
-        with atomic_file(self.output) as temporary:
+        with output_file(self.output, reads=reads, overwrite=self.overwrite) as temporary:
             before = score(gaussians, held_out, near)
             with console.progress("refining", self.steps) as advance:
                 result = refine(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from ilrm.cli.arguments import Output, check_at_least, find_device
+from ilrm.cli.arguments import Output, check_at_least, find_device, read_with
 from ilrm.cli.console import Console
 from ilrm.cli.picture_options import check_output, parse_colour, parse_size, resized
 from ilrm.errors import ConfigError
@@ -63,6 +63,8 @@ class Render:
     """Axis of the world that points up, for cameras that are made up."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace files of the same names that this program did not write, too."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -77,7 +79,20 @@ class Render:
         shot, names, fps = self._shot(file, gaussians, console)
         plays = self.loops * (2 if self.ping_pong else 1)
         check_output(self.output, len(shot.cameras) * plays, *shot.size, fps)
-        report = render_to(self.output, gaussians.to(device), shot, names, fps, (self.loops, self.ping_pong), console)
+        reads = [file, *read_with(file, self.cameras, self.nearest_photos)]
+        if self._is_file():
+            reads.append(Path(self.path))
+        report = render_to(
+            self.output,
+            gaussians.to(device),
+            shot,
+            names,
+            fps,
+            (self.loops, self.ping_pong),
+            console,
+            reads=reads,
+            overwrite=self.overwrite,
+        )
         console.show("", {name: value for name, value in report.items() if name not in ("files", "num_gaussians")})
         return report
 

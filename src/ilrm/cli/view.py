@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
-from ilrm.cli.arguments import check_suffix, find_device
+from ilrm.cli.arguments import check_suffix, find_device, read_with
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError, SceneError
+from ilrm.files import claim_file, note_written
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,8 @@ class View:
     """Open the browser."""
     device: str = "auto"
     """Where depth, normals and videos are rendered: auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Replace a page of the same name that this program did not write, too."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -60,6 +63,8 @@ class View:
         device = find_device(self.device)
         result = self._load()
         if self.html is not None:
+            reads = [result.path, *read_with(result.path, self.photos)]
+            claim_file(self.html, reads=reads, overwrite=self.overwrite)
             return self._write_page(result, self.html, console)
         layers = _layers(result, device, console) if self.iterations else []
         self._serve(result, layers, device, console)
@@ -82,6 +87,7 @@ class View:
         from ilrm.view import save_page
 
         save_page(result.gaussians, path, result.cameras, result.photos or None, result.title, result.numbers)
+        note_written(path)
         size = path.stat().st_size
         console.show("", {"page": path, "MB": size / 1e6, "Gaussians": f"{len(result.gaussians):,}"})
         offset = result.gaussians.origin.tolist()

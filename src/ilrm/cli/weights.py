@@ -65,11 +65,13 @@ class Convert:
     """File (.safetensors) or folder to write."""
     bf16: bool = False
     """Store in half the size, rounded to bfloat16."""
+    overwrite: bool = False
+    """Replace files of the same names that this program did not write, too."""
 
     def run(self, console: Console) -> dict[str, Any]:
         from ilrm.weights import convert
 
-        return _report(convert(self.source, self.output, bf16=self.bf16), console)
+        return _report(convert(self.source, self.output, bf16=self.bf16, overwrite=self.overwrite), console)
 
 
 def _report(info: Any, console: Console) -> dict[str, Any]:

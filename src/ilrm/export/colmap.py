@@ -23,7 +23,12 @@ IMAGES, MODEL = "images", "sparse/0"
 
 
 def save_colmap(
-    scene: Scene, gaussians: Gaussians, folder: Path | str, *, image_format: ImageFormat = "png"
+    scene: Scene,
+    gaussians: Gaussians,
+    folder: Path | str,
+    *,
+    image_format: ImageFormat = "png",
+    overwrite: bool = False,
 ) -> tuple[str, ...]:
     """Write the photos, the cameras, and the centres of the Gaussians with their colours as points.
 
@@ -35,6 +40,7 @@ def save_colmap(
         scene: V photos with cameras, in the world of the Gaussians.
         gaussians: N Gaussians.
         folder: the project to write; what an earlier export has left there is replaced.
+        overwrite: replace files of the same names that no earlier export wrote, too.
 
     Returns:
         the V file names of the photos.
@@ -42,11 +48,11 @@ def save_colmap(
     Raises:
         GaussiansError: no Gaussians, batched ones, or NaN and infinite values.
         SceneError: a photo cannot be decoded.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or holds other photos or models.
     """
     check_writable(gaussians, folder)
     files = image_names(scene.names, image_format)
-    with atomic_folder(folder, owns=(IMAGES, "sparse")) as out:
+    with atomic_folder(folder, (f"{IMAGES}/", "sparse/"), overwrite=overwrite) as out:
         (out / IMAGES).mkdir()
         for view, file in enumerate(files):
             (out / IMAGES / file).write_bytes(encode_image(scene, view, image_format))

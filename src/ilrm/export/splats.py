@@ -17,6 +17,7 @@ from ilrm.export.ply import load_ply, save_ply
 from ilrm.export.sog import load_sog, save_sog
 from ilrm.export.splat import load_splat, save_splat
 from ilrm.export.spz import load_spz, save_spz
+from ilrm.files import settle
 from ilrm.gaussians import Gaussians
 
 
@@ -57,6 +58,7 @@ def load_gaussians(path: Path | str) -> Gaussians:
         GaussiansError: an extension that is not known, or a file that holds no Gaussians.
     """
     path = Path(path)
+    settle(path)
     form = find_format(path)
     gaussians = form.load(path)
     return gaussians if form.keeps_origin else gaussians.at(gaussians.origin + world_offset_beside(path))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ilrm.errors import ConfigError, SceneError
-from ilrm.files import write_json
+from ilrm.files import as_json, check_apart, claim_names, write_owned
 from ilrm.paths import is_dir
 from ilrm.scene import Scene
 from ilrm.scenes.dataset import NameRule, SceneRef, find_scenes
@@ -95,8 +95,11 @@ def convert_scenes(
         fit: the photos' size.
 
     Raises:
-        OutputError: the folder cannot be written, or holds scenes that were converted in another way.
+        OutputError: the folder cannot be written, touches one of the scenes, or holds scenes that were converted in
+            another way or files of somebody else.
     """
+    check_apart(output, [ref.path for ref in refs])
+    claim_names(Path(output), [REPORT_FILE])
     items = [Item(ref.name, _origin(ref), partial(_load, ref, fit, form)) for ref in refs]
     settings = {"max_side": fit.max_side, "size": fit.size}
     outcomes = save_set(
@@ -109,7 +112,7 @@ def convert_scenes(
         chunk_bytes=chunk_bytes,
         on_done=on_done,
     )
-    write_json(Path(output) / REPORT_FILE, _report(outcomes))
+    write_owned(Path(output), REPORT_FILE, as_json(_report(outcomes)))
     return outcomes
 
 

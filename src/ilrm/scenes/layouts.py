@@ -14,12 +14,12 @@ import torch
 
 from ilrm import paths
 from ilrm.errors import ConfigError, OutputError, SceneError
-from ilrm.files import output_error, remove_partials, write_json, write_text
+from ilrm.files import claim_names, output_error, remove_abandoned, write_json, write_owned
 from ilrm.reading import read_json, read_text
 from ilrm.scene import Scene
 from ilrm.scenes.chunks import INDEX
 from ilrm.scenes.records import listing
-from ilrm.scenes.save import CameraFile, ImageFormat, save_scene
+from ilrm.scenes.save import SCENE_NAMES, CameraFile, ImageFormat, save_scene
 from ilrm.scenes.save_chunks import Example, chunk_example, example_bytes, write_chunk, write_tensors
 from ilrm.typed_config import build
 
@@ -121,13 +121,17 @@ class FolderLayout:
     _names: list[str] = field(default_factory=list)
 
     def open(self) -> None:
-        if self.form == "json" and paths.is_file(self.root / LIST_FILE):
+        if self.form != "json":
+            return
+        claim_names(self.root, [LIST_FILE])
+        if paths.is_file(self.root / LIST_FILE):
             lines = read_text(self.root / LIST_FILE, OutputError).splitlines()
             self._names = [line.removesuffix(f"/{_CAMERA_FILES[self.form]}") for line in lines]
 
     def find(self, name: str) -> Written | None:
         file = self.root / name / _CAMERA_FILES[self.form]
         if not paths.is_file(file):
+            claim_names(self.root / name, SCENE_NAMES)
             return None
         try:
             notes = read_json(file)[_NOTES]
@@ -151,7 +155,7 @@ class FolderLayout:
     def close(self) -> None:
         if self.form == "json" and self._names:
             lines = [f"{name}/{_CAMERA_FILES[self.form]}\n" for name in self._names]
-            write_text(self.root / LIST_FILE, "".join(lines))
+            write_owned(self.root, LIST_FILE, "".join(lines))
 
 
 def _write_folder(
@@ -180,6 +184,7 @@ class ChunkLayout:
     chunk_bytes: int
     _packed: dict[str, dict[str, Any]] = field(default_factory=dict)
     _pending: list[tuple[Example, Written]] = field(default_factory=list)
+    _writing: str | None = None  # a chunk that an interrupted call has begun, and perhaps written
 
     @property
     def _stage(self) -> Path:
@@ -198,8 +203,8 @@ class ChunkLayout:
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise output_error(error, self._parts) from error
-        remove_partials(self._stage)
-        remove_partials(self._parts)
+        remove_abandoned(self._stage)
+        remove_abandoned(self._parts)
         for name in self._packed:  # left by a stop between packing and removing
             self._part(name).unlink(missing_ok=True)
         self._write_record()
@@ -207,6 +212,7 @@ class ChunkLayout:
     def _check_record(self) -> None:
         file = self.root / RECORD_FILE
         if not paths.is_file(file):
+            claim_names(self._stage, [INDEX, f"{_PARTS}/"])
             if chunks := [entry.name for entry in paths.entries(self._stage, "*.torch")]:
                 raise OutputError(
                     f"{self._stage} holds chunks that this command has not made: {listing(chunks)}.",
@@ -216,12 +222,14 @@ class ChunkLayout:
         try:
             record = read_json(file)
             settings, packed = dict(record["settings"]), _packed_scenes(record["scenes"])
+            writing = record.get("writing")
         except (SceneError, ConfigError, LookupError, TypeError, ValueError) as error:
             raise OutputError(f"{file} is damaged.", fix="choose another folder, or remove this one") from error
         if packed or paths.entries(self._parts, "*.torch"):
             check_same(self.root, settings, self.settings)
         present = {entry.name for entry in paths.entries(self._stage, "*.torch")}
         self._packed = {name: entry for name, entry in packed.items() if entry["chunk"] in present}
+        self._writing = writing if writing in present else None
 
     def find(self, name: str) -> Written | None:
         if name in self._packed:
@@ -251,9 +259,17 @@ class ChunkLayout:
     def _pack(self) -> None:
         numbers = [int(Path(entry["chunk"]).stem) for entry in self._packed.values()]
         chunk = f"{max(numbers, default=-1) + 1:06d}.torch"
+        if paths.exists(self._stage / chunk) and chunk != self._writing:
+            raise OutputError(
+                f"{self._stage / chunk} is in the way: this command has not made it.",
+                fix="move it elsewhere, or choose another folder",
+            )
+        self._writing = chunk
+        self._write_record()
         write_chunk(self._stage / chunk, [example for example, _ in self._pending])
         for example, written in self._pending:
             self._packed[example["key"]] = {"chunk": chunk, "scene": asdict(written)}
+        self._writing = None
         self._write_record()
         self._write_index()
         for example, _ in self._pending:
@@ -269,7 +285,8 @@ class ChunkLayout:
             self._parts.rmdir()
 
     def _write_record(self) -> None:
-        write_json(self.root / RECORD_FILE, {"settings": self.settings, "scenes": self._packed})
+        begun = {} if self._writing is None else {"writing": self._writing}
+        write_json(self.root / RECORD_FILE, {"settings": self.settings, "scenes": self._packed, **begun})
 
     def _write_index(self) -> None:
         write_json(self._stage / INDEX, {name: entry["chunk"] for name, entry in self._packed.items()})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ilrm import paths
 from ilrm.errors import SceneError
+from ilrm.files import settle
 from ilrm.image_files import MAX_PIXELS
 from ilrm.reading import read_json
 from ilrm.scene import Scene
@@ -67,6 +68,7 @@ def read_source(path: Path, key: str | None = None, *, images: str | None = None
 
     ``images`` is a folder of reduced copies ("images_4") to prefer to the photos that a camera file lists.
     """
+    settle(path)
     if not paths.exists(path):
         raise SceneError(f"{path} does not exist.", expected="a scene's folder or camera file", fix="check the path")
     if paths.is_dir(path) and not has_cameras(path) and is_chunk_folder(path):

@@ -23,6 +23,7 @@ ImageFormat = Literal["png", "jpg"]
 _PILLOW_FORMATS: dict[ImageFormat, str] = {"png": "PNG", "jpg": "JPEG"}
 _JPEG_QUALITY = 95
 _FARTHEST_MILLIMETRES = 65535
+SCENE_NAMES = ("images/", "depth/", "points.ply", "transforms.json", "opencv_cameras.json")
 
 
 def save_scene(
@@ -32,21 +33,23 @@ def save_scene(
     camera_file: CameraFile = "transforms.json",
     image_format: ImageFormat = "png",
     notes: Mapping[str, object] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write images, cameras, depth and points into ``folder`` and return the camera file's path.
 
     transforms.json (nerfstudio, OpenGL axes) carries everything; depth becomes 16-bit millimetres and points
     points.ply. opencv_cameras.json carries images and cameras only. PNG images read back equal.
-    ``notes`` are further values for the top level of the camera file, which readers ignore.
+    ``notes`` are further values for the top level of the camera file, which readers ignore. Files of these names that
+    are not from an earlier call are refused, unless ``overwrite`` is set.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or holds other files of these names.
         SceneError: an image cannot be decoded, or depth does not fit into 16-bit millimetres.
     """
     target = Path(folder)
     files = image_names(scene.names, image_format)
     opengl = camera_file == "transforms.json"
-    with atomic_folder(target, owns=("images", "depth", "points.ply", "transforms.json", "opencv_cameras.json")) as out:
+    with atomic_folder(target, SCENE_NAMES, overwrite=overwrite) as out:
         for view, file in enumerate(files):
             (out / "images").mkdir(exist_ok=True)
             (out / "images" / file).write_bytes(encode_image(scene, view, image_format))

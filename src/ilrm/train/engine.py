@@ -15,7 +15,7 @@ from typing import Literal
 
 from ilrm import paths
 from ilrm.errors import OutputError
-from ilrm.files import atomic_file
+from ilrm.files import check_writable
 from ilrm.train.checkpoint import Checkpoint, check_same_run, read_checkpoint
 from ilrm.train.config import TrainConfig
 from ilrm.train.distributed import StrategyName, launch, together
@@ -131,9 +131,7 @@ def _due(step: int, every: int) -> bool:
 
 def _open_output(output: Path) -> None:
     """Find out now whether results can be written, and refuse a folder of something else."""
-    with atomic_file(output / "probe"):
-        pass
-    (output / "probe").unlink()
+    check_writable(output)
     others = [entry.name for entry in paths.entries(output) if not entry.name.startswith(".")]
     if others and CONFIG not in others:
         raise OutputError(

@@ -345,7 +345,7 @@ class Run:
             whole = ILRM(self.config.model)
         weights = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
         whole.load_state_dict(weights, assign=True)
-        save_weights(whole, self.output / WEIGHTS)
+        save_weights(whole, self.output / WEIGHTS, overwrite=True)
 
 
 def _seed(*numbers: int) -> int:

@@ -14,6 +14,7 @@ from ilrm.cameras import Cameras
 from ilrm.errors import CameraError, GaussiansError, SceneError
 from ilrm.export import load_gaussians
 from ilrm.export.cameras import load_cameras
+from ilrm.files import settle
 from ilrm.gaussians import Gaussians
 from ilrm.image_files import open_image
 from ilrm.reading import read_json
@@ -83,6 +84,7 @@ def load_result(path: Path | str) -> Result:
         CameraError, SceneError: one of the other files is damaged.
     """
     path = Path(path)
+    settle(path)
     if paths.is_dir(path):
         if not paths.is_file(path / SCENE_FILE):
             raise GaussiansError(

@@ -12,6 +12,7 @@ import torch
 
 from ilrm import paths
 from ilrm.errors import WeightsError
+from ilrm.files import check_apart, claim_file, note_written
 from ilrm.model.config import ILRMConfig
 from ilrm.model.ilrm import ILRM
 from ilrm.weights.store import CONFIG_FILE, WEIGHTS_FILE, load_weights, save_weights
@@ -144,13 +145,21 @@ def describe(source: str | Path) -> WeightsInfo:
     return WeightsInfo(path, "ilrm" if own else "released", model.parameter_count(), file.stat().st_size, model.config)
 
 
-def convert(source: str | Path, target: str | Path, bf16: bool = False) -> WeightsInfo:
+def convert(source: str | Path, target: str | Path, bf16: bool = False, *, overwrite: bool = False) -> WeightsInfo:
     """Write any readable weights in our layout: a ``.safetensors`` file, or a folder (any other name).
+
+    Args:
+        overwrite: replace files of the same names that this program has not written.
 
     Raises:
         WeightsError: as ``from_pretrained``.
-        OutputError: the target cannot be written.
+        OutputError: the target cannot be written, is the source, or exists and is not ours.
     """
-
-    save_weights(load_weights(locate(source)), target, dtype=torch.bfloat16 if bf16 else None)
+    path, target = locate(source), Path(target)
+    if target.suffix == ".safetensors":
+        claim_file(target, reads=[path], overwrite=overwrite)
+    else:
+        check_apart(target, [path])
+    save_weights(load_weights(path), target, dtype=torch.bfloat16 if bf16 else None, overwrite=overwrite)
+    note_written(target)
     return describe(target)

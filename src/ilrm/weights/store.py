@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ilrm import paths
 from ilrm.errors import ConfigError, WeightsError
-from ilrm.files import atomic_folder, write_bytes, write_text
+from ilrm.files import atomic_folder, settle, write_bytes, write_text
 from ilrm.model.config import ILRMConfig
 from ilrm.model.ilrm import ILRM
 from ilrm.reading import parse_json, read_text
@@ -41,6 +41,7 @@ def load_weights(path: str | Path, dtype: torch.dtype = torch.float32) -> ILRM:
             each named.
     """
     path = Path(path)
+    settle(path)
     if not paths.exists(path):
         raise WeightsError(
             f"{path} does not exist.", expected="a weights file or folder", fix="see `ilrm weights list` for names"
@@ -52,11 +53,15 @@ def load_weights(path: str | Path, dtype: torch.dtype = torch.float32) -> ILRM:
     return _fill(config, tensors, dtype, str(path))
 
 
-def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None, *, overwrite: bool = False) -> None:
     """Write a network to one ``.safetensors`` file, or to a folder (any other name).
 
     Args:
         dtype: precision in the file; the parameters' own by default.
+        overwrite: replace a config and weights in the folder that an earlier call has not written.
+
+    Raises:
+        OutputError: they cannot be written, or the folder holds another config or other weights.
     """
     path = Path(path)
     config = json.dumps(model.config.to_dict(), indent=1)
@@ -65,7 +70,10 @@ def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None
     if path.suffix == ".safetensors":
         write_bytes(path, content)
         return
-    with atomic_folder(path) as folder:  # the config of one network beside the tensors of another would be worse
+    names = (CONFIG_FILE, WEIGHTS_FILE)
+    with atomic_folder(
+        path, names, overwrite=overwrite
+    ) as folder:  # the config of one network beside the tensors of another would be worse
         write_text(folder / CONFIG_FILE, config + "\n")
         write_bytes(folder / WEIGHTS_FILE, content)
 

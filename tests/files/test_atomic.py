@@ -13,7 +13,9 @@ from ilrm.errors import OutputError
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """All files but the lists of results, hidden ones too."""
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".ilrm.json"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
 def test_file_is_written_whole(tmp_path: Path) -> None:
@@ -95,48 +97,6 @@ def test_failed_folder_leaves_nothing(tmp_path: Path, failure: BaseException) ->
         (staging / "a").write_text("new")
         raise failure
     assert list(tmp_path.iterdir()) == []
-
-
-def earlier_result(folder: Path) -> None:
-    for name in ("scene.ply", "notes.txt", "renders/a.png", "renders/b.png"):
-        files.write_text(folder / name, "old")
-
-
-def test_existing_folder_is_replaced_by_entry(tmp_path: Path) -> None:
-    earlier_result(tmp_path)
-    with files.atomic_folder(tmp_path, owns=["scene.ply", "metrics.json", "renders"]) as staging:
-        (staging / "metrics.json").write_text("new")
-        (staging / "renders").mkdir()
-        (staging / "renders" / "a.png").write_text("new")
-        assert len(tree(tmp_path)) == 6
-    assert tree(tmp_path) == {"metrics.json": b"new", "notes.txt": b"old", "renders/a.png": b"new"}
-
-
-def test_a_folder_that_another_process_makes_meanwhile_is_replaced_by_entry(tmp_path: Path) -> None:
-    with files.atomic_folder(tmp_path / "out", owns=["a", "b"]) as ours:
-        with files.atomic_folder(tmp_path / "out", owns=["a", "b"]) as theirs:
-            (theirs / "a").write_text("theirs")
-            (theirs / "b").write_text("theirs")
-        (ours / "a").write_text("ours")
-    assert {entry.name: entry.read_text() for entry in (tmp_path / "out").iterdir()} == {"a": "ours"}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
-
-
-def test_failed_swap_puts_the_earlier_result_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    earlier_result(tmp_path)
-    before = tree(tmp_path)
-    rename = os.rename
-
-    def fails_on_the_last(src: Path, dst: Path) -> None:
-        if ".partial/scene.ply" in str(src) and dst == tmp_path / "scene.ply":
-            raise OSError(errno.EACCES, "Permission denied")
-        rename(src, dst)
-
-    monkeypatch.setattr(os, "rename", fails_on_the_last)
-    with pytest.raises(OutputError, match="permission denied"), files.atomic_folder(tmp_path) as staging:
-        (staging / "renders").mkdir()
-        (staging / "scene.ply").write_text("new")
-    assert tree(tmp_path) == before
 
 
 def test_folder_with_a_long_name(tmp_path: Path) -> None:

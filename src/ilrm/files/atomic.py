@@ -1,0 +1,131 @@
+"""One file that is either whole or absent: written to a temporary name beside the target, then renamed.
+
+An error, a full disk or Ctrl-C leaves what was there before, and no temporary file.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ilrm.errors import OutputError
+from ilrm.files.temporary import Held, lock, temporary_path
+from ilrm.paths import absolute
+
+_FIXES = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some of your quota, or write to another disk",
+    errno.EFBIG: "raise the file size limit (ulimit -f), or write to another disk",
+    errno.EACCES: "choose a folder you may write to, or change its permissions",
+    errno.EPERM: "choose a folder you may write to, or change its permissions",
+    errno.EROFS: "choose a folder on a disk that is not mounted read-only",
+    errno.ENOTDIR: "one of the folders on the way is a file; choose another path",
+    errno.EEXIST: "one of the folders on the way is a file; choose another path",
+    errno.EISDIR: "that is a folder; give a file name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def output_error(error: OSError, path: Path | str) -> OutputError:
+    """The reason why ``path`` could not be written, in words, with what to do about it."""
+    reason = error.strerror or str(error)
+    fix = _FIXES.get(error.errno or 0, "choose another place to write to")
+    return OutputError(f"Cannot write {path}: {reason[:1].lower()}{reason[1:]}.", fix=fix)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError inside into an OutputError about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+@contextmanager
+def parents_made(path: Path) -> Iterator[None]:
+    """Create the missing folders above ``path``; remove them again if the body fails."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # not empty: someone else uses it by now
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """Write one file: the body fills the yielded temporary path, which becomes ``path`` when the body succeeds.
+
+    The temporary name keeps the suffix, so writers that look at it work. Missing folders are created, links
+    are followed.
+
+    Raises:
+        OutputError: the file cannot be written; OSErrors of the body are taken to be about it.
+    """
+    target = absolute(path)
+    with explained(target):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.exists() and not target.is_file():
+            raise OutputError(f"Cannot write {target}: it is a device, not a file.", fix="give a file name")
+    with parents_made(target):
+        temporary, handle = _touched(target)
+        try:
+            with explained(target):
+                yield temporary
+                os.replace(temporary, target)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if handle is not None:
+                os.close(handle)
+
+
+def _touched(target: Path) -> tuple[Path, int | None]:
+    """A new, empty temporary file and its lock. Fails now rather than after the work, if it has to fail."""
+    with explained(target):
+        while True:
+            temporary = temporary_path(target.with_name(target.stem), suffix=target.suffix)
+            temporary.touch(exist_ok=False)
+            with suppress(Held, FileNotFoundError):  # somebody tidied up between these lines
+                handle = lock(temporary)
+                if temporary.exists():
+                    return temporary, handle
+
+
+def check_writable(folder: Path | str) -> None:
+    """Find out now whether files can be made in a folder, which is created if need be. Raises OutputError."""
+    probe = temporary_path(absolute(folder) / "probe")
+    with parents_made(probe), explained(Path(folder)):
+        probe.touch(exist_ok=False)
+        probe.unlink()
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a whole file or nothing. Raises OutputError."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a whole UTF-8 text file or nothing. Raises OutputError."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """Write a whole JSON file or nothing (NaN and infinity are our mistake). Raises OutputError."""
+    write_text(path, as_json(value))
+
+
+def as_json(value: object) -> str:
+    """A value as the text of a file (NaN and infinity are our mistake)."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"

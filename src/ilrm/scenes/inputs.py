@@ -1,0 +1,35 @@
+"""Which files and folders a scene is read from, so that nothing is ever written over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ilrm import paths
+from ilrm.scenes.colmap import find_model
+from ilrm.scenes.load import read_source
+
+_CAMERA_SUFFIXES = (".json", ".ply", ".torch")
+
+
+def input_paths(path: Path | str) -> tuple[Path, ...]:
+    """Everything that loading the scene at ``path`` reads: its camera files, photos, depth maps and points.
+
+    Folders stand for all that is in them: those that hold photos or depth, and the scene's own one where photos lie
+    in it directly.
+
+    Raises:
+        SceneError, CameraError: there is no scene that can be loaded.
+    """
+    path = Path(path)
+    found = {path} if paths.is_file(path) else _beside_the_cameras(path)
+    for frame in read_source(path).frames:
+        for file in (frame.photo.source, frame.depth):
+            if isinstance(file, Path):
+                found |= {file, file.parent}
+    return tuple(sorted(found))
+
+
+def _beside_the_cameras(folder: Path) -> set[Path]:
+    model = find_model(folder)
+    files = [file for file in paths.entries(folder) if file.suffix.lower() in _CAMERA_SUFFIXES]
+    return {*files, *([] if model is None else [model])}

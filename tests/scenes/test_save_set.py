@@ -270,3 +270,37 @@ def test_sigterm_still_unwinds_after_pycolmap_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"null",
+        b'{"settings": 3, "scenes": {}}',
+        b'{"settings": {}, "scenes": []}',
+        b'{"settings": {}, "scenes": {"a": 3}}',
+        b'{"settings": {}, "scenes": {"a": {"chunk": 3, "scene": {}}}}',
+        b'{"settings": {}, "scenes": {"a": {"chunk": "000000.torch", "scene": {"origin": "x", "views": "2"}}}}',
+        b'{"settings": {}, "scenes": {"a": {"chunk": "x.torch", "scene": {}}}}',
+    ],
+    ids=lambda x: x.decode("latin-1")[:70],
+)
+def test_records_that_are_none_are_told(tmp_path: Path, record: bytes) -> None:
+    (tmp_path / "record.json").write_bytes(record)
+    with pytest.raises(OutputError, match=r"record\.json is damaged"):
+        make(tmp_path, range(1), form="chunks")
+    assert (tmp_path / "record.json").read_bytes() == record
+
+
+@pytest.mark.parametrize("scene", [3, [], {"origin": "x"}, {"origin": 1, "views": 2, "width": 3, "height": 4}])
+@pytest.mark.parametrize("settings", [{}, 3])
+def test_notes_that_are_none_are_told(tmp_path: Path, scene: object, settings: object) -> None:
+    file = tmp_path / "scene_000000" / "transforms.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"frames": [], "made": {"settings": settings, "scene": scene}}))
+    before = file.read_bytes()
+    with pytest.raises(OutputError, match="not made by this command"):
+        make(tmp_path, range(1), form="folders")
+    assert file.read_bytes() == before

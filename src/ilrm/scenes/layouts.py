@@ -301,10 +301,12 @@ def _write_part(parts: Path, image_format: ImageFormat, item: Item) -> Written:
 
 def _packed_scenes(values: Any) -> dict[str, dict[str, Any]]:
     """The scenes of a record that are in chunks. Raises ConfigError and others where it is damaged."""
+    if not isinstance(values, dict):
+        raise TypeError("no object")
     for entry in values.values():
         int(Path(entry["chunk"]).stem)
         Written.from_json(entry["scene"])
-    return dict(values)
+    return values
 
 
 def _read_part(part: Path) -> tuple[Example, Written]:

@@ -219,6 +219,17 @@ def test_bad_contents_are_named(name: str, saved: tuple[Path, Content, bytes, Ga
     assert "a.glb" in str(caught.value)
 
 
+def test_nodes_far_away_keep_their_splats_apart(tmp_path: Path) -> None:
+    """A node's translation is a double; its splats are single precision near it."""
+    gaussians = make_gaussians(12)
+    save_glb(gaussians, tmp_path / "a.glb")
+    content, binary = parts(tmp_path / "a.glb")
+    content["nodes"][0]["translation"] = [512345.0, 250.0, 5432109.0]
+    back = load_glb(write(tmp_path / "a.glb", content, binary))
+    expected = gaussians.means.double() + GLTF.apply_points(torch.tensor([512345.0, 250.0, 5432109.0]).double())
+    torch.testing.assert_close(back.world_means, expected, atol=1e-6, rtol=0)
+
+
 def test_bad_bytes_are_named(saved: tuple[Path, Content, bytes, Gaussians]) -> None:
     path, content, binary, _ = saved
     whole = path.read_bytes()
@@ -231,7 +242,7 @@ def test_bad_bytes_are_named(saved: tuple[Path, Content, bytes, Gaussians]) -> N
         (whole[: len(whole) // 3], "cut off"),
         (whole[:-1], "cut off"),
         (whole[:4] + struct.pack("<I", 1) + whole[8:], "version 2"),
-        (whole[:20] + b"!" + whole[21:], "invalid JSON"),
+        (whole[:20] + b"!" + whole[21:], "not valid JSON"),
         (write(path, [1], binary).read_bytes(), "no glTF"),
         (write(path, content, bytes(nan)).read_bytes(), "1 of 12 Gaussians hold NaN"),
         (write(path, content, b"").read_bytes(), "cut off"),

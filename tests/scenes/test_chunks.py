@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,20 @@ def test_compressed_archives_are_read_too(tmp_path):
         for name, data in entries.items():
             archive.writestr(name, data)
     assert list_keys(file) == ("ccc",)
+
+
+def test_poses_that_single_precision_has_rounded_are_told(tmp_path):
+    """UTM coordinates in a chunk: steps of half a metre. Nothing is said of the others."""
+    scene = example("a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.save([scene], tmp_path / "near.torch")
+        load_scene(tmp_path / "near.torch")
+    w2c = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
+    w2c[:, :3] = scene["cameras"][:, 6:].reshape(3, 3, 4)
+    c2w = torch.linalg.inv(w2c)
+    c2w[:, :3, 3] += torch.tensor([512345.0, 5432109.0, 250.0])
+    scene["cameras"][:, 6:] = torch.linalg.inv(c2w)[:, :3].flatten(1)
+    torch.save([scene], tmp_path / "far.torch")
+    with pytest.warns(UserWarning, match="single precision, in steps of about 0"):
+        load_scene(tmp_path / "far.torch")

@@ -18,6 +18,7 @@ import pytest
 import torch
 import viser
 
+from ilrm.cameras import Similarity
 from ilrm.errors import ConfigError, GaussiansError, MissingExtraError, OutputError
 from ilrm.export import load_ply
 from ilrm.view import Result
@@ -104,6 +105,31 @@ def test_crop_states_and_saving(viewer: Viewer, tmp_path: Path) -> None:
     control(viewer, "State").value = "update layer 1"
     until(lambda: viewer.session.name == "update layer 1", viewer)
     until(lambda: len(viewer._splats.buffer) == int(viewer.session.keep().sum()) < 100, viewer)
+
+
+def test_a_world_far_away_is_shown_near_and_saved_where_it_is(viewer: Viewer, tmp_path: Path) -> None:
+    origin = torch.tensor([512345.0, 5432109.0, 250.0], dtype=torch.float64)
+    there = Similarity(1.0, torch.eye(3, dtype=torch.float64), origin)
+    g, cameras = viewer.result.gaussians, viewer.result.cameras
+    assert cameras is not None
+    far = replace(
+        viewer.result, gaussians=g.at(origin), cameras=cameras.to(dtype=torch.float64).transform(there), mesh=None
+    )
+    with serve() as server:
+        # A state that was counted from elsewhere stands in the same place.
+        other = Viewer(server, far, [("update layer 1", g[:100].at(origin).counted_from(origin + 5))])
+        try:
+            for here, at_home in zip(other.layout.poses, viewer.layout.poses, strict=True):
+                assert np.abs(here.position - at_home.position).max() < 1e-6
+            assert (comparison(other, 1)[1] or 0) == pytest.approx(comparison(viewer, 1)[1] or 0, abs=1e-3)
+            (tmp_path / "edited.ply").write_bytes(edited_ply(other.session, other.origin))
+            other.session.choose("update layer 1")
+            assert (other.session.everything.means - g[:100].means).abs().max() < 1e-5
+        finally:
+            other.close()
+    saved = load_ply(tmp_path / "edited.ply")
+    assert saved.origin.tolist() == origin.tolist()
+    assert torch.equal(saved.means, g.means)
 
 
 def test_points_and_pictures(viewer: Viewer) -> None:

@@ -33,7 +33,7 @@ def save_sog(gaussians: Gaussians, path: Path | str) -> None:
     program = _program(path)
     with tempfile.TemporaryDirectory() as folder, atomic_file(path) as temporary:
         made = Path(folder) / "scene.sog"
-        save_ply(gaussians, Path(folder) / "scene.ply")
+        save_ply(gaussians.local(), Path(folder) / "scene.ply")
         if complaint := _run(program, Path(folder) / "scene.ply", made):
             raise OutputError(f"{PROGRAM} could not write {path}: {complaint}.")
         shutil.copyfile(made, temporary)

@@ -61,7 +61,8 @@ def load_gaussians(path: Path | str) -> Gaussians:
     settle(path)
     form = find_format(path)
     gaussians = form.load(path)
-    return gaussians if form.keeps_origin else gaussians.at(gaussians.origin + world_offset_beside(path))
+    said = form.keeps_origin or bool(gaussians.origin.any())
+    return gaussians if said else gaussians.at(world_offset_beside(path))
 
 
 def save_gaussians(gaussians: Gaussians, path: Path | str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ilrm import paths
-from ilrm.errors import SceneError
+from ilrm.errors import SceneError, warn
 from ilrm.reading import read_json
 from ilrm.scenes.frames import Frame, Source
 from ilrm.scenes.images import encoded_photo
@@ -22,6 +22,8 @@ from ilrm.torch_files import LazyBytes, LazyTensor, load_lazily, share_reasonabl
 
 INDEX = "index.json"
 _CAMERA_VALUES = 18
+# Poses that are rounded to a larger share of the cameras' spread are worth a warning.
+_COARSE = 1e-3
 
 
 def list_keys(path: Path | str) -> tuple[str, ...]:
@@ -100,6 +102,14 @@ class ChunkScene:
     def source(self, views: Sequence[int] | None = None) -> Source:
         """All frames or some of them, their images not decoded. Raises SceneError as ``c2w``, or for a non-image."""
         poses = self.c2w.double().numpy()
+        centres = poses[:, :3, 3]
+        spread = np.abs(centres - centres.mean(0)).max(initial=0)
+        step = float(np.finfo(np.float32).eps * np.abs(self.cameras[:, 6:].numpy()).max(initial=0))
+        if len(centres) > 1 and step > _COARSE * spread:
+            warn(
+                f"{self.label} holds its poses in single precision, in steps of about {step:.2g}, and the cameras are "
+                f"{spread:.2g} apart: write the chunk again from the original poses, with an origin near the cameras"
+            )
         return Source(tuple(self._frame(view, poses[view]) for view in (views or range(len(self.cameras)))))
 
     def _frame(self, view: int, c2w: np.ndarray) -> Frame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 from PIL import Image
 
 from ilrm.cli import main
-from tests.cli.conftest import tree
+from ilrm.files import atomic_folder
+from ilrm.files.manifest import MANIFEST
+from tests.cli.conftest import tree, visible
+from tests.files.test_folders import dying, fill
 
 
 @pytest.fixture
@@ -186,3 +190,40 @@ def test_training_keeps_a_file_called_probe(tmp_path: Path, capsys) -> None:
     (tmp_path / "probe").write_text("mine")
     words = refused(tmp_path, capsys, "train", "smoke", "-o", tmp_path)
     assert "no training run" in words
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["export", "{out}", "-o", "{tmp}/a.spz"],
+        ["export", "{out}/scene.ply", "-o", "{tmp}/a.splat"],
+        ["view", "{out}", "--html", "{tmp}/a.html"],
+        ["render", "{out}", "-o", "{out}/a.png", "--frames", "1"],
+        ["refine", "{out}/scene.ply", "{capture}", "-o", "{out}/better.ply", "--steps", "1"],
+        ["mesh", "{out}", "-o", "{tmp}/a.ply"],
+        ["reconstruct", "{capture}", "-o", "{out}", "--weights", "{weights}", "--views", "2", "--export"],
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("step", [12, 16])
+def test_any_command_completes_what_a_killed_one_has_begun(
+    command: list[str], step: int, scene: Path, capture: Path, weights: Path, tmp_path: Path
+) -> None:
+    """A result is replaced by one with other metrics; the process dies while half of its files are in place."""
+    names = ("scene.ply", "metrics.json", "cameras.json", "preview.mp4", "viewer.html", "inputs/", "renders/")
+    new = {name: data for name, data in tree(scene).items() if name != MANIFEST and not name.startswith("renders")}
+    new["metrics.json"] = json.dumps({**json.loads(new["metrics.json"]), "seed": 77}).encode()
+
+    def replace() -> None:
+        with atomic_folder(scene, names) as staging:
+            fill(staging, new)
+
+    assert dying(step, replace)
+    assert not (scene / "scene.ply").exists()
+    places = {"out": scene, "tmp": tmp_path, "capture": capture, "weights": weights}
+    assert main([argument.format(**places) for argument in command]) == 0
+    seen = visible(scene)
+    assert {"scene.ply", "metrics.json", "cameras.json", "inputs"} <= seen
+    if command[0] != "reconstruct":
+        assert {name: data for name, data in tree(scene).items() if name in new} == new
+    assert not list(scene.glob(".*.partial"))

@@ -58,3 +58,27 @@ def test_imports_point_left(path: Path) -> None:
 def test_the_check_sees_violations(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("def f():\n    from ilrm.cli import main\n    import ilrm.view.page\n")
     assert imports(tmp_path / "x.py") == {"cli", "view"}
+
+
+def test_the_package_s_names_are_those_that_type_checkers_see() -> None:
+    import ilrm
+
+    tree = ast.parse((SOURCE / "__init__.py").read_text("utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    declared = {alias.name: line.module for line in block.body for alias in line.names}  # type: ignore[attr-defined]
+    homes = {name: f"ilrm.{home}" for home, names in ilrm._HOMES.items() for name in names}
+    assert declared == homes
+    assert sorted(homes) == sorted(ilrm.__all__)
+    assert set(ilrm.__all__) <= set(dir(ilrm))
+
+
+def test_functions_that_are_named_like_their_module_stay_functions() -> None:
+    import ilrm.reconstruct
+    import ilrm.refine
+    import ilrm.render.rules
+
+    for name in ("reconstruct", "refine", "render"):
+        assert callable(getattr(ilrm, name))
+    assert ilrm.paths.exists(SOURCE)  # modules are there as if they had been imported
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ilrm.nothing  # noqa: B018

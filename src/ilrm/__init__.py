@@ -9,21 +9,26 @@ images = render(gaussians, scene.cameras).rgb
 """
 
 import os
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 # OpenMP's threads spin while they wait for each other, unless told otherwise before torch is loaded. On a CPU that
 # does anything else at the same time that costs far more than it saves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ilrm.cameras import Cameras, Similarity, normalise
-from ilrm.errors import IlrmError
-from ilrm.export import load_ply, save_ply
-from ilrm.gaussians import Gaussians
-from ilrm.model import ILRM, ILRMConfig
-from ilrm.reconstruct import reconstruct
-from ilrm.refine import RefineConfig, refine
-from ilrm.render import Rendering, render
-from ilrm.scene import Scene
-from ilrm.scenes import load_scene
+if TYPE_CHECKING:
+    from ilrm.cameras import Cameras, Similarity, normalise
+    from ilrm.errors import IlrmError
+    from ilrm.export import load_ply, save_ply
+    from ilrm.gaussians import Gaussians
+    from ilrm.model import ILRM, ILRMConfig
+    from ilrm.reconstruct import reconstruct
+    from ilrm.refine import RefineConfig, refine
+    from ilrm.render import Rendering, render
+    from ilrm.scene import Scene
+    from ilrm.scenes import load_scene
 
 __version__ = "0.1.0"
 
@@ -45,3 +50,55 @@ __all__ = [
     "render",
     "save_ply",
 ]
+
+_HOMES = {
+    "cameras": ("Cameras", "Similarity", "normalise"),
+    "errors": ("IlrmError",),
+    "export": ("load_ply", "save_ply"),
+    "gaussians": ("Gaussians",),
+    "model": ("ILRM", "ILRMConfig"),
+    "reconstruct": ("reconstruct",),
+    "refine": ("RefineConfig", "refine"),
+    "render": ("Rendering", "render"),
+    "scene": ("Scene",),
+    "scenes": ("load_scene",),
+}
+
+
+class _Package(ModuleType):
+    """This package, whose names are imported when they are first used.
+
+    The command can so be interrupted, and can say what is wrong, before torch is there. The names are properties
+    because three of them are modules, too: importing one of those sets the package's attribute of that name, which
+    has to stay the function.
+    """
+
+    def __getattr__(self, name: str) -> object:
+        """A module of the package, as if all of them had been imported."""
+        try:
+            if not name.startswith("_"):
+                return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=self)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+def _imported(home: str, name: str) -> property:
+    def get(_: ModuleType) -> object:
+        return getattr(import_module(f"{__name__}.{home}"), name)
+
+    def keep(_: ModuleType, value: object) -> None:
+        if not isinstance(value, ModuleType):
+            raise AttributeError(f"{__name__}.{name} cannot be replaced; replace it in {__name__}.{home}")
+
+    return property(get, keep)
+
+
+for _home, _names in _HOMES.items():
+    for _name in _names:
+        setattr(_Package, _name, _imported(_home, _name))
+sys.modules[__name__].__class__ = _Package

@@ -247,7 +247,7 @@ def test_a_swallowed_interrupt_is_raised_again(monkeypatch, capsys) -> None:
     import os
     import signal
 
-    from ilrm import cli
+    from ilrm.cli import commands
 
     def run(self: object, console: object) -> None:
         with contextlib.suppress(KeyboardInterrupt):
@@ -257,7 +257,7 @@ def test_a_swallowed_interrupt_is_raised_again(monkeypatch, capsys) -> None:
         raise AssertionError("the interrupt was lost")
 
     alarm = signal.getsignal(signal.SIGALRM)
-    monkeypatch.setattr(cli._StopCleanly, "_AGAIN_AFTER_S", 0.2)
+    monkeypatch.setattr(commands._StopCleanly, "_AGAIN_AFTER_S", 0.2)
     monkeypatch.setattr("ilrm.cli.weights.List.run", run, raising=True)
     assert main(["weights", "list"]) == 130
     assert "interrupted" in capsys.readouterr().err

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Literal, Protocol, cast
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from ilrm.cli import BROKEN_PIPE, FAILED
 
 
 class Advance(Protocol):
@@ -18,9 +23,54 @@ class Advance(Protocol):
     def __call__(self, note: str = "", steps: int = 1, total: int | None = None) -> None: ...
 
 
-class _Pipe(rich.console.Console):
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # rich would exit with 1, as if something had failed
+class Stream:
+    """sys.stdout or sys.stderr, as it is at the time, to which writing never fails.
+
+    A message that nobody can read must not cost the result. The first reason why something was lost is kept, and
+    nothing more is written after it. Characters that the stream's encoding lacks are written as escapes.
+
+    Attributes:
+        failure: why something could not be written; None if all was.
+    """
+
+    def __init__(self, name: Literal["stdout", "stderr"]) -> None:
+        self._name = name
+        self.failure: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(sys, self._name), name)
+
+    def write(self, text: str) -> int:
+        if self.failure is None:
+            with self._noted():
+                self._write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self.failure is None:
+            with self._noted():
+                getattr(sys, self._name).flush()
+
+    def _write(self, text: str) -> None:
+        stream = getattr(sys, self._name)
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = error
+        except ValueError:  # somebody has closed it
+            self.failure = OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def release(self) -> None:
+        """Send what is left in the buffer nowhere, or Python complains once more at its exit."""
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, self._name).fileno())
 
 
 class Console:
@@ -28,12 +78,20 @@ class Console:
 
     Args:
         quiet: no results on stdout, which then belongs to one JSON object.
+
+    Attributes:
+        results: stdout.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._messages = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
-        self._results = _Pipe(quiet=quiet, highlight=False, soft_wrap=True)
+        self.results = Stream("stdout")
+        self._errors = Stream("stderr")
+        # Rich takes whatever has the methods of a file.
+        self._messages = rich.console.Console(file=cast(IO[str], self._errors), highlight=False, soft_wrap=True)
+        self._tables = rich.console.Console(
+            file=cast(IO[str], self.results), quiet=quiet, highlight=False, soft_wrap=True
+        )
 
     @property
     def is_terminal(self) -> bool:
@@ -54,12 +112,34 @@ class Console:
         for name, value in rows.items():
             if value is not None:
                 table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
-        self._results.print(table)
+        self._tables.print(table)
 
     def answer(self, report: Mapping[str, object]) -> None:
         """Print the one JSON object, if that is what was asked for."""
         if self.quiet:
-            print(json.dumps(report, allow_nan=False), flush=True)
+            print(json.dumps(report, allow_nan=False), flush=True, file=cast(IO[str], self.results))
+
+    def fail(self, message: str, status: int) -> int:
+        """Say why nothing came of it, as it is; the exit status."""
+        print(f"ilrm: {message}", file=cast(IO[str], self._errors))
+        return status
+
+    def settle(self, status: int) -> int:
+        """Bring out what is still in buffers, at the end. The exit status: another one if results could not be told."""
+        self.results.flush()
+        self._errors.flush()
+        failure = self.results.failure
+        if failure is not None:
+            self.results.release()
+            if isinstance(failure, BrokenPipeError):
+                status = status or BROKEN_PIPE
+            else:
+                reason = failure.strerror or str(failure)
+                self.fail(f"stdout cannot be written, files are as they should be: {reason[:1].lower()}{reason[1:]}", 0)
+                status = status or FAILED
+        if self._errors.failure is not None:
+            self._errors.release()
+        return status
 
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Advance]:

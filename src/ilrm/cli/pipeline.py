@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -192,25 +191,29 @@ def _refine_report(result: RefineResult | None, options: Options) -> dict[str, A
     }
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """The most memory in use so far, in GB: of the GPU if that computes, else of the process."""
+def peak_memory_gb(device: torch.device) -> float | None:
+    """The most memory in use so far, in GB: of the GPU if that computes, else of the process; None on Windows."""
     if device.type == "cuda":
         import torch
 
         return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
 def show_results(metrics: dict[str, Any], console: Console) -> None:
     """The numbers that matter, and where the files lie."""
-    output = Path(metrics["output"])
+    output, memory = Path(metrics["output"]), metrics["peak_memory_gb"]
     rows = {
         "held-out PSNR": _with_before(metrics, "psnr", "{:.2f} dB"),
         "held-out SSIM": _with_before(metrics, "ssim", "{:.3f}"),
         "Gaussians": f"{metrics['num_gaussians']:,} from {metrics['num_inputs']} photos",
         "seconds": f"{sum(metrics['seconds'].values()):.1f}",
-        "peak memory": f"{metrics['peak_memory_gb']:.2f} GB",
+        "peak memory": None if memory is None else f"{memory:.2f} GB",
         **{name: output / file for name, file in metrics["files"].items()},
         "input photos": output / INPUTS,
         "renderings": output / RENDERS,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ilrm.errors import ConfigError, MissingExtraError
 from ilrm.export.mesh import colour_vertices
 from ilrm.export.tsdf import DepthViews, FloatArray, IntArray, Surface
+from ilrm.render.compiling import kernel
 
 # Laying out charts takes about a minute for so many faces.
 MOST_FACES = 200_000
@@ -72,7 +72,7 @@ def bake(surface: Surface, views: DepthViews, truncation: float, side: int = 204
     return Texture(vertices, faces, np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1), (filled * 255).round().astype(np.uint8))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _rasterise(corners, faces, owner, weights):
     """For each texel whose centre lies in a face: the face, and its barycentric weights."""
     height, width = owner.shape

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
 from ilrm.errors import MissingExtraError
+from ilrm.render.compiling import kernel
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
@@ -24,8 +25,8 @@ CHUNK = 32  # cubes along each side of a chunk, which therefore has CHUNK + 1 la
 # Distances are kept this far from 0 (in truncation distances), so that no vertex falls on a lattice point, where
 # triangles would degenerate and chunks could disagree about the edge that it lies on.
 _LEAST_DISTANCE = 1e-4
-_jit = njit(cache=True, nogil=True, error_model="numpy")
-_parallel = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+_jit = kernel()
+_parallel = kernel(parallel=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
 from ilrm import spherical_harmonics
+from ilrm.render.compiling import kernel
 
 _C0, _C1 = spherical_harmonics.C0, spherical_harmonics._C1
 _C2, _C3 = spherical_harmonics._C2, spherical_harmonics._C3
 Array = Any
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel(forceinline=True)
 def fill_basis(x: float, y: float, z: float, basis: Array) -> None:
     """Write the values of the first len(basis) functions (1, 4, 9 or 16) at a unit direction."""
     basis[0] = _C0
@@ -30,7 +29,7 @@ def fill_basis(x: float, y: float, z: float, basis: Array) -> None:
         basis[15] = _C3[6] * x * (xx - 3 * yy)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel(forceinline=True)
 def direction_gradient(x: float, y: float, z: float, weights: Array) -> tuple[float, float, float]:
     """Gradient by (x, y, z) of the sum of weights times basis functions."""
     w = weights

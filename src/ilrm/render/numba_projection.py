@@ -14,8 +14,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from ilrm.render.compiling import kernel
 from ilrm.render.numba_harmonics import direction_gradient, fill_basis
 from ilrm.render.projection import Pinhole
 from ilrm.render.rules import ALPHA_MIN, BLUR
@@ -44,8 +45,8 @@ _CENTRE, _FOCAL, _LIMITS, _RANGE, _SIZE, _ANTIALIASED = 12, 15, 19, 23, 25, 27
 # Pieces that the Gaussians are dealt out in.
 _SHARES = 64
 
-_jit = njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-_parallel = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+_jit = kernel(forceinline=True)
+_parallel = kernel(parallel=True)
 Array = Any
 
 

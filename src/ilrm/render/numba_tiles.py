@@ -11,9 +11,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.polynomial import Chebyshev, Polynomial
 
+from ilrm.render.compiling import kernel
 from ilrm.render.numba_projection import (
     REC_HALF_X,
     REC_HALF_Y,
@@ -43,8 +44,8 @@ _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 # exp on [-1, 0]; relative error 1e-8, far below float32.
 _EXP = tuple(np.float32(c) for c in Chebyshev.interpolate(np.exp, 6, [-1, 0]).convert(kind=Polynomial).coef)
 
-_jit = njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-_parallel = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+_jit = kernel(forceinline=True)
+_parallel = kernel(parallel=True)
 Array = Any
 
 

@@ -75,6 +75,25 @@ def test_port_in_use(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
         refused([str(result), "--port", port], capsys, f"port {port}", "in use", "--port")
 
 
+def test_hosts_that_cannot_be(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for host in ("a" * 300, "", "no.such.host.invalid"):
+        refused([str(result), "--host", host, "--port", "0"], capsys, "cannot listen", "--host")
+
+
+def test_letting_others_in_is_told(
+    result: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ilrm.cli.view.time.sleep", stop)
+    for host, told in (("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)):
+        assert main(["view", str(result), "--host", host, "--port", "0", "--no-open"]) == 130
+        said = capsys.readouterr().err
+        assert ("There is no password" in said) == told
+        assert ("other machines in" in said) == told
+
+
 def test_what_is_not_there(result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused([str(tmp_path / "nothing.ply")], capsys, "nothing.ply", "no such file")
     refused([str(tmp_path)], capsys, "holds no scene.ply", "ilrm reconstruct")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,14 +17,16 @@ import av
 import numpy as np
 import pytest
 import torch
+import viser
 from PIL import Image
 
 from ilrm.cameras import Cameras
-from ilrm.export import load_ply
+from ilrm.export import load_ply, save_ply
+from ilrm.export.cameras import save_cameras
 from ilrm.gaussians import Gaussians, quaternion_to_matrix
 from ilrm.render import render
 from ilrm.spherical_harmonics import C0
-from ilrm.view import Result, save_page
+from ilrm.view import Result, load_result, save_page
 from ilrm.view.controls import FRAMES_PER_SECOND, add_controls
 from ilrm.view.live import Viewer, pose_of
 from ilrm.view.server import serve
@@ -323,3 +328,91 @@ def on_screen(page: Page, camera: Any, point: np.ndarray) -> tuple[float, float]
     local = window.w2c[0].numpy() @ np.append(point, 1)
     x, y, z = window.K[0].numpy() @ local[:3]
     return box["x"] + x / z, box["y"] + y / z
+
+
+HOSTILE = (
+    "<img src='http://{host}/i' onerror='window.RAN=1'><script>window.RAN=1</script>![](http://{host}/m) {{1}} **b**"
+)
+FRAME = '<iframe srcdoc="<script>parent.RAN=1</script>"></iframe>'
+
+
+def hostile_result(folder: Path, host: str) -> Path:
+    """A folder as somebody else may send it: markup wherever a text is, and a mesh with a picture from elsewhere."""
+    markup = HOSTILE.format(host=host)
+    (out := folder / FRAME.replace("/", "\u2215")).mkdir()
+    save_ply(make_gaussians(50), out / "scene.ply")
+    save_cameras(make_cameras(3, 64, 48), [markup, FRAME, FRAME], out / "cameras.json")
+    metrics = {"psnr": markup, "ssim": FRAME, "weights": markup, "refine_steps_done": FRAME, "num_gaussians": markup}
+    (out / "metrics.json").write_text(json.dumps(metrics))
+    triangle = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32).tobytes()
+    gltf = {
+        "asset": {"version": "2.0"},
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "material": 0}]}],
+        "materials": [{"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}],
+        "textures": [{"source": 0}],
+        "images": [{"uri": f"http://{host}/texture.png"}],
+        "buffers": [{"byteLength": len(triangle)}],
+        "bufferViews": [{"buffer": 0, "byteLength": len(triangle)}],
+        "accessors": [
+            {"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3", "min": [0, 0, 0], "max": [1, 1, 0]}
+        ],
+    }
+    text = json.dumps(gltf).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(triangle), b"BIN\0") + triangle
+    (out / "mesh.glb").write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
+    return out
+
+
+def test_a_result_of_a_stranger_runs_and_fetches_nothing(watched: Watched, tmp_path: Path) -> None:
+    page = watched.page
+    page.set_viewport_size({"width": 600, "height": 700})
+    with socket.socket() as stranger, serve() as server:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        stranger.setblocking(False)
+        result = load_result(hostile_result(tmp_path, f"127.0.0.1:{stranger.getsockname()[1]}"))
+        viewer = Viewer(server, result)
+        add_controls(viewer)
+        address = f"http://127.0.0.1:{server.get_port()}"
+        page.goto(address)
+        page.get_by_text("Numbers").click()
+        page.locator("input:disabled").last.wait_for()
+        assert page.locator("input:disabled").last.input_value() == result.numbers["weights"]
+        viewer.tell(None, result.title, HOSTILE, color="blue")
+        page.locator(".mantine-Notification-root").get_by_text("window.RAN=1").wait_for()
+        wait(lambda: any("texture.png" in text for text in watched.said))  # the mesh has been tried
+        save_page(result.gaussians, tmp_path / "page.html", result.cameras, None, result.title, result.numbers)
+        viewer.close()
+        assert page.evaluate("window.RAN") is None
+        assert [frame.url for frame in page.frames] == [f"{address}/"]
+        page.goto((tmp_path / "page.html").as_uri())
+        page.get_by_text(result.numbers["weights"]).wait_for()
+        assert page.evaluate("window.RAN") is None
+        with pytest.raises(BlockingIOError):
+            stranger.accept()
+    held = ("psnr", "held-out PSNR", "held-out SSIM", "refinement steps")
+    assert not set(held) & set(result.numbers)
+
+
+def test_another_page_sees_nothing(browser: Browser, viewer: Viewer, tmp_path: Path) -> None:
+    """A page of another origin, in the same browser, may neither open the websocket nor frame the viewer."""
+    port = viewer.server.get_port()
+    (tmp_path / "page.html").write_text(f"<iframe src='http://127.0.0.1:{port}/'></iframe>")
+    context = browser.new_context()
+    page = context.new_page()
+    with page.expect_console_message(lambda message: "frame-ancestors" in message.text):
+        page.goto((tmp_path / "page.html").as_uri())
+    opened = page.evaluate(
+        """([port, version]) => new Promise((resolve) => {
+            const line = new WebSocket(`ws://127.0.0.1:${port}/`, [version]);
+            line.onmessage = () => resolve(true);
+            line.onerror = () => resolve(false);
+        })""",
+        [port, f"viser-v{viser.__version__}"],
+    )
+    assert not opened
+    assert not viewer.server.get_clients()
+    context.close()

@@ -19,7 +19,7 @@ import torch
 import viser
 
 from ilrm.cameras import Similarity
-from ilrm.errors import ConfigError, GaussiansError, MissingExtraError, OutputError
+from ilrm.errors import ConfigError, GaussiansError, MissingExtraError, OutputError, SceneError
 from ilrm.export import load_ply
 from ilrm.view import Result
 from ilrm.view.client import repaired
@@ -197,6 +197,21 @@ def test_a_mesh_beside_the_splats(viewer: Viewer, tmp_path: Path, monkeypatch: p
         Viewer(viewer.server, replace(viewer.result, mesh=tmp_path / "mesh.ply"))
 
 
+def test_a_mesh_of_a_stranger(viewer: Viewer, tmp_path: Path) -> None:
+    """It is read by itself: no other file that it names is opened, and damage is told."""
+    pytest.importorskip("trimesh")
+    (tmp_path / "secret.png").write_bytes(b"no picture, and not to be opened")
+    header = "ply\nformat ascii 1.0\ncomment TextureFile secret.png\nelement vertex 3\n"
+    properties = "".join(f"property float {name}\n" for name in ("x", "y", "z", "s", "t"))
+    faces = "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+    vertices = "0 0 0 0 0\n1 0 0 1 0\n0 1 0 0 1\n3 0 1 2\n"
+    (tmp_path / "mesh.ply").write_text(header + properties + faces + vertices)
+    Viewer(viewer.server, replace(viewer.result, mesh=tmp_path / "mesh.ply")).close()
+    (tmp_path / "mesh.ply").write_text(header + properties + faces.replace("face 1", "face 9") + "nonsense")
+    with pytest.raises(SceneError, match=r"mesh\.ply"):
+        Viewer(viewer.server, replace(viewer.result, mesh=tmp_path / "mesh.ply"))
+
+
 def test_a_port_in_use_is_an_error_not_another_port() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -213,10 +228,25 @@ def test_a_port_taken_at_the_last_moment(monkeypatch: pytest.MonkeyPatch) -> Non
         pass
 
 
-@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("203.0.113.7", 0), ("no.such.host.invalid", 0)])
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [
+        ("127.0.0.1", 70000),
+        ("203.0.113.7", 0),
+        ("no.such.host.invalid", 0),
+        ("a" * 300, 0),
+        ("a..b", 0),
+        ("\ud800", 0),
+        ("a\0b", 0),
+        ("", 0),
+        (" ", 0),
+    ],
+)
 def test_impossible_addresses(host: str, port: int) -> None:
-    with pytest.raises(OutputError, match="cannot listen"), serve(host, port):
+    with pytest.raises(OutputError, match="cannot listen") as caught, serve(host, port):
         pass
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable() or "\n" in str(caught.value)
 
 
 def test_the_server_sends_the_repaired_client() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,17 @@ def test_a_file_alone(tmp_path: Path) -> None:
     result = load_result(tmp_path / "thing.ply")
     assert (result.title, result.cameras, result.photos, result.mesh) == ("thing", None, (), None)
     assert result.numbers == {"Gaussians": "5"}
+
+
+def test_what_strangers_write_becomes_plain_text(tmp_path: Path) -> None:
+    save_ply(make_gaussians(5), tmp_path / "scene.ply")
+    metrics = '{"psnr": 1%s, "ssim": NaN, "weights": "a\\u0007\\ud800%s", "refine_steps_done": true}'
+    (tmp_path / "metrics.json").write_text(metrics % ("0" * 400, "b" * 500))
+    result = load_result(tmp_path)
+    assert list(result.numbers) == ["Gaussians", "weights"]
+    assert result.numbers["weights"] == "a\ufffd\ufffd" + "b" * 117 + "..."
+    named = replace(result, names=("x", "y\n", "x"))
+    assert named.labels == ["1: x", "y\ufffd", "3: x"]
 
 
 def test_missing_photos_are_left_out(capture_folder: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class View:
     html: Path | None = None
     """Write a page to this file (.html) instead of running a server."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in."""
+    """Address to listen on. 0.0.0.0 lets other machines in: whoever reaches this one may look, without a password."""
     port: int = 8080
     """Port to listen on; 0 takes any free one."""
     open: bool = True
@@ -115,6 +115,13 @@ class View:
             raise KeyboardInterrupt("the viewer has ended") from error
 
     def _announce(self, address: str, result: Result, console: Console) -> None:
+        from ilrm.view.gate import is_private
+
+        if not is_private(self.host):
+            console.warn(
+                f"--host {self.host} lets other machines in: whoever can reach this one on that port sees the scene "
+                "and the photos, may download them and press every button. There is no password and no encryption."
+            )
         console.show("", {"address": address, "Gaussians": f"{len(result.gaussians):,}"})
         console.say("Ctrl-C ends the viewer.")
         console.answer({"address": address, "num_gaussians": len(result.gaussians)})

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ilrm.view.gate import Gate, refusal
+from ilrm.view.inbox import FirstOnly, Inbox
 
 _TITLE = "<title>Viser</title>"
 _ONE_AT_A_TIME = threading.Lock()
@@ -63,24 +67,62 @@ def repaired(page: str, head: str = _TITLE) -> str:
 
 
 @contextlib.contextmanager
-def served_from(folder: Path) -> Iterator[None]:
-    """Servers that viser starts while inside send a repaired client, which is written to ``folder``.
+def served_from(folder: Path, gate: Gate, inbox: Inbox) -> Iterator[threading.Event]:
+    """Servers that viser starts while inside send a repaired client, which is written to ``folder``, let in whom the
+    gate admits, and read what visitors send through the inbox.
 
-    viser has no option for it; this gives its server class another folder than its own.
+    viser has no options for it; this stands in for its server class, and for the function by which that listens. The
+    event is set once somebody watches the gate; a viser that listens in another way leaves it open.
     """
     import viser
+    import websockets.asyncio.server as websockets
     from viser import infra
 
     build = Path(str(viser.__file__)).parent / "client" / "build" / "index.html"
     (folder / "index.html").write_text(repaired(build.read_text("utf-8")), "utf-8")
+    ours, guarded = threading.local(), threading.Event()
 
-    def start(**options: Any) -> infra.WebsockServer:
-        return original(**{**options, "http_server_root": folder})
+    class Server(infra.WebsockServer):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "http_server_root": folder, "message_class": inbox})
+
+        def _background_worker(self, ready_sem: threading.Semaphore) -> None:
+            ours.thread = True
+            super()._background_worker(ready_sem)
+
+    class Connection(websockets.ServerConnection):
+        head, refused = b"", False
+
+        def data_received(self, data: bytes) -> None:
+            if self.request is None and not self.refused:
+                self.head += data
+                if (status := refusal(self.head)) is not None:
+                    self.refused = True
+                    answer = f"HTTP/1.1 {status} {status.phrase}\r\nAllow: GET\r\nConnection: close\r\n\r\n"
+                    self.transport.write(answer.encode())
+                    self.transport.write_eof()
+            if not self.refused:  # else the rest is read and forgotten, for the answer would not arrive otherwise
+                super().data_received(data)
+
+    def listen(*args: Any, **options: Any) -> Any:
+        if not hasattr(ours, "thread"):  # somebody else's server
+            return serve(*args, **options)
+        guarded.set()
+        process = gate.before(options["process_request"], viser.__version__)
+        own = {"process_request": process, "logger": _quiet(), "create_connection": Connection}
+        return serve(*args, **{**options, **own})
 
     with _ONE_AT_A_TIME:
-        original = infra.WebsockServer
-        infra.WebsockServer = start  # pyright: ignore[reportAttributeAccessIssue]
+        original, serve = infra.WebsockServer, websockets.serve
+        infra.WebsockServer, websockets.serve = Server, listen
         try:
-            yield
+            yield guarded
         finally:
-            infra.WebsockServer = original
+            infra.WebsockServer, websockets.serve = original, serve
+
+
+def _quiet() -> logging.Logger:
+    """A log of connections by itself: whatever knocks at the port fills no terminal."""
+    logger = logging.Logger("ilrm.view", logging.ERROR)
+    logger.addHandler(FirstOnly())
+    return logger

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ilrm.errors import ConfigError, IlrmError
+from ilrm.errors import ConfigError, IlrmError, OutputError
 from ilrm.gaussians import quaternion_to_matrix
 from ilrm.view.edit import Box, Session
 from ilrm.view.flight import fly
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VIDEO_SIDE, FRAMES_PER_SECOND = 640, 30
+_PICTURE_WITHIN_S = 300  # without a GPU the browser takes its time
 
 
 def add_controls(viewer: Viewer) -> None:
@@ -59,7 +60,8 @@ def add_controls(viewer: Viewer) -> None:
     _add_record(viewer)
     if viewer.result.numbers:
         with gui.add_folder("Numbers", expand_by_default=False):
-            gui.add_markdown("\n".join(f"- {name}: {value}" for name, value in viewer.result.numbers.items()))
+            for name, value in viewer.result.numbers.items():
+                gui.add_text(name, value, disabled=True)  # as text: markdown would run what a stranger's file holds
 
 
 def count_text(session: Session) -> str:
@@ -166,7 +168,7 @@ def _add_gizmo(viewer: Viewer, box: Box) -> tuple[viser.TransformControlsHandle,
 
 def _add_inputs(viewer: Viewer) -> None:
     gui, result = viewer.server.gui, viewer.result
-    names = list(result.names)
+    names = result.labels
     with gui.add_folder("Input cameras"):
         wanted = gui.add_checkbox("Frustums", True, hint="Click one to fly there")
         which = gui.add_dropdown("Camera", names, initial_value=names[0])
@@ -248,10 +250,14 @@ def _add_record(viewer: Viewer) -> None:
 
 
 def screenshot_png(client: viser.ClientHandle) -> bytes:
-    """What a visitor sees, without the panel, on white."""
+    """What a visitor sees, without the panel, on white. Raises OutputError where the browser sends no picture."""
     from PIL import Image
 
-    seen = client.get_render(client.camera.image_height, client.camera.image_width, transport_format="png", timeout=60)
+    size = client.camera.image_height, client.camera.image_width
+    try:
+        seen = client.get_render(*size, transport_format="png", timeout=_PICTURE_WITHIN_S)
+    except (RuntimeError, OSError, ValueError) as error:  # gone, too late, or no PNG
+        raise OutputError("The browser sent no picture.", fix="try again with the viewer in a visible tab") from error
     image = Image.fromarray(seen)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 import traceback
@@ -233,7 +234,12 @@ def _show_mesh(server: viser.ViserServer, path: Path | None, origin: torch.Tenso
             import trimesh
         except ImportError as error:
             raise MissingExtraError("trimesh", "mesh", f"Showing {path.name}") from error
-        mesh = trimesh.load_mesh(path).apply_translation(-origin.numpy())
-        return server.scene.add_mesh_trimesh("/mesh", mesh, visible=False)
-    except (OSError, ValueError) as error:
-        raise SceneError(f"Cannot read the mesh {path}: {error}.", fix="write it again, or remove that file") from error
+        # Its content, not its path: the file may name pictures anywhere on this machine, which would be opened.
+        surface = trimesh.load_mesh(io.BytesIO(path.read_bytes()), file_type="ply")
+        return server.scene.add_mesh_trimesh("/mesh", surface.apply_translation(-origin.numpy()), visible=False)
+    except IlrmError:
+        raise
+    except Exception as error:  # trimesh's, of any kind
+        raise SceneError(
+            f"Cannot read the mesh {path}: {error!r}.", fix="write it again, or remove that file"
+        ) from error

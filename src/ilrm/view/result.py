@@ -23,6 +23,7 @@ from ilrm.view.splats import Array
 
 SCENE_FILE, CAMERAS_FILE, METRICS_FILE, INPUTS = "scene.ply", "cameras.json", "metrics.json", "inputs"
 _MESHES = ("mesh.glb", "mesh.ply")
+_LONGEST_LINE = 120  # letters
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,13 @@ class Result:
     def title(self) -> str:
         """The name of the folder, or of the file where it stands alone."""
         path = paths.absolute(self.path)
-        return path.parent.name if path.name == SCENE_FILE else path.stem
+        return plain(path.parent.name if path.name == SCENE_FILE else path.stem)
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the V inputs to choose from: plain, and no two alike."""
+        names = [plain(name) for name in self.names]
+        return [name if names.count(name) == 1 else f"{i + 1}: {name}" for i, name in enumerate(names)]
 
     @property
     def numbers(self) -> dict[str, str]:
@@ -65,12 +72,29 @@ class Result:
         if self.cameras is not None:
             found["photos"] = f"{len(self.cameras)} of {self.cameras.width}x{self.cameras.height}"
         for name, label, form in (("psnr", "held-out PSNR", "{:.2f} dB"), ("ssim", "held-out SSIM", "{:.3f}")):
-            if isinstance(value := self.metrics.get(name), int | float):
+            if (value := _number(self.metrics.get(name))) is not None:
                 found[label] = form.format(value)
-        for name, label in (("weights", "weights"), ("refine_steps_done", "refinement steps")):
-            if value := self.metrics.get(name):
-                found[label] = str(value)
+        if isinstance(weights := self.metrics.get("weights"), str) and weights:
+            found["weights"] = plain(weights)
+        if steps := _number(self.metrics.get("refine_steps_done")):
+            found["refinement steps"] = f"{steps:.0f}"
         return found
+
+
+def plain(text: str) -> str:
+    """Text of unknown origin as one short line of printable characters.
+
+    It is still text: whatever shows it must not take it for markup.
+    """
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + "..."
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None: metrics.json may hold anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+        return None
+    return float(value)
 
 
 def load_result(path: Path | str) -> Result:

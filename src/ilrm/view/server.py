@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _FRUSTUM_SHARE = 0.08  # of the scene's scale
 _FRUSTUM_COLOUR = (230, 120, 30)
 _THUMBNAIL_SIDE = 128
+_LONGEST_HOST = 80  # letters of it in a message
 _FIXES = {
     errno.EADDRINUSE: "choose another port with --port, or --port 0 for any free one",
     errno.EACCES: "choose a port above 1023 with --port",
@@ -37,8 +38,10 @@ _FIXES = {
 def serve(host: str = "127.0.0.1", port: int = 0, label: str = "ilrm") -> Iterator[viser.ViserServer]:
     """Run a viser server while inside.
 
+    It answers only pages of its own, at the address that it listens on (see ``ilrm.view.gate``).
+
     Args:
-        host: address to listen on.
+        host: address to listen on. With another than a loopback one, whoever reaches this machine may look.
         port: 0 takes any free one. viser itself would silently take the next port if this one is in use.
 
     Raises:
@@ -46,12 +49,23 @@ def serve(host: str = "127.0.0.1", port: int = 0, label: str = "ilrm") -> Iterat
     """
     _check_address(host, port)
     import viser
+    from viser._messages import Message
 
+    from ilrm.view.gate import Gate
+    from ilrm.view.inbox import Inbox
+
+    inbox = Inbox(Message)
     with tempfile.TemporaryDirectory(prefix="ilrm-view-") as folder:
         # viser writes a banner with addresses, which the caller tells in its own way
-        with contextlib.redirect_stdout(io.StringIO()), served_from(Path(folder)):
+        with contextlib.redirect_stdout(io.StringIO()), served_from(Path(folder), Gate(host), inbox) as guarded:
             server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
+        inbox.controls = server.gui._gui_input_handle_from_uuid
         try:
+            if not guarded.is_set():
+                raise OutputError(
+                    f"The viewer does not know how to protect a server of viser {viser.__version__}.",
+                    fix="install viser 1.1.1",
+                )
             if port not in (0, server.get_port()):  # someone took it since the check
                 raise _address_error(host, port, OSError(errno.EADDRINUSE, "address already in use"))
             yield server
@@ -64,6 +78,8 @@ def _check_address(host: str, port: int) -> None:
     try:
         if not 0 <= port <= 65535:  # some systems wrap it around
             raise OverflowError("there is no such port")
+        if not host.strip():  # all addresses, to some functions
+            raise ValueError("the address is empty")
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0
         ]
@@ -72,16 +88,17 @@ def _check_address(host: str, port: int) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # names that no domain can have are a UnicodeError
         raise _address_error(host, port, error) from error
 
 
 def _address_error(host: str, port: int, error: Exception) -> OutputError:
     code = error.errno if isinstance(error, OSError) else None
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    shown = host if len(host) <= _LONGEST_HOST else f"{host[:_LONGEST_HOST]}... ({len(host)} letters)"
     return OutputError(
-        f"The viewer cannot listen on {host}, port {port}: {reason[:1].lower()}{reason[1:]}.",
-        expected="a free port from 0 to 65535",
+        f"The viewer cannot listen on {shown!r}, port {port}: {reason[:1].lower()}{reason[1:]}.",
+        expected="a name or address of this machine, and a free port from 0 to 65535",
         fix=_FIXES.get(code or 0, "choose other values for --host and --port"),
     )
 

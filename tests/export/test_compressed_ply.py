@@ -164,6 +164,13 @@ def test_bad_files_are_named(compressed: Path) -> None:
     compressed.write_bytes(content.replace(b"element vertex 300", b"element vertex 1000000000000"))
     with pytest.raises(GaussiansError, match="cut off"):
         load_ply(compressed)
+    compressed.write_bytes(content.replace(b"element vertex 300", b"element vertex " + b"9" * 5000))
+    with pytest.raises(GaussiansError, match="header line that no PLY has"):
+        load_ply(compressed)
+    swapped = content.replace(b"uint packed_rotation", b"uint min_x").replace(b"float min_x", b"float packed_rotation")
+    compressed.write_bytes(swapped)
+    with pytest.raises(GaussiansError, match="lacks packed_rotation, min_x"):
+        load_ply(compressed)
 
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:

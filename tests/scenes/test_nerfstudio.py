@@ -204,6 +204,13 @@ def test_points_beside_the_file(tmp_path):
     assert scene.points is not None
     assert scene.points.tolist() == [[1, 2, 3], [-4, 0.5, 6]]
     assert scene.points_rgb is None
-    (tmp_path / "points.ply").write_text(ply.replace("vertex 2", "vertex 999999999999") + "end_header\n1 2 3\n")
-    with pytest.warns(UserWarning, match=r"points\.ply holds fewer"):
-        assert load_scene(tmp_path).points is None
+    for count, words in (
+        ("9" * 12, "holds fewer"),
+        (2**63, "holds fewer"),
+        ("9" * 5000, "does not begin"),
+        ("²", "does"),
+    ):
+        spoiled = ply.replace("vertex 2", f"vertex {count}") + "end_header\n1 2 3\n"
+        (tmp_path / "points.ply").write_text(spoiled, encoding="utf-8")
+        with pytest.warns(UserWarning, match=rf"points\.ply {words}"):
+            assert load_scene(tmp_path).points is None

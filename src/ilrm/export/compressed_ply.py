@@ -84,8 +84,9 @@ def decode(content: PlyContent, path: Path | str) -> Gaussians:
     bounds = {name: chunk[name].astype(np.float64) for name in chunk.dtype.names or ()}
     if "min_r" not in bounds:  # the first version of the format had no bounds of colours
         bounds |= {f"{end}_{c}": np.full(len(chunk), float(end == "max")) for end in ("min", "max") for c in "rgb"}
-    if missing := [name for name in (*_WORDS, *_BOUNDS) if name not in stored and name not in bounds]:
-        raise GaussiansError(f"{path} is not a complete compressed PLY: it lacks {', '.join(missing)}.")
+    lacking = [*(name for name in _WORDS if name not in stored), *(name for name in _BOUNDS if name not in bounds)]
+    if lacking:
+        raise GaussiansError(f"{path} is not a complete compressed PLY: it lacks {', '.join(lacking)}.")
     count, chunks = len(vertex), -(-len(vertex) // _CHUNK)
     if len(chunk) < chunks:
         raise GaussiansError(f"{path} has {len(chunk)} chunks.", expected=f"{chunks} for {count} Gaussians")

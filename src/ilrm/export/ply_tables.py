@@ -131,7 +131,7 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[Element], tuple[
                 if name not in _BYTE_ORDERS:
                     raise GaussiansError(f"{path} is in the format {name!r}.", expected=EXPECTED)
                 byte_order = _BYTE_ORDERS[name]
-            case ["element", name, count] if count.isdecimal():
+            case ["element", name, count] if count.isdecimal() and len(count) < 20:
                 elements.append((name, int(count), []))
             case ["property", kind, label] if kind in _TYPES and elements:
                 elements[-1][2].append((label, _TYPES[kind]))

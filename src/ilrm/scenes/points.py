@@ -67,14 +67,21 @@ def _header(data: bytes, path: Path) -> _Header:
         elif words[:1] == ["element"] and len(words) == 3:
             if element == "vertex":
                 break
-            element, count = words[1], int(words[2]) if words[2].isdigit() else -1
+            element, count = words[1], _count(words[2])
         elif words[:1] == ["property"]:
             if len(words) != 3 or words[1] not in _TYPES:
                 raise SceneError(f"{path} has the property {line!r}.", expected="single numbers per vertex")
             fields.append((words[2], _TYPES[words[1]]))
     if encoding not in ("ascii", "binary_little_endian", "binary_big_endian") or element != "vertex" or count < 0:
         raise SceneError(f"{path} does not begin with vertices.", expected="a PLY whose first element is 'vertex'")
+    if count > len(data):  # each takes a byte at least
+        raise SceneError(f"{path} holds fewer values than its {count} vertices need.", fix="copy or export it again")
     return _Header(encoding, count, tuple(fields), newline + 1)
+
+
+def _count(word: str) -> int:
+    """A number of vertices; -1 for what is none, or has more digits than any file needs."""
+    return int(word) if word.isdecimal() and len(word) < 20 else -1
 
 
 def _binary(body: bytes, header: _Header) -> np.ndarray:

@@ -103,7 +103,7 @@ class Table:
                 header, *rows = csv.reader(file)
         except (OSError, ValueError, csv.Error):  # none yet, or empty
             return []
-        whole = [row for row in rows if len(row) == len(self.columns) and row[0].isdigit()]
+        whole = [row for row in rows if len(row) == len(self.columns) and row[0].isdecimal()]
         return [row for row in whole if int(row[0]) <= step] if tuple(header) == self.columns else []
 
     def append(self, row: Mapping[str, Value]) -> None:

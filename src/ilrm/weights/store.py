@@ -70,10 +70,8 @@ def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None
     if path.suffix == ".safetensors":
         write_bytes(path, content)
         return
-    names = (CONFIG_FILE, WEIGHTS_FILE)
-    with atomic_folder(
-        path, names, overwrite=overwrite
-    ) as folder:  # the config of one network beside the tensors of another would be worse
+    # Both or neither: the config of one network beside the tensors of another would be worse than none.
+    with atomic_folder(path, (CONFIG_FILE, WEIGHTS_FILE), overwrite=overwrite) as folder:
         write_text(folder / CONFIG_FILE, config + "\n")
         write_bytes(folder / WEIGHTS_FILE, content)
 

@@ -27,7 +27,7 @@ def locale_bound(source: str) -> list[int]:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
         given = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
-        given += [k.value.value for k in node.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
+        given += [str(k.value.value) for k in node.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
         named = any(k.arg == "encoding" for k in node.keywords) or any(text.startswith("utf") for text in given)
         binary = any("b" in text and set(text) <= set("rwaxb+") for text in given)
         texts = name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute)

@@ -198,3 +198,13 @@ def test_a_model_without_images_is_refused(tmp_path):
     pycolmap.Reconstruction().write_binary(str(tmp_path / "sparse/0"))
     with pytest.raises(SceneError, match="no registered images"):
         load_scene(tmp_path)
+
+
+def test_names_that_are_not_utf8_are_refused_by_name(tmp_path: Path) -> None:
+    write_model(tmp_path, "PINHOLE")
+    (images,) = tmp_path.rglob("images.bin")
+    content = images.read_bytes()
+    end = content.index(b".png\0")
+    images.write_bytes(content[: end - 1] + b"\xe9" + content[end:])
+    with pytest.raises(SceneError, match=r"names an image .*\\xe9\.png, which is not UTF-8"):
+        load_scene(tmp_path)

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _open_standard_streams()
     try:
+        if arguments is None:
+            _read_names_as_utf8()
         from ilrm.cli.commands import run
 
         return run(sys.argv[1:] if arguments is None else list(arguments))
@@ -33,6 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError, AttributeError):
             sys.stderr.write("ilrm: interrupted, nothing written\n")
         return INTERRUPTED
+
+
+def _read_names_as_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale knows ASCII only: it can name no file with an é in JSON."""
+    known = sys.getfilesystemencoding().lower().replace("-", "") == "utf8" or os.environ.get("PYTHONUTF8") == "1"
+    if os.name == "posix" and sys.executable and not known:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _open_standard_streams() -> None:

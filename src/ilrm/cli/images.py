@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ilrm.files import write_bytes
+from ilrm.paths import portable
+from ilrm.scenes.save import LONGEST_STEM
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,11 +42,12 @@ def save_png(image: Tensor, path: Path) -> None:
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """One flat file name a view, without suffix; views whose names would collide get their number in front."""
-    stems = [
-        str(PurePosixPath(name.replace("\\", "/")).with_suffix("")).strip("/.").replace("/", "_") for name in names
-    ]
-    return [stem if stems.count(stem) == 1 and stem else f"{i:04d}_{stem}" for i, stem in enumerate(stems)]
+    """One flat file name a view, without suffix; views whose names would collide or be too long get their number."""
+    flat = [str(PurePosixPath(name.replace("\\", "/")).with_suffix("")).strip("/.").replace("/", "_") for name in names]
+    stems = [portable(stem) for stem in flat]
+    stems = [stem if len(stem.encode()) <= LONGEST_STEM else "" for stem in stems]
+    times = Counter(stems)
+    return [stem if times[stem] == 1 and stem else f"{i:04d}_{stem}" for i, stem in enumerate(stems)]
 
 
 def score(gaussians: Gaussians, scene: Scene, near: float) -> tuple[float, float] | None:

@@ -117,8 +117,8 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a whole UTF-8 text file or nothing. Raises OutputError."""
-    write_bytes(path, text.encode())
+    """Write a whole UTF-8 text file or nothing; lone surrogates are escaped, see ``as_json``. Raises OutputError."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path | str, value: object) -> None:
@@ -127,5 +127,10 @@ def write_json(path: Path | str, value: object) -> None:
 
 
 def as_json(value: object) -> str:
-    """A value as the text of a file (NaN and infinity are our mistake)."""
-    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    """A value as the text of a file (NaN and infinity are our mistake).
+
+    Names of files that are not UTF-8 hold lone surrogates in Python. They become JSON's own escapes, from which the
+    same names are read; everything else stays readable.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,9 +42,16 @@ def read_colmap(model: Path, images: str | None = None) -> Source:
         SceneError: files that are missing, broken or empty.
     """
     reconstruction = _open(model)
-    registered = sorted(
-        (image for image in reconstruction.images.values() if image.has_pose), key=lambda image: image.name
-    )
+    try:
+        registered = sorted(
+            (image for image in reconstruction.images.values() if image.has_pose), key=lambda image: image.name
+        )
+    except UnicodeDecodeError as error:
+        raise SceneError(
+            f"The COLMAP model {model} names an image {paths.shown(os.fsdecode(error.object))}, which is not UTF-8.",
+            expected="names in UTF-8",
+            fix="rename the photos, and run COLMAP again (or rename them in its images.txt)",
+        ) from error
     if not registered:
         raise SceneError(
             f"The COLMAP model {model} has no registered images.",

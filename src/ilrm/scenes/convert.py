@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from ilrm.errors import ConfigError, SceneError
 from ilrm.files import as_json, check_apart, claim_names, write_owned
-from ilrm.paths import is_dir
+from ilrm.paths import is_dir, portable
 from ilrm.scene import Scene
 from ilrm.scenes.dataset import NameRule, SceneRef, find_scenes
 from ilrm.scenes.frames import Source, assemble
@@ -60,7 +60,7 @@ def find_inputs(paths: Sequence[Path], names: NameRule = "folder") -> list[Scene
         ConfigError: two scenes would have one name.
         SceneError: a path without scenes.
     """
-    refs = [ref for path in paths for ref in find_scenes(path, names)]
+    refs = [replace(ref, name=portable(ref.name)) for path in paths for ref in find_scenes(path, names)]
     times = Counter(ref.name for ref in refs)
     if repeated := [name for name, count in times.items() if count > 1]:
         examples = listing([_origin(ref) for ref in refs if ref.name == repeated[0]])

@@ -15,6 +15,7 @@ from torch import Tensor
 from ilrm.cameras import local_origin_of
 from ilrm.errors import SceneError
 from ilrm.files import atomic_folder, write_json
+from ilrm.paths import portable
 from ilrm.scene import LazyImages, Scene
 from ilrm.scenes.nerfstudio import OPENGL_TO_OPENCV
 
@@ -22,6 +23,7 @@ CameraFile = Literal["transforms.json", "opencv_cameras.json"]
 ImageFormat = Literal["png", "jpg"]
 _PILLOW_FORMATS: dict[ImageFormat, str] = {"png": "PNG", "jpg": "JPEG"}
 _JPEG_QUALITY = 95
+LONGEST_STEM = 200  # in bytes; file systems have names of 255, suffixes included
 _FARTHEST_MILLIMETRES = 65535
 SCENE_NAMES = ("images/", "depth/", "points.ply", "transforms.json", "opencv_cameras.json")
 
@@ -75,9 +77,9 @@ def encode_image(scene: Scene, view: int, image_format: ImageFormat) -> bytes:
 
 
 def image_names(names: Sequence[str], image_format: str) -> list[str]:
-    """Flat file names that keep the views' names where those stay unique without folder and suffix."""
-    stems = [Path(name).stem for name in names]
-    if len(set(stems)) < len(stems):
+    """Flat file names that keep the views' names where those are short, and unique without folder and suffix."""
+    stems = [portable(Path(name).stem) for name in names]
+    if len(set(stems)) < len(stems) or any(len(stem.encode()) > LONGEST_STEM for stem in stems):
         stems = [f"{view:06d}" for view in range(len(names))]
     return [f"{stem}.{image_format}" for stem in stems]
 

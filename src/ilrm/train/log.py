@@ -92,7 +92,7 @@ class Table:
         csv.writer(kept, lineterminator="\n").writerows([self.columns, *self._rows_until(step)])
         write_text(path, kept.getvalue())
         try:
-            self._file = path.open("a", newline="", encoding="utf-8")
+            self._file = path.open("a", newline="", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise output_error(error, path) from error
         self._writer = csv.writer(self._file, lineterminator="\n")

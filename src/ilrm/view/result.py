@@ -84,9 +84,10 @@ class Result:
 def plain(text: str) -> str:
     """Text of unknown origin as one short line of printable characters.
 
-    It is still text: whatever shows it must not take it for markup.
+    Bytes of names that are not UTF-8 are shown as \\xNN. The line is still text: whatever shows it must not take it
+    for markup.
     """
-    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in paths.shown(text))
     return line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + "..."
 
 

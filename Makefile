@@ -7,7 +7,7 @@ TORCH_ARGS ?=
 # Bytecode of what is imported is made on first use; compiling all of it at once would add 100 MB.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test test-fast lint format bench clean
+.PHONY: demo test test-fast lint format bench lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/ilrm demo -o outputs/demo
@@ -30,6 +30,13 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
+# The versions that users and tests get; UPGRADE= keeps those that still fit.
+UPGRADE ?= --upgrade
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv
+	build/lock/bin/python .ci/lock.py $(UPGRADE)
+
 # torch goes first, by itself and pinned: left to the resolver, another release with gigabytes of CUDA libraries may come.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,4 +49,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs .pytest_cache .ruff_cache
+	rm -rf $(VENV) build outputs .pytest_cache .ruff_cache

@@ -89,7 +89,8 @@ class Export:
             "outputs": written,
         }
         rows = {str(entry["path"]): f"{int(entry['bytes']) / 1e6:.2f} MB" for entry in written}
-        console.show("", {"Gaussians": f"{len(kept):,} of {len(given):,}", **rows})
+        offset = " ".join(map(repr, kept.origin.tolist())) if kept.origin.any() else None
+        console.show("", {"Gaussians": f"{len(kept):,} of {len(given):,}", "counted from": offset, **rows})
         return report
 
     def _check(self) -> None:

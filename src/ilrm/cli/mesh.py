@@ -146,5 +146,6 @@ def _rows(report: dict[str, Any]) -> dict[str, object]:
         "watertight": "yes" if report["watertight"] else "no",
         "size": " x ".join(f"{side:.3g}" for side in report["extent"]) + " world units",
         "voxel": f"{report['voxel']:.4g}",
+        "world offset": " ".join(map(repr, report["world_offset"])) if any(report["world_offset"]) else None,
         "written": f"{report['output']} ({report['bytes'] / 1e6:.1f} MB)",
     }

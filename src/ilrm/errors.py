@@ -82,7 +82,8 @@ class IlrmWarning(UserWarning):
 
 def warn(message: str) -> None:
     """Warn with one line that names the file or view."""
-    warnings.warn(message, IlrmWarning, stacklevel=3)
+    printable = message.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
+    warnings.warn(printable, IlrmWarning, stacklevel=3)
 
 
 @contextmanager

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from ilrm.cameras import Cameras, normalise
-from ilrm.errors import ConfigError, GaussiansError, SceneError
+from ilrm.errors import ConfigError, GaussiansError, SceneError, warn
 from ilrm.evaluate.metrics import SSIM_WINDOW, psnr, ssim_map
 from ilrm.gaussians import Gaussians
 from ilrm.render import render
 from ilrm.scene import Scene
 
 _OPACITY_RANGE = (1e-6, 1 - 1e-6)
+# Photos that are measured before and after, and below what photos and Gaussians are told to be of different worlds.
+_MOST_PROBES, _LEAST_PSNR, _LEAST_IN_SIGHT = 16, 10.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class RefineResult:
         best_step: the step that ``gaussians`` come from.
         stopped_early: whether the watched views stopped the optimisation.
         skipped_steps: steps without effect because a gradient was not finite.
+        psnr_inputs_before, psnr_inputs: mean over the photos to fit (at most 16, evenly chosen) in dB, of the Gaussians
+            that were given and of those that are returned.
     """
 
     gaussians: Gaussians
@@ -138,6 +142,8 @@ class RefineResult:
     best_step: int
     stopped_early: bool
     skipped_steps: int
+    psnr_inputs_before: float
+    psnr_inputs: float
 
 
 Progress = Callable[[RefineStep], None]
@@ -180,6 +186,9 @@ def refine(
     origin = gaussians.origin if gaussians.origin.any() else scene.cameras.local_origin()
     state = _State(start, photos.cameras, config)
     best = _Best(start, config.patience)
+    probes = photos.select(_evenly(len(photos), _MOST_PROBES))
+    before = mean_psnr(start, probes)
+    _warn_if_apart(start, probes, before)
     if watched is not None:
         best.measured(0, mean_psnr(best.gaussians, watched), best.gaussians)
     history: list[RefineStep] = []
@@ -205,6 +214,8 @@ def refine(
         best.step,
         best.worn_out,
         state.skipped_steps,
+        psnr_inputs_before=before,
+        psnr_inputs=mean_psnr(best.gaussians, probes),
     )
 
 
@@ -229,6 +240,36 @@ def _check(gaussians: Gaussians, scene: Scene, steps: int) -> None:
         raise GaussiansError(
             "Some Gaussians hold NaN or infinite values.", fix="keep only gaussians[gaussians.finite()]"
         )
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """Up to ``most`` of ``count`` indices, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
+def _warn_if_apart(gaussians: Gaussians, photos: Scene, decibels: float) -> None:
+    """Warn where the photos show something else than the Gaussians, or look elsewhere: the world frames differ."""
+    share = _share_in_sight(gaussians, photos.cameras)
+    if decibels < _LEAST_PSNR or share < _LEAST_IN_SIGHT:
+        warn(
+            f"photos and splats do not fit together: {decibels:.1f} dB before the first step, {100 * share:.0f} % of "
+            "the splats in sight. Are they in one world frame? Trainers often write their own, moved and scaled "
+            "(nerfstudio: dataparser_transforms.json)"
+        )
+
+
+@torch.no_grad()
+def _share_in_sight(gaussians: Gaussians, cameras: Cameras) -> float:
+    """Share of the Gaussians whose centre at least one camera sees."""
+    cameras = cameras.relative_to(gaussians.origin).to(gaussians.device, torch.float32)
+    seen = torch.zeros(len(gaussians), dtype=torch.bool, device=gaussians.device)
+    for w2c, K in zip(cameras.w2c, cameras.K, strict=True):
+        x, y, z = (gaussians.means @ w2c[:3, :3].T + w2c[:3, 3]).unbind(-1)
+        u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
+        seen |= (z > 0) & (u >= 0) & (u < cameras.width) & (v >= 0) & (v < cameras.height)
+    return seen.float().mean().item()
 
 
 def _view_rounds(count: int, per_step: int | None, generator: torch.Generator) -> Iterator[list[int]]:

@@ -97,11 +97,6 @@ BAD = {
     "cameras look away": (look_away, ["-o", "{out}/m.ply"], ["No surface was found", "cameras"]),
     "no Gaussians": (no_gaussians, ["-o", "{out}/m.ply"], ["scene.ply", "no Gaussians"]),
     "no scene": (no_scene, ["-o", "{out}/m.ply"], ["scene.ply", "ilrm reconstruct"]),
-    "cameras are nonsense": (
-        lambda folder: (folder / "cameras.json").write_text('{"frames": 3}'),
-        ["-o", "{out}/m.ply"],
-        ["cameras.json"],
-    ),
     "voxel of nothing": (None, ["-o", "{out}/m.ply", "--voxel", "0"], ["--voxel 0", "above 0"]),
     "voxel too small": (None, ["-o", "{out}/m.ply", "--voxel", "1e-3"], ["0.001", "million voxels", "raise it"]),
     "all is small": (None, ["-o", "{out}/m.ply", "--min-piece", "1.5"], ["--min-piece 1.5", "0 to 1"]),

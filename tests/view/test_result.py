@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from ilrm.errors import CameraError, GaussiansError, SceneError
+from ilrm.errors import GaussiansError, IlrmWarning, SceneError
 from ilrm.evaluate import psnr
 from ilrm.export import save_ply
 from ilrm.view import Result, load_result
@@ -72,22 +73,44 @@ def test_names_do_not_lead_out_of_the_folder(capture_folder: Path, tmp_path: Pat
     assert load_result(folder).photos == ()
 
 
-def test_damage_is_named(capture_folder: Path, tmp_path: Path) -> None:
+def test_damaged_or_foreign_files_beside_are_left_out_with_a_word(capture_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(capture_folder, folder := tmp_path / "copy")
     photo = next((folder / "inputs").rglob("*.jpg"))
     photo.write_bytes(b"no photo")
-    with pytest.raises(SceneError, match=photo.name):
-        load_result(folder)
+    with pytest.warns(IlrmWarning, match=photo.name):
+        assert sum(found is None for found in load_result(folder).photos) == 1
     photo.unlink()
-    (folder / "metrics.json").write_text("{")
-    with pytest.raises(SceneError, match=r"metrics\.json"):
-        load_result(folder)
-    (folder / "cameras.json").write_text("{}")
-    with pytest.raises(CameraError, match=r"cameras\.json"):
-        load_result(folder)
+    for metrics in ("{", "[]"):
+        (folder / "metrics.json").write_text(metrics)
+        with pytest.warns(IlrmWarning, match=r"metrics\.json"):
+            assert load_result(folder).metrics == {}
+    (folder / "metrics.json").unlink()
+    for cameras in ("{}", "[]", "[1]", '{"frames": [{"file_path": "a", "transform_matrix": []}]}', "null"):
+        (folder / "cameras.json").write_text(cameras)
+        with pytest.warns(IlrmWarning, match=r"cameras\.json is no camera file"):
+            assert load_result(folder).cameras is None
     (folder / "scene.ply").unlink()
     with pytest.raises(GaussiansError, match=r"holds no scene\.ply"):
         load_result(folder)
+
+
+def test_cameras_of_impossible_size_do_not_enlarge_photos(capture_folder: Path, tmp_path: Path) -> None:
+    """A file of 2 kB must not ask for gigabytes: pictures are as large as the photos that are there."""
+    shutil.copytree(capture_folder, folder := tmp_path / "copy")
+    whole, stored = load_result(folder), json.loads((folder / "cameras.json").read_text())
+    assert whole.cameras is not None
+    for frame in stored["frames"]:
+        frame |= {key: 500 * frame[key] for key in ("w", "h", "fx", "fy", "cx", "cy")}
+    (folder / "cameras.json").write_text(json.dumps(stored))
+    result = load_result(folder)
+    assert result.cameras is not None
+    assert (result.cameras.width, result.cameras.height) == (whole.cameras.width, whole.cameras.height)
+    torch.testing.assert_close(result.cameras.K, whole.cameras.K)
+    assert all(np.array_equal(a, b) for a, b in zip(result.photos, whole.photos, strict=True))
+    shutil.rmtree(folder / "inputs")
+    alone = load_result(folder).cameras
+    assert alone is not None
+    assert max(alone.width, alone.height) == 4096
 
 
 def test_update_layers_lead_to_the_result(capture: Result) -> None:

@@ -43,9 +43,10 @@ def check_suffix(path: Path, suffix: str) -> None:
 
 def read_with(splats: Path, *others: Path | None) -> list[Path]:
     """What a command reads beside a splat file: its cameras, numbers and photos, and the scenes or files of flags."""
+    from ilrm.export.beside import folder_of
     from ilrm.scenes.inputs import input_paths
 
-    beside = [splats.with_name(name) for name in ("cameras.json", "metrics.json", "inputs")]
+    beside = [folder_of(splats) / name for name in ("cameras.json", "metrics.json", "inputs")]
     given = [path for path in others if path is not None]
     named = [path for path in given if path.name == "cameras.json"]
     return [*beside, *named, *(file for path in given if path not in named for file in input_paths(path))]

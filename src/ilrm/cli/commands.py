@@ -27,7 +27,7 @@ from ilrm.cli.render import Render
 from ilrm.cli.train import Train
 from ilrm.cli.view import View
 from ilrm.cli.weights import Weights
-from ilrm.errors import ConfigError, IlrmError
+from ilrm.errors import ConfigError, IlrmError, hear_warnings
 from ilrm.files import settle
 
 Command = (
@@ -83,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(command: Any, console: Console) -> int:
     try:
-        with _StopCleanly():
+        with _StopCleanly(), hear_warnings(console.warn):
             for path in _paths(command):
                 settle(path)
             console.answer(command.run(console))

@@ -63,28 +63,33 @@ class Export:
     """Enlarge the world by this factor."""
     overwrite: bool = False
     """Replace files of the same names that this program did not write, too."""
+    antialiased: bool = False
+    """The splats were trained anti-aliased, which their file does not say: opacity is compensated for the blur."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
     def run(self, console: Console) -> dict[str, Any]:
         self._check()
         from ilrm.export import load_gaussians
+        from ilrm.export.beside import cameras_beside, find_splats
 
-        file = self.gaussians / "scene.ply" if paths.is_dir(self.gaussians) else self.gaussians
+        file = find_splats(self.gaussians)
         self._claim(file)
-        given = load_gaussians(file)
+        given = load_gaussians(file, self.antialiased or None)
         kept = self._filter(given)
-        cameras = _cameras_beside(file)
+        beside = cameras_beside(file) if self.frame in ("y-up", "z-up") or self.format == "colmap" else None
+        cameras = None if beside is None else beside[0]
         started, written = time.perf_counter(), []
         with console.progress("writing", len(self.output)) as advance:
             for path in self.output:
-                written.append(self._write(kept, path, cameras, console))
+                written.append(self._write(kept, file, path, cameras, console))
                 advance(path.name)
         report = {
             "input": str(file),
             "num_gaussians_before": len(given),
             "num_gaussians": len(kept),
             "sh_degree": kept.sh_degree,
+            "antialiased": kept.antialiased,
             "seconds": round(time.perf_counter() - started, 3),
             "outputs": written,
         }
@@ -149,12 +154,14 @@ class Export:
                 raise GaussiansError(f"{flag} leaves none of {before} Gaussians.", fix="choose a wider limit")
         return gaussians
 
-    def _write(self, gaussians: Gaussians, path: Path, cameras: Cameras | None, console: Console) -> dict[str, object]:
+    def _write(
+        self, gaussians: Gaussians, source: Path, path: Path, cameras: Cameras | None, console: Console
+    ) -> dict[str, object]:
         from ilrm.export.splats import find_format, save_gaussians
         from ilrm.files import note_written
 
         if self.format == "colmap":
-            return self._write_colmap(gaussians, path, cameras)
+            return self._write_colmap(gaussians, source, path, cameras)
         if path.suffix.lower() == ".splat" and gaussians.sh_degree > 0:
             console.warn(f"{path} holds no view-dependent colour: SH of degree {gaussians.sh_degree} is left out")
         axes = find_format(path).axes
@@ -163,13 +170,15 @@ class Export:
         note_written(path)
         return {"path": str(path), "bytes": path.stat().st_size, "world_offset": moved.origin.tolist()}
 
-    def _write_colmap(self, gaussians: Gaussians, path: Path, cameras: Cameras | None) -> dict[str, object]:
+    def _write_colmap(
+        self, gaussians: Gaussians, source: Path, path: Path, cameras: Cameras | None
+    ) -> dict[str, object]:
         from ilrm.export.colmap import save_colmap
         from ilrm.scenes import load_scene
 
         assert self.photos is not None
         scene = load_scene(self.photos)
-        _check_same_world(scene, self.gaussians, self.photos)
+        _check_same_world(scene, source, self.photos)
         to_file = self._similarity(cameras or scene.cameras, None)
         moved = scene if to_file is None else scene.transform(to_file)
         save_colmap(
@@ -198,22 +207,17 @@ class Export:
         return gaussians if similarity is None else gaussians.transform(similarity)
 
 
-def _cameras_beside(file: Path) -> Cameras | None:
-    from ilrm.export.cameras import load_cameras
-
-    path = file.with_name("cameras.json")
-    return load_cameras(path)[0] if paths.is_file(path) else None
-
-
 def _check_same_world(scene: Scene, gaussians: Path, photos: Path) -> None:
     """Refuse photos whose poses are not those beside the Gaussians, if there are any. Raises SceneError."""
-    from ilrm.export.cameras import load_cameras
+    from ilrm.export.beside import cameras_beside, cameras_file
 
-    path = (gaussians if paths.is_dir(gaussians) else gaussians.parent) / "cameras.json"
-    if not paths.is_file(path):
+    beside = cameras_beside(gaussians)
+    if beside is None:
         return
-    cameras, names = load_cameras(path)
+    cameras, names = beside
     places = {name: view for view, name in enumerate(scene.names)}
+    if not any(name in places for name in names):  # INRIA's trainer leaves folder and suffix out
+        places = {Path(name).stem: view for name, view in places.items()}
     known = [view for view, name in enumerate(names) if name in places]
     of_scene = scene.cameras[[places[names[view]] for view in known]].c2w.double()
     spread, distance = cameras.centers.std(dim=0, correction=0).norm(), cameras.centers.abs().max()
@@ -221,6 +225,7 @@ def _check_same_world(scene: Scene, gaussians: Path, photos: Path) -> None:
     error = (of_scene - cameras[known].c2w.double()).abs()
     if len(known) < len(names) or error[:, :3, :3].max() > _SAME_POSE or error[:, :3, 3].max() > _SAME_POSE * extent:
         raise SceneError(
-            f"The photos {photos} are not those that {gaussians} was made from: {path} lists other names or poses.",
+            f"The photos {photos} are not those that {gaussians} was made from: "
+            f"{cameras_file(gaussians)} lists other names or poses.",
             fix="give the scene that was reconstructed",
         )

@@ -80,13 +80,20 @@ class Shot:
         width = len(self.picture.panels) * self.cameras.width
         return width + (self.photos.width(self.cameras.height) if self.photos else 0), self.cameras.height
 
-    def fingerprint(self, device: torch.device) -> str:
+    def fingerprint(self, gaussians: Gaussians) -> str:
         """Hexadecimal hash; equal where the frames are equal."""
         digest = hashlib.sha256()
         with self.file.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-        about = [ilrm.__version__, device.type, self.picture, self.cameras.width, self.cameras.height]
+        about = [
+            ilrm.__version__,
+            gaussians.device.type,
+            gaussians.antialiased,
+            self.picture,
+            self.cameras.width,
+            self.cameras.height,
+        ]
         tensors = [self.cameras.c2w, self.cameras.K]
         if self.photos is not None:
             about += [self.photos.views, self.photos.scene.names, tuple(self.photos.scene.images.shape)]
@@ -139,7 +146,7 @@ def render_to(
         save_png(torch.from_numpy(shot.frame(0, gaussians)), output)
         note_written(output)
         return {**report, "files": [output.name], "num_gaussians": len(gaussians)}
-    with resumable_folder(output, shot.fingerprint(gaussians.device)) as kept:
+    with resumable_folder(output, shot.fingerprint(gaussians)) as kept:
         store = _Store(kept, stems, gaussians, shot)
         report["reused"] = store.reused
         with store.explained(), console.progress("rendering", frames) as advance:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from ilrm.cli.arguments import Output, check_at_least, find_device, read_with
+from ilrm.cli.arguments import LARGEST_SIDE, Output, check_at_least, find_device, read_with
 from ilrm.cli.console import Console
-from ilrm.errors import ConfigError, GaussiansError
-from ilrm.paths import is_dir, is_file
+from ilrm.errors import ConfigError
 
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras
@@ -46,11 +45,14 @@ class Mesh:
     """auto, cpu, cuda or cuda:N: where depth is rendered."""
     overwrite: bool = False
     """Replace files of the same names that this program did not write, too."""
+    antialiased: bool = False
+    """The splats were trained anti-aliased, which their file does not say: opacity is compensated for the blur."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
     def run(self, console: Console) -> dict[str, Any]:
         from ilrm.export import load_gaussians
+        from ilrm.export.beside import find_splats
         from ilrm.export.mesh_files import check_mesh_packages, check_mesh_path, save_surface
         from ilrm.files import output_file
 
@@ -58,11 +60,11 @@ class Mesh:
         check_mesh_path(self.output, textured=self.texture is not None)
         check_mesh_packages(simplified=self.faces is not None, textured=self.texture is not None)
         device = find_device(self.device)
-        path = _splat_file(self.input)
+        path = find_splats(self.input)
         reads = [path, *read_with(path, self.cameras)]
         # A place that cannot be written is told before the work.
         with output_file(self.output, reads=reads, overwrite=self.overwrite) as temporary:
-            gaussians = load_gaussians(path).to(device)
+            gaussians = load_gaussians(path, self.antialiased or None).to(device)
             report, surface, texture = self._make(gaussians, self._cameras(path, gaussians), console)
             save_surface(surface, temporary, texture)
             report["bytes"] = temporary.stat().st_size
@@ -81,16 +83,15 @@ class Mesh:
             raise ConfigError(f"--texture {self.texture} was given.", expected="64 to 8192 texels")
 
     def _cameras(self, path: Path, gaussians: Gaussians) -> Cameras:
-        from ilrm.export.cameras import load_cameras
+        from ilrm.cli.picture_options import at_most
+        from ilrm.cli.views import given_cameras
+        from ilrm.export.beside import cameras_beside
         from ilrm.export.viewpoints import cameras_around
-        from ilrm.scenes import load_scene
 
-        beside = path.with_name("cameras.json")
-        if self.cameras is not None and self.cameras.name != "cameras.json":
-            return load_scene(self.cameras).cameras
-        if self.cameras is not None or is_file(beside):
-            return load_cameras(self.cameras or beside)[0]
-        return cameras_around(gaussians)
+        if self.cameras is not None:
+            return at_most(LARGEST_SIDE, given_cameras(self.cameras)[0])
+        beside = cameras_beside(path)
+        return cameras_around(gaussians) if beside is None else at_most(LARGEST_SIDE, beside[0])
 
     def _make(self, gaussians: Gaussians, cameras: Cameras, console: Console) -> tuple[dict[str, Any], Any, Any]:
         """The report, the surface and, if one was asked for, the texture."""
@@ -124,19 +125,6 @@ class Mesh:
             "num_gaussians": len(gaussians),
         }
         return report, surface, texture
-
-
-def _splat_file(path: Path) -> Path:
-    """The splat file that a path means."""
-    from ilrm.cli.pipeline import SCENE_FILE
-
-    if not is_dir(path):
-        return path
-    if not is_file(path / SCENE_FILE):
-        raise GaussiansError(
-            f"The folder {path} holds no {SCENE_FILE}.", expected="what `ilrm reconstruct` has written, or a splat file"
-        )
-    return path / SCENE_FILE
 
 
 def _rows(report: dict[str, Any]) -> dict[str, object]:

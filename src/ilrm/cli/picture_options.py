@@ -74,6 +74,14 @@ def resized(cameras: Cameras, size: str | None, *, even: bool) -> Cameras:
     return replace(cameras, K=K, width=wanted[0], height=wanted[1])
 
 
+def at_most(longest: int, cameras: Cameras) -> Cameras:
+    """The same cameras, with images reduced to a longer side where theirs is longer."""
+    factor = longest / max(cameras.width, cameras.height)
+    if factor >= 1:
+        return cameras
+    return cameras.resize(*(max(1, round(side * factor)) for side in (cameras.width, cameras.height)))
+
+
 def _even(side: int) -> int:
     return max(2, 2 * round(side / 2))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class Refine:
     """
 
     gaussians: tyro.conf.Positional[Path]
-    """Splat file (.ply)."""
+    """Splat file, or the folder that `ilrm reconstruct` has written."""
     scene: tyro.conf.Positional[Path]
     """A scene's folder or camera file."""
     output: Output
@@ -42,6 +43,8 @@ class Refine:
     """Of everything that is drawn at random."""
     overwrite: bool = False
     """Replace files of the same names that this program did not write, too."""
+    antialiased: bool = False
+    """The splats were trained anti-aliased, which their file does not say: opacity is compensated for the blur."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -52,15 +55,17 @@ class Refine:
         device = find_device(self.device)
         from ilrm.cli.images import near_plane, score
         from ilrm.cli.views import split_views
-        from ilrm.export import load_ply, save_ply
+        from ilrm.export import load_gaussians, save_ply
+        from ilrm.export.beside import find_splats
         from ilrm.files import output_file
         from ilrm.refine import RefineConfig, refine
         from ilrm.scenes import load_scene
         from ilrm.scenes.inputs import input_paths
 
         config = replace(RefineConfig.for_steps(self.steps, self.seed), widen=self.widen)
-        reads = [self.gaussians, *input_paths(self.scene)]
-        gaussians = load_ply(self.gaussians).to(device)
+        file = find_splats(self.gaussians)
+        reads = [file, *input_paths(self.scene)]
+        gaussians = load_gaussians(file, self.antialiased or None).to(device)
         scene = load_scene(self.scene, max_side=self.size)
         split = split_views(scene, self.scene, self.views, self.holdout, seed=self.seed)
         inputs, held_out = scene.select(split.inputs), scene.select(split.held_out)
@@ -84,6 +89,8 @@ class Refine:
             "ssim": after and after[1],
             "psnr_before_refine": before and before[0],
             "ssim_before_refine": before and before[1],
+            "psnr_inputs": _finite(result.psnr_inputs),
+            "psnr_inputs_before_refine": _finite(result.psnr_inputs_before),
             "num_gaussians": len(result.gaussians),
             "world_offset": result.gaussians.origin.tolist(),
             "num_inputs": len(inputs),
@@ -96,3 +103,8 @@ class Refine:
         }
         console.show("", {k: v for k, v in report.items() if not isinstance(v, list)})
         return report
+
+
+def _finite(decibels: float) -> float | None:
+    """None for photos that are matched exactly: JSON knows no infinity."""
+    return decibels if math.isfinite(decibels) else None

@@ -12,7 +12,6 @@ from ilrm.cli.arguments import Output, check_at_least, find_device, read_with
 from ilrm.cli.console import Console
 from ilrm.cli.picture_options import check_output, parse_colour, parse_size, resized
 from ilrm.errors import ConfigError
-from ilrm.paths import is_dir, is_file
 
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras
@@ -65,6 +64,8 @@ class Render:
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
     """Replace files of the same names that this program did not write, too."""
+    antialiased: bool = False
+    """The splats were trained anti-aliased, which their file does not say: opacity is compensated for the blur."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -73,9 +74,10 @@ class Render:
         device = find_device(self.device)
         from ilrm.cli.frame_store import render_to
         from ilrm.export import load_gaussians
+        from ilrm.export.beside import find_splats
 
-        file = self.gaussians / "scene.ply" if is_dir(self.gaussians) else self.gaussians
-        gaussians = load_gaussians(file)
+        file = find_splats(self.gaussians)
+        gaussians = load_gaussians(file, self.antialiased or None)
         shot, names, fps = self._shot(file, gaussians, console)
         plays = self.loops * (2 if self.ping_pong else 1)
         check_output(self.output, len(shot.cameras) * plays, *shot.size, fps)
@@ -136,18 +138,16 @@ class Render:
 
     def _given(self, file: Path, gaussians: Gaussians, console: Console) -> tuple[Cameras, tuple[str, ...]]:
         """The cameras that the Gaussians were seen by, or some that are made up, with their names."""
+        from ilrm.cli.views import given_cameras
+        from ilrm.export.beside import cameras_beside
         from ilrm.export.camera_path import cameras_around
-        from ilrm.export.cameras import load_cameras
-        from ilrm.scenes import load_scene
 
-        path = self.cameras or file.with_name("cameras.json")
-        if path.name == "cameras.json" and is_file(path):
-            return load_cameras(path)
         if self.cameras is not None:
-            scene = load_scene(path)
-            return scene.cameras, scene.names
+            return given_cameras(self.cameras)
+        if (beside := cameras_beside(file)) is not None:
+            return beside
         if not self._is_file():
-            console.say(f"There is no {path}: cameras are made up, with {self.up} up (--cameras, --up).")
+            console.say(f"Beside {file} are no cameras: they are made up, with {self.up} up (--cameras, --up).")
         made_up = cameras_around(gaussians, self.up)
         return made_up, tuple(f"camera_{i}" for i in range(len(made_up)))
 

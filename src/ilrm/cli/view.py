@@ -14,7 +14,7 @@ import tyro
 
 from ilrm.cli.arguments import check_suffix, find_device, read_with
 from ilrm.cli.console import Console
-from ilrm.errors import ConfigError, SceneError
+from ilrm.errors import ConfigError, SceneError, warn
 from ilrm.files import claim_file, note_written
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class View:
     """Where depth, normals and videos are rendered: auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
     """Replace a page of the same name that this program did not write, too."""
+    antialiased: bool = False
+    """The splats were trained anti-aliased, which their file does not say: opacity is compensated for the blur."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -73,7 +75,11 @@ class View:
         from ilrm.view import load_result
         from ilrm.view.result import photos_of
 
-        result = load_result(self.input)
+        result = load_result(self.input, self.antialiased or None)
+        if result.gaussians.antialiased:
+            warn(
+                "the splats are anti-aliased; browsers draw thin ones too opaque, the renderings of the panel are right"
+            )
         if self.photos is None:
             return result
         if result.cameras is None:

@@ -8,12 +8,31 @@ from typing import TYPE_CHECKING
 
 from ilrm.cli.arguments import check_at_least
 from ilrm.errors import ConfigError, SceneError
+from ilrm.paths import is_file
 
 if TYPE_CHECKING:
+    from ilrm.cameras import Cameras
     from ilrm.scene import Scene
 
 _HOLD_OUT_FROM = 10  # fewer photos than this are all used as inputs unless something else is asked for
 _HOLD_OUT_EVERY = 8
+
+
+def given_cameras(path: Path) -> tuple[Cameras, tuple[str, ...]]:
+    """The cameras of --cameras, with their names: of a cameras.json, or of a scene.
+
+    Raises:
+        CameraError: a cameras.json that cannot be read.
+        SceneError: any other path that is no scene.
+    """
+    from ilrm.export.beside import CAMERAS_FILE
+    from ilrm.export.cameras import load_cameras
+    from ilrm.scenes import load_scene
+
+    if path.name == CAMERAS_FILE and is_file(path):
+        return load_cameras(path)
+    scene = load_scene(path)
+    return scene.cameras, scene.names
 
 
 @dataclass(frozen=True)

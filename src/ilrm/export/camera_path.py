@@ -13,7 +13,7 @@ from torch import Tensor
 from ilrm import trajectories
 from ilrm.cameras import Cameras, Similarity, mean_pose, normalise
 from ilrm.errors import CameraError, ConfigError
-from ilrm.export.cameras import load_cameras
+from ilrm.export.cameras import MALFORMED, image_size, in_words, load_cameras
 from ilrm.export.frames import surface_depths
 from ilrm.gaussians import Gaussians
 from ilrm.reading import read_json
@@ -149,15 +149,17 @@ def _nerfstudio(content: dict, path: Path) -> CameraPath:
     if (kind := content.get("camera_type", "perspective")) != "perspective":
         raise CameraError(f"{path} asks for {kind!r} cameras.", expected="perspective ones")
     try:
-        width, height = int(content["render_width"]), int(content["render_height"])
+        width, height = image_size(content["render_width"], content["render_height"])
         frames = content["camera_path"]
         c2w = torch.tensor([f["camera_to_world"] for f in frames], dtype=torch.float64).reshape(len(frames), 4, 4)
         focal = [height / 2 / math.tan(math.radians(float(f["fov"])) / 2) for f in frames]  # fov is the vertical one
         K = torch.tensor([[[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]] for f in focal], dtype=torch.float64)
         fps = float(content["fps"]) if "fps" in content else None
+        if fps is not None and not 0 < fps < math.inf:
+            raise ValueError(f"{fps} frames a second")
         c2w[:, :3, 1:3] *= -1  # from OpenGL axes
-    except (ValueError, KeyError, TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
-        raise CameraError(f"Cannot read a camera path from {path}: {error!r}.", expected=_NERFSTUDIO) from error
+    except MALFORMED as error:
+        raise CameraError(f"{path} is no camera path: {in_words(error)}.", expected=_NERFSTUDIO) from error
     if len(frames) == 0:
         raise CameraError(f"{path} holds a path of 0 frames.", expected="at least 1")
     names = tuple(f"frame {i}" for i in range(len(frames)))

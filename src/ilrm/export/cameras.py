@@ -1,9 +1,14 @@
-"""Cameras as a JSON file, in the layout of opencv_cameras.json: pixels and world-to-camera matrices."""
+"""Cameras as a JSON file, in the layout of opencv_cameras.json: pixels and world-to-camera matrices.
+
+The file of the same name that INRIA's Gaussian-splatting trainer writes, a list, is read as well.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +19,14 @@ from ilrm.files import write_json
 from ilrm.reading import read_json
 
 WORLD_OFFSET = "world_offset"
-_EXPECTED = 'a JSON file {"frames": [{"file_path", "w", "h", "fx", "fy", "cx", "cy", "w2c"}]} with frames of one size'
+# Of an image, in pixels; whoever draws at the cameras' size asks for less.
+LARGEST_SIDE = 1 << 20
+# What JSON of another shape than expected ends in.
+MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, ArithmeticError)
+_EXPECTED = (
+    'a JSON file {"frames": [{"file_path", "w", "h", "fx", "fy", "cx", "cy", "w2c"}]}, or what INRIA\'s trainer '
+    'writes: [{"img_name", "width", "height", "position", "rotation", "fx", "fy"}]'
+)
 
 
 def save_cameras(cameras: Cameras, names: Sequence[str], path: Path | str, origin: Tensor | None = None) -> None:
@@ -54,20 +66,57 @@ def world_offset_beside(path: Path) -> Tensor:
 
 
 def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
-    """Read what ``save_cameras`` wrote, in float64; no images are needed.
+    """Read what ``save_cameras`` wrote, or the cameras.json of INRIA's trainer, in float64; no images are needed.
 
     Raises:
         CameraError: not such a file, or impossible cameras.
     """
+    content = read_json(path, CameraError)
     try:
-        frames = read_json(path, CameraError)["frames"]
-        w2c = torch.tensor([frame["w2c"] for frame in frames], dtype=torch.float64)
-        K = torch.tensor(
-            [[[f["fx"], 0, f["cx"]], [0, f["fy"], f["cy"]], [0, 0, 1]] for f in frames], dtype=torch.float64
-        )
-        ((width, height),) = {(int(frame["w"]), int(frame["h"])) for frame in frames}
-        names = tuple(str(frame["file_path"]) for frame in frames)
-        c2w = torch.linalg.inv(w2c)
-    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise CameraError(f"Cannot read cameras from {path}: {error!r}.", expected=_EXPECTED) from error
+        frames = content if isinstance(content, list) else content["frames"]
+        views = [_trained(frame) if "position" in frame else _opencv(frame) for frame in frames]
+        if not views:
+            raise ValueError("it lists no cameras")
+        c2w = torch.stack([view[0] for view in views])
+        (width, height), _ = Counter(view[2] for view in views).most_common(1)[0]
+        # Images of several sizes are thought stretched to the most frequent one: what each camera sees stays the same.
+        stretch = [[width / w, height / h, 1.0] for _, _, (w, h) in views]
+        K = torch.stack([view[1] for view in views]) * torch.tensor(stretch, dtype=torch.float64)[:, :, None]
+        names = tuple(str(frame.get("file_path", frame.get("img_name"))) for frame in frames)
+    except MALFORMED as error:
+        raise CameraError(f"{path} is no camera file: {in_words(error)}.", expected=_EXPECTED) from error
     return Cameras(c2w, K, width, height).check(names), names
+
+
+_View = tuple[Tensor, Tensor, tuple[int, int]]  # c2w (4, 4), K (3, 3), size
+
+
+def _opencv(frame: dict[str, Any]) -> _View:
+    w2c = torch.tensor(frame["w2c"], dtype=torch.float64).reshape(4, 4)
+    return torch.linalg.inv(w2c), _intrinsics(frame, frame["cx"], frame["cy"]), image_size(frame["w"], frame["h"])
+
+
+def _trained(frame: dict[str, Any]) -> _View:
+    """A camera as INRIA's trainer writes it: the rotation is camera-to-world, the principal point in the middle."""
+    width, height = image_size(frame["width"], frame["height"])
+    c2w = torch.eye(4, dtype=torch.float64)
+    c2w[:3, :3] = torch.tensor(frame["rotation"], dtype=torch.float64).reshape(3, 3)
+    c2w[:3, 3] = torch.tensor(frame["position"], dtype=torch.float64).reshape(3)
+    return c2w, _intrinsics(frame, width / 2, height / 2), (width, height)
+
+
+def in_words(error: Exception) -> str:
+    """What one of ``MALFORMED`` means."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+
+
+def _intrinsics(frame: dict[str, Any], cx: float, cy: float) -> Tensor:
+    return torch.tensor([[frame["fx"], 0, cx], [0, frame["fy"], cy], [0, 0, 1]], dtype=torch.float64)
+
+
+def image_size(width: float, height: float) -> tuple[int, int]:
+    """Width and height in whole pixels, if an image can have them. Raises ValueError, in words."""
+    for side in (width, height):
+        if not 1 <= side <= LARGEST_SIDE:
+            raise ValueError(f"an image of {width:.6g}x{height:.6g} pixels, where sides are 1 to {LARGEST_SIDE}")
+    return int(width), int(height)

@@ -22,7 +22,8 @@ from ilrm.reading import parse_json
 UNSIGNED_BYTE, FLOAT = 5121, 5126
 _DTYPES = {5120: "<i1", UNSIGNED_BYTE: "<u1", 5122: "<i2", 5123: "<u2", FLOAT: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
-_DEEPEST = 1000
+# Nodes that show a mesh, from one above the other: files with more are made to keep us busy.
+_MOST_PLACED, _DEEPEST = 10_000, 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,19 +78,17 @@ class Glb:
     def mesh_nodes(self) -> Iterator[tuple[dict[str, Any], NDArray[np.float64]]]:
         """Every mesh that a node shows, with its transformation (4, 4) to the scene."""
         nodes = self.content.get("nodes", [])
+        placed = [index for index, node in enumerate(nodes) if "mesh" in node]
+        if len(placed) > _MOST_PLACED:
+            raise GaussiansError(
+                f"{self.path} shows meshes at {len(placed)} places.",
+                expected=f"at most {_MOST_PLACED}",
+                fix="join them in the program that made the file",
+            )
         parents = {child: index for index, node in enumerate(nodes) for child in node.get("children", ())}
-        for index, node in enumerate(nodes):
-            if "mesh" in node:
-                yield self.content["meshes"][node["mesh"]], self._to_scene(nodes, parents, index)
-
-    def _to_scene(self, nodes: list[dict[str, Any]], parents: dict[int, int], index: int) -> NDArray[np.float64]:
-        matrix = _local(nodes[index])
-        for _ in range(_DEEPEST):
-            if index not in parents:
-                return matrix
-            index = parents[index]
-            matrix = _local(nodes[index]) @ matrix
-        raise ValueError("nodes that are their own ancestors")
+        to_scene: dict[int, NDArray[np.float64]] = {}
+        for index in placed:
+            yield self.content["meshes"][nodes[index]["mesh"]], _to_scene(nodes, parents, index, to_scene)
 
 
 def read_glb(path: Path, expected: str) -> Glb:
@@ -118,6 +117,23 @@ def read_glb(path: Path, expected: str) -> Glb:
     if 8 + binary_bytes > len(rest):
         raise cut_off
     return Glb(path, content, rest[8 : 8 + binary_bytes] if kind == b"BIN\0" else rest[:0])
+
+
+def _to_scene(
+    nodes: list[dict[str, Any]], parents: dict[int, int], index: int, known: dict[int, NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """The transformation (4, 4) of a node to the scene; those of its ancestors are kept in ``known``."""
+    way = [index]
+    while way[-1] not in known and way[-1] in parents:
+        way.append(parents[way[-1]])
+        if len(way) > _DEEPEST:
+            raise ValueError("nodes that are their own ancestors")
+    matrix = known.get(way[-1], np.eye(4))
+    for node in reversed(way):
+        if node not in known:
+            known[node] = matrix @ _local(nodes[node])
+        matrix = known[node]
+    return matrix
 
 
 def _local(node: dict[str, Any]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ilrm.cameras import Similarity
@@ -49,10 +49,14 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def load_gaussians(path: Path | str) -> Gaussians:
+def load_gaussians(path: Path | str, antialiased: bool | None = None) -> Gaussians:
     """Gaussians (N) of a splat file, in the world frame that they were saved in.
 
     Formats that cannot say which point of the world they are counted from take it from a cameras.json beside the file.
+
+    Args:
+        antialiased: whether they are to be rendered with compensated opacity, for files that do not say so; None is
+            what the file says.
 
     Raises:
         GaussiansError: an extension that is not known, or a file that holds no Gaussians.
@@ -61,8 +65,9 @@ def load_gaussians(path: Path | str) -> Gaussians:
     settle(path)
     form = find_format(path)
     gaussians = form.load(path)
-    said = form.keeps_origin or bool(gaussians.origin.any())
-    return gaussians if said else gaussians.at(world_offset_beside(path))
+    if not (form.keeps_origin or gaussians.origin.any()):
+        gaussians = gaussians.at(world_offset_beside(path))
+    return gaussians if antialiased is None else replace(gaussians, antialiased=antialiased)
 
 
 def save_gaussians(gaussians: Gaussians, path: Path | str) -> None:

@@ -1,8 +1,9 @@
 """The .spz format of Niantic: quantised attributes, one after the other, in one gzip stream.
 
-A header of 16 bytes (magic, version, count, SH degree, fractional bits, flags, 0), then for all Gaussians: positions in
-24-bit fixed point, opacities in 8 bits, colours (degree 0) in 8 bits, logarithms of scales in 8 bits, rotations
-(version 2: x y z in 8 bits each, w >= 0; version 3: the three smaller components in 10 bits each), SH in 8 bits.
+A header of 16 bytes (magic, version, count, SH degree, fractional bits, flags, 0; bit 0 of the flags says that the
+splats are anti-aliased), then for all Gaussians: positions in 24-bit fixed point, opacities in 8 bits, colours
+(degree 0) in 8 bits, logarithms of scales in 8 bits, rotations (version 2: x y z in 8 bits each, w >= 0; version 3: the
+three smaller components in 10 bits each), SH in 8 bits.
 Axes are x right, y up, z backwards, so y and z are flipped at the border and SH with them.
 Layout: https://github.com/nianticlabs/spz#file-format
 
@@ -57,6 +58,7 @@ def save_spz(gaussians: Gaussians, path: Path | str) -> None:
         version=3,
         degree=g.sh_degree,
         fractional_bits=bits,
+        antialiased=g.antialiased,
         positions=_encode_positions(g.means.numpy(), bits),
         alphas=_bytes(g.opacities.numpy() * 255)[:, None],
         colours=_bytes(colours),
@@ -83,7 +85,7 @@ def load_spz(path: Path | str) -> Gaussians:
         "sh": np.concatenate([(a.colours[:, None] / 255 - 0.5) / _COLOUR_SCALE, (a.sh - 128.0) / 128], axis=1),
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in values.items()}
-    return check_finite(Gaussians(**tensors, antialiased=False), path).transform(OPENGL)
+    return check_finite(Gaussians(**tensors, antialiased=a.antialiased), path).transform(OPENGL)
 
 
 def _check_range(gaussians: Gaussians, path: Path | str) -> None:

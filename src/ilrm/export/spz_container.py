@@ -31,6 +31,7 @@ _GZIP_LEVEL = 6
 # made to fill memory.
 _BOMB_RATIO, _HARMLESS_BYTES = 100, 64 << 20
 _MOST_FRACTIONAL_BITS = 24
+_ANTIALIASED = 1  # of the header's flags
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Attributes:
         version: 2, 3 or 4.
         degree: SH degree 0 to 3, K = (degree + 1)^2.
         fractional_bits: of positions.
+        antialiased: to be rendered with compensated opacity; a flag of the header.
         positions: (N, 9).
         alphas: (N, 1).
         colours, scales: (N, 3).
@@ -51,6 +53,7 @@ class Attributes:
     version: int
     degree: int
     fractional_bits: int
+    antialiased: bool
     positions: Bytes
     alphas: Bytes
     colours: Bytes
@@ -66,7 +69,8 @@ class Attributes:
 def write_attributes(attributes: Attributes, path: Path | str) -> None:
     """Write version 3, whole or not at all. Raises OutputError."""
     count = len(attributes.positions)
-    header = _HEADER.pack(_MAGIC, 3, count, attributes.degree, attributes.fractional_bits, 0, 0)
+    flags = _ANTIALIASED if attributes.antialiased else 0
+    header = _HEADER.pack(_MAGIC, 3, count, attributes.degree, attributes.fractional_bits, flags, 0)
     # No time and no name in the gzip header: the same Gaussians give the same file.
     with (
         atomic_file(path) as temporary,
@@ -95,7 +99,7 @@ def _read_gzip(data: bytes, path: Path) -> Attributes:
         start = inflate.decompress(data, _HEADER.size)
         if len(start) < _HEADER.size:
             raise _cut_off(path)
-        magic, version, count, degree, bits, _, _ = _HEADER.unpack(start)
+        magic, version, count, degree, bits, flags, _ = _HEADER.unpack(start)
         if magic != _MAGIC:
             raise GaussiansError(f"{path} is a gzip file, but not an .spz file.", expected=_EXPECTED)
         sizes = _sizes(version, count, degree, bits, len(data), path)
@@ -112,14 +116,14 @@ def _read_gzip(data: bytes, path: Path) -> Attributes:
         ) from error
     if len(body) < sum(sizes) or not (inflate.eof or extensions):
         raise _cut_off(path)
-    return _attributes(version, degree, bits, count, _cut(body, sizes))
+    return _attributes(version, degree, bits, flags, count, _cut(body, sizes))
 
 
 def _read_streams(data: bytes, path: Path) -> Attributes:
     """Version 4: a plain header, a table of contents, and one zstd stream for each attribute that is not empty."""
     if len(data) < _HEADER_4.size:
         raise _cut_off(path)
-    _, version, count, degree, bits, _, streams, contents = _HEADER_4.unpack_from(data)
+    _, version, count, degree, bits, flags, streams, contents = _HEADER_4.unpack_from(data)
     if version < 4:
         raise GaussiansError(f"{path} says it is version {version}, but is not compressed.", expected=_EXPECTED)
     sizes = _sizes(version, count, degree, bits, len(data), path)
@@ -135,7 +139,7 @@ def _read_streams(data: bytes, path: Path) -> Attributes:
         parts.append(_zstd(data[offset : offset + packed], size, path))
         offset += packed
     filled = iter(parts)
-    return _attributes(version, degree, bits, count, (next(filled) if size else b"" for size in sizes))
+    return _attributes(version, degree, bits, flags, count, (next(filled) if size else b"" for size in sizes))
 
 
 def _zstd(data: bytes, size: int, path: Path) -> bytes:
@@ -181,13 +185,14 @@ def _cut(body: bytearray, sizes: list[int]) -> Iterator[memoryview]:
 
 
 def _attributes(
-    version: int, degree: int, bits: int, count: int, parts: Iterator[memoryview] | Iterator[bytes]
+    version: int, degree: int, bits: int, flags: int, count: int, parts: Iterator[memoryview] | Iterator[bytes]
 ) -> Attributes:
     positions, alphas, colours, scales, rotations, sh = (np.frombuffer(part, np.uint8) for part in parts)
     return Attributes(
         version=version,
         degree=degree,
         fractional_bits=bits,
+        antialiased=bool(flags & _ANTIALIASED),
         positions=positions.reshape(count, 9),
         alphas=alphas.reshape(count, 1),
         colours=colours.reshape(count, 3),

@@ -11,9 +11,9 @@ import numpy as np
 
 from ilrm import paths
 from ilrm.cameras import Cameras
-from ilrm.errors import CameraError, GaussiansError, SceneError
+from ilrm.errors import CameraError, SceneError, warn
 from ilrm.export import load_gaussians
-from ilrm.export.cameras import load_cameras
+from ilrm.export.beside import SCENE_FILE, cameras_beside, find_splats, folder_of
 from ilrm.files import settle
 from ilrm.gaussians import Gaussians
 from ilrm.image_files import open_image
@@ -21,7 +21,9 @@ from ilrm.reading import read_json
 from ilrm.scenes.save import image_names
 from ilrm.view.splats import Array
 
-SCENE_FILE, CAMERAS_FILE, METRICS_FILE, INPUTS = "scene.ply", "cameras.json", "metrics.json", "inputs"
+METRICS_FILE, INPUTS = "metrics.json", "inputs"
+# Of the sides of pictures at the cameras; larger photos are shown reduced.
+_LARGEST_SIDE = 4096
 _MESHES = ("mesh.glb", "mesh.ply")
 _LONGEST_LINE = 120  # letters
 
@@ -98,31 +100,25 @@ def _number(value: Any) -> float | None:
     return float(value)
 
 
-def load_result(path: Path | str) -> Result:
+def load_result(path: Path | str, antialiased: bool | None = None) -> Result:
     """Read a folder of results, or a splat file with what lies beside it.
 
     cameras.json, metrics.json, inputs/ and mesh.glb or mesh.ply are taken from the folder of the splat file where they
-    are there.
+    are there and ours (cameras.json also of INRIA's trainer); of others a warning says that they are left out.
+
+    Args:
+        antialiased: as of ``load_gaussians``.
 
     Raises:
         GaussiansError: no Gaussians there.
-        CameraError, SceneError: one of the other files is damaged.
     """
-    path = Path(path)
     settle(path)
-    if paths.is_dir(path):
-        if not paths.is_file(path / SCENE_FILE):
-            raise GaussiansError(
-                f"{path} holds no {SCENE_FILE}.",
-                expected="a folder that `ilrm reconstruct` has written, or a splat file",
-                fix=f"make one of photos with `ilrm reconstruct {path} -o OUT`",
-            )
-        path = path / SCENE_FILE
-    gaussians, folder = load_gaussians(path), path.parent
+    path = find_splats(path)
+    gaussians, folder = load_gaussians(path, antialiased), folder_of(path)
     cameras, names, photos = None, (), ()
-    if paths.is_file(folder / CAMERAS_FILE):
-        cameras, names = load_cameras(folder / CAMERAS_FILE)
-        photos = _photos_beside(folder / INPUTS, names, cameras)
+    if (beside := cameras_beside(path)) is not None:
+        cameras, names = beside
+        cameras, photos = _photos_beside(folder / INPUTS, names, cameras)
     mesh = next((folder / name for name in _MESHES if paths.is_file(folder / name)), None)
     return Result(path, gaussians, cameras, names, photos, _metrics(folder / METRICS_FILE), mesh)
 
@@ -130,22 +126,51 @@ def load_result(path: Path | str) -> Result:
 def _metrics(path: Path) -> dict[str, Any]:
     if not paths.is_file(path):
         return {}
-    metrics = read_json(path)
+    try:
+        metrics = read_json(path)
+    except SceneError as error:
+        warn(f"left out the numbers beside the splats: {error.problem}")
+        return {}
     if not isinstance(metrics, dict):
-        raise SceneError(f"{path} holds no JSON object.", fix="write the result again, or remove that file")
+        warn(f"left out the numbers beside the splats: {path} holds no JSON object")
+        return {}
     return metrics
 
 
-def _photos_beside(folder: Path, names: Sequence[str], cameras: Cameras) -> tuple[Array | None, ...]:
-    """The input photos that a result carries along, as ``ilrm reconstruct`` names them."""
+def _photos_beside(folder: Path, names: Sequence[str], cameras: Cameras) -> tuple[Cameras, tuple[Array | None, ...]]:
+    """The cameras at the size that pictures are shown in, and the photos that a result carries along in that size.
+
+    Photos are named as ``ilrm reconstruct`` does, and never enlarged to what a file says about the cameras.
+    """
     files = [folder / file for file in image_names(names, "jpg")]
-    photos = tuple(_read_photo(file, cameras) if paths.is_file(file) else None for file in files)
-    return photos if any(photo is not None for photo in photos) else ()
+    photos = [_read_photo(file, _LARGEST_SIDE) if paths.is_file(file) else None for file in files]
+    known = [max(photo.shape[:2]) for photo in photos if photo is not None]
+    longest = max(cameras.width, cameras.height)
+    shown = min(longest, _LARGEST_SIDE, *known) if known else min(longest, _LARGEST_SIDE)
+    if shown < longest:
+        sides = (max(1, round(side * shown / longest)) for side in (cameras.width, cameras.height))
+        cameras = cameras.resize(*sides)
+    if not known:
+        return cameras, ()
+    return cameras, tuple(None if photo is None else _resized(photo, cameras) for photo in photos)
 
 
-def _read_photo(path: Path, cameras: Cameras) -> Array:
-    with open_image(path) as image:
-        return np.asarray(image.convert("RGB").resize((cameras.width, cameras.height)))
+def _read_photo(path: Path, longest: int) -> Array | None:
+    """(H, W, 3) uint8, reduced to a longer side; None, with a warning, for a file that cannot be read."""
+    try:
+        with open_image(path) as image:
+            image.thumbnail((longest, longest))
+            return np.asarray(image.convert("RGB"))
+    except SceneError as error:
+        warn(f"left out a photo beside the splats: {error.problem}")
+        return None
+
+
+def _resized(photo: Array, cameras: Cameras) -> Array:
+    from PIL import Image
+
+    size = (cameras.width, cameras.height)
+    return photo if photo.shape[1::-1] == size else np.asarray(Image.fromarray(photo).resize(size))
 
 
 def photos_of(scene_path: Path | str, names: Sequence[str], cameras: Cameras) -> tuple[Array, ...]:

@@ -84,8 +84,16 @@ def expanded(path: Path | str) -> Path:
 
 
 def shown(path: Path | str) -> str:
-    """The path as text for people: bytes that are not UTF-8, which Python keeps as lone surrogates, become \\xNN."""
-    return _SURROGATE.sub(lambda found: "".join(f"\\x{byte:02x}" for byte in _bytes(found[0])), os.fspath(path))
+    """The path as text for people: bytes that are not UTF-8, which Python keeps as lone surrogates, become \\xNN.
+
+    Surrogates that stand for no byte, which only strangers' JSON holds, become U+FFFD.
+    """
+
+    def form(found: re.Match[str]) -> str:
+        data = _bytes(found[0])
+        return f"\\x{data[0]:02x}" if len(data) == 1 else "\ufffd"
+
+    return _SURROGATE.sub(form, os.fspath(path))
 
 
 def portable(name: str) -> str:

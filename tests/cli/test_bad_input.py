@@ -108,12 +108,11 @@ BAD_SCENES: dict[str, tuple[Edit, list[str]]] = {
     "mirrored pose": (with_pose(lambda p: p @ np.diag([-1.0, 1, 1, 1])), [THIRD, "mirror"]),
     "scaled rotation": (with_pose(lambda p: p @ np.diag([2.0, 2, 2, 1])), [THIRD, "orthonormal"]),
     "pose of wrong shape": (with_pose(lambda p: p[:2]), ["frame 2", "transform_matrix"]),
-    "missing photo": (with_photo(Path.unlink), [THIRD]),
+    "missing photos": (lambda folder, content: shutil.rmtree(folder / "images"), [THIRD]),
     "unreadable photo": (with_photo(lambda p: p.write_bytes(b"not an image at all")), [THIRD]),
     "empty photo": (with_photo(lambda p: p.write_bytes(b"")), [THIRD]),
     "truncated photo": (with_photo(cut), [THIRD]),
     "photo of wrong size": (with_photo(other_size), [THIRD, "31x77"]),
-    "photo is a folder": (with_photo(lambda p: (p.unlink(), p.mkdir())), [THIRD]),
     "file name a number": (with_frame(file_path=7), ["file_path"]),
 }
 
@@ -419,7 +418,7 @@ def test_refine_writes_ply_only(result: Path, scene_folder: Path, tmp_path: Path
     expect_failure(arguments, ["a.splat", ".ply"], capsys)
 
 
-@pytest.mark.parametrize("name", ["NaN pose", "missing photo", "one photo"])
+@pytest.mark.parametrize("name", ["NaN pose", "missing photos", "one photo"])
 def test_data_check_names_what_is_wrong(name: str, scene_folder: Path, tmp_path: Path, capsys) -> None:
     edit, words = BAD_SCENES[name]
     folder = tmp_path / "capture"

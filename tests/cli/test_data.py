@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,12 @@ def test_convert_and_check(tmp_path: Path, capsys) -> None:
 def test_broken_scenes_make_the_exit_status(tmp_path: Path, capsys) -> None:
     for name in ("good", "bad"):
         write_scene(tmp_path / "in" / name)
-    (tmp_path / "in" / "bad" / "images" / "1.png").unlink()
+    shutil.rmtree(tmp_path / "in" / "bad" / "images")
     command = ["data", "convert", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--form", "json"]
     assert main(command) == 1
     error = capsys.readouterr().err
     assert "1 of 2 scenes could not be converted" in error
-    assert "bad: 1 of the 3 images" in error
+    assert "bad: 3 of the 3 images" in error
     assert json.loads((tmp_path / "out" / "report.json").read_text())["scenes"]["bad"]["status"] == "broken"
     assert main([*command, "--skip-broken"]) == 0
     assert "bad was left out" in capsys.readouterr().err
@@ -88,7 +89,7 @@ def test_broken_scenes_make_the_exit_status(tmp_path: Path, capsys) -> None:
     output = capsys.readouterr()
     assert json.loads(output.out) == json.loads((tmp_path / "r.json").read_text())
     assert json.loads(output.out)["usable"] is False
-    assert "bad: 1 of the 3 images" in output.err
+    assert "bad: 3 of the 3 images" in output.err
 
 
 @pytest.mark.parametrize(

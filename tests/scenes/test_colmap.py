@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ilrm.cameras import Cameras
-from ilrm.errors import IlrmError, SceneError
+from ilrm.errors import IlrmError, IlrmWarning, SceneError
 from ilrm.scenes import load_scene
 from tests.conftest import make_cameras
 from tests.scenes.files import assert_close, transforms, write_transforms
@@ -137,22 +137,32 @@ def test_intrinsics_follow_reduced_distorted_images(tmp_path):
 def test_missing_images_are_listed(tmp_path):
     write_model(tmp_path, "PINHOLE")
     (tmp_path / "images/1.png").unlink()
-    with pytest.raises(SceneError, match=r"1 of the 3 images .*1\.png"):
-        load_scene(tmp_path)
+    with pytest.warns(IlrmWarning, match=r"1 of the 3 images .*1\.png"):
+        assert load_scene(tmp_path).names == ("0.png", "2.png")
     shutil.rmtree(tmp_path / "images")
     with pytest.raises(SceneError, match=r"The image 0\.png of the COLMAP model"):
         load_scene(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cameras", "points3D"])
-def test_missing_model_files_are_named(tmp_path, name):
+def test_missing_model_files_are_named(tmp_path):
     write_model(tmp_path, "PINHOLE")
-    (tmp_path / f"sparse/0/{name}.bin").unlink()
-    with pytest.raises(SceneError, match=rf"lacks {name}\.bin"):
+    (tmp_path / "sparse/0/points3D.bin").unlink()
+    with pytest.warns(IlrmWarning, match=r"lacks points3D\.bin"):
+        assert load_scene(tmp_path).points is None
+    (tmp_path / "sparse/0/cameras.bin").unlink()
+    with pytest.raises(SceneError, match=r"lacks cameras\.bin"):
         load_scene(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cameras", "images", "points3D", "rigs", "frames"])
+def test_damaged_points_are_left_out(tmp_path):
+    write_model(tmp_path, "PINHOLE")
+    file = tmp_path / "sparse/0/points3D.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(IlrmWarning, match=r"points are left out: .*points3D\.bin is truncated or damaged"):
+        assert load_scene(tmp_path).points is None
+
+
+@pytest.mark.parametrize("name", ["cameras", "images"])
 def test_damaged_binary_files_are_named(tmp_path, name):
     write_model(tmp_path, "PINHOLE")
     file = tmp_path / f"sparse/0/{name}.bin"

@@ -255,7 +255,7 @@ def test_what_is_odd_is_reported_each_time(tmp_path: Path) -> None:
         (outcome,) = convert(tmp_path / "in", tmp_path / "out", size=(48, 36))
         assert outcome.written is not None
         assert outcome.written.warnings == (
-            "photos of several sizes (2 of 32x24, 1 of 64x48) became 48x36",
+            "the photos have several sizes (2 of 32x24, 1 of 64x48); all become 48x36",
             "photos of 32x24 (undistorted) were enlarged to 48x36",
         )
     assert outcome.kept

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.errors import CameraError, SceneError
+from ilrm.errors import CameraError, IlrmWarning, SceneError
 from ilrm.scenes import declared_holdout, load_scene
 from tests.scenes.files import assert_close, smooth, write_scene, write_transforms
 
@@ -145,15 +145,12 @@ def test_slightly_skewed_rotations_are_cleaned(tmp_path):
         (lambda d: d.pop("frames"), "holds no posed frames|holds no frames"),
         (lambda d: d["frames"].append(7), "holds no frames"),
         (lambda d: d["frames"].append(dict(d["frames"][0])), "images/0.png more than once"),
-        (lambda d: d["frames"][1].update(file_path="images/none.png"), "1 of the 3 images .*none.png"),
         (lambda d: d.update(camera_model="EQUIRECTANGULAR"), "camera model 'EQUIRECTANGULAR'"),
         (lambda d: d.update(k4=0.1), "k4 = 0.1"),
         (lambda d: d.update(w=20, h=40), "is 32x24, but its intrinsics are for 20x40"),
         (lambda d: d.update(w=-32), '"w" is -32'),
         (lambda d: d.update(w=0.3), "declares an image of 0x24"),
         (lambda d: d.update(fl_x=10**400), '"fl_x" is 10000'),
-        (lambda d: d["frames"][1].update(file_path="/"), "1 of the 3 images"),
-        (lambda d: d["frames"][1].update(file_path="x" * 5000), "1 of the 3 images"),
     ],
 )
 def test_malformed_values_are_named(tmp_path, spoil, message):
@@ -168,8 +165,23 @@ def test_many_missing_files_are_counted(tmp_path):
     write_scene(tmp_path, views=8)
     for view in range(7):
         (tmp_path / f"images/{view}.png").unlink()
-    with pytest.raises(SceneError, match=r"7 of the 8 images.*4\.png \.\.\. \(7 in all\)"):
+    with pytest.warns(IlrmWarning, match=r"7 of the 8 images.*left out.*4\.png \.\.\. \(7 in all\)"):
+        assert load_scene(tmp_path).names == ("7.png",)
+    (tmp_path / "images/7.png").unlink()
+    with pytest.raises(SceneError, match=r"8 of the 8 images"):
         load_scene(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", ["images/none.png", "/", ".", "..", "images/..", "x" * 5000, "\0", "\ud800", "a\\..\\b"]
+)
+def test_a_photo_that_is_not_there_is_left_out(tmp_path, path):
+    _, data = write_scene(tmp_path)
+    Image.new("RGB", (32, 24)).save(f"{tmp_path}.png")  # what a folder's name with a suffix would be
+    data["frames"][1]["file_path"] = path
+    write_transforms(tmp_path, data)
+    with pytest.warns(IlrmWarning, match="1 of the 3 images .* do not exist and are left out"):
+        assert load_scene(tmp_path).names == ("0.png", "2.png")
 
 
 @pytest.mark.parametrize(

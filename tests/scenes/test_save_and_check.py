@@ -93,7 +93,7 @@ def test_odd_values_are_warned_about(tmp_path):
     warnings = messages(tmp_path, "warning")
     assert "1.png has exactly the pose of 0.png" in warnings
     assert "2.png has a horizontal field of view of 145 degrees" in warnings
-    assert "2.png has its principal point outside the image" in warnings
+    assert "2.png has the principal point outside the image" in warnings
     assert "3.png is a single flat colour" in warnings
     assert "3 of 32x24, 1 of 64x48" in warnings
 
@@ -110,6 +110,10 @@ def test_useless_poses_are_warned_about(tmp_path):
     write_transforms(tmp_path, data)
     assert "origin is far away" in messages(tmp_path, "info")
     assert messages(tmp_path, "warning") == ""
+    for view, frame in enumerate(data["frames"]):
+        frame["transform_matrix"][0][3] = 5e5 + 1e-3 * view
+    write_transforms(tmp_path, data)
+    assert "place" not in messages(tmp_path, "warning"), "a millimetre apart is apart, however far away"
     data["frames"] = data["frames"][:1]
     write_transforms(tmp_path, data)
     assert "one view alone" in messages(tmp_path, "warning")

@@ -77,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         console.results.failure = error
         return console.settle(0)
     console = Console(quiet=command.json)
-    with _explained_warnings(console):
+    with _explained_warnings(console), hear_warnings(console.warn):
         return console.settle(_run(command, console))
 
 

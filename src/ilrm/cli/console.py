@@ -81,11 +81,13 @@ class Console:
 
     Attributes:
         results: stdout.
+        warnings: what ``warn`` has said so far, for reports.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.results = Stream("stdout")
+        self.warnings: list[str] = []
         self._errors = Stream("stderr")
         # Rich takes whatever has the methods of a file.
         self._messages = rich.console.Console(file=cast(IO[str], self._errors), highlight=False, soft_wrap=True)
@@ -103,7 +105,10 @@ class Console:
         self._messages.print(message, markup=False)
 
     def warn(self, message: str) -> None:
-        """A line that should not be overlooked."""
+        """A line that should not be overlooked; said once."""
+        if message in self.warnings:
+            return
+        self.warnings.append(message)
         self._messages.print(f"warning: {message}", style="yellow", markup=False)
 
     def show(self, title: str, rows: Mapping[str, object]) -> None:

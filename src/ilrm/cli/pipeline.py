@@ -148,6 +148,7 @@ def _run(options: Options, device: torch.device, folder: Path, console: Console)
         "seed": options.seed,
         "refine_steps": options.refine,
         **_refine_report(result, options),
+        "warnings": list(console.warnings),
         "files": {"splats": SCENE_FILE, **{name: FILES[name] for name in options.export}},
     }
     with watch.stage("export"):

@@ -100,6 +100,7 @@ class Refine:
             "refine_steps_done": len(result.history),
             "refine_best_step": result.best_step,
             "early_stop": result.stopped_early,
+            "warnings": list(console.warnings),
         }
         console.show("", {k: v for k, v in report.items() if not isinstance(v, list)})
         return report

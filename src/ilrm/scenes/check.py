@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import atan, degrees
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from ilrm.errors import IlrmError, SceneError
+from ilrm.errors import IlrmError, SceneError, hear_warnings
 from ilrm.scene import LazyImages, Scene
+from ilrm.scenes.camera_findings import camera_warnings, horizontal_fov
 from ilrm.scenes.frames import Source, assemble
 from ilrm.scenes.load import read_source
-
-# Beyond these the photos are more likely mislabelled than real (100 degrees is the released data's own limit).
-_WIDEST_VIEW = 100.0
-_NARROWEST_VIEW = 5.0
 
 
 @dataclass(frozen=True)
@@ -67,13 +60,17 @@ def check_scene(path: str | Path, *, key: str | None = None) -> list[Finding]:
 
 def report_scene(name: str, read: Callable[[], Source]) -> SceneReport:
     """The report on a scene that ``read`` opens; see ``check_scene``."""
+    heard: list[str] = []
     try:
-        source = read()
-        scene = assemble(source)
+        with hear_warnings(heard.append):
+            source = read()
+            scene = assemble(source)
+            heard.extend(camera_warnings(source, scene))
     except IlrmError as error:
         return SceneReport(name, (Finding("error", str(error)),))
-    findings = (*_counts(source, scene), *_poses(scene), *_fields_of_view(scene), *_images(scene))
-    angles = _horizontal_fov(scene)
+    warned = tuple(Finding("warning", message) for message in dict.fromkeys(heard))
+    findings = (*_counts(source, scene), *warned, *_images(scene))
+    angles = horizontal_fov(scene)
     return SceneReport(
         name, findings, len(scene), (scene.cameras.width, scene.cameras.height), (min(angles), max(angles))
     )
@@ -86,40 +83,18 @@ def _counts(source: Source, scene: Scene) -> Iterator[Finding]:
     yield Finding("info", f"{len(scene)} views of {width}x{height}{with_extras}")
     if len(scene) < 2:
         yield Finding("warning", "one view alone shows no depth; reconstruction needs at least two")
-    sizes = Counter((frame.photo.width, frame.photo.height) for frame in source.frames)
-    if len(sizes) > 1:
-        listed = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common())
-        yield Finding("warning", f"the photos have several sizes ({listed}); all are brought to {width}x{height}")
+    if not scene.cameras.coincide() and (origin := scene.cameras.local_origin()).any():
+        offset = " ".join(repr(x) for x in origin.tolist())
+        yield Finding("info", f"the world's origin is far away; Gaussians will be counted from the point {offset}")
     models = sorted({frame.lens.model for frame in source.frames if frame.lens.distorted})
     if models:
         yield Finding("info", f"lens distortion ({', '.join(models)}) is removed while loading")
 
 
-def _poses(scene: Scene) -> Iterator[Finding]:
-    if len(scene) > 1 and scene.cameras.coincide():
-        yield Finding("warning", "all cameras stand at one place; without parallax there is no depth")
-    elif (origin := scene.cameras.local_origin()).any():
-        offset = " ".join(repr(x) for x in origin.tolist())
-        yield Finding("info", f"the world's origin is far away; Gaussians will be counted from the point {offset}")
-    seen: dict[tuple[float, ...], str] = {}
-    for name, pose in zip(scene.names, scene.cameras.c2w.flatten(1).tolist(), strict=True):
-        if tuple(pose) in seen:
-            yield Finding("warning", f"{name} has exactly the pose of {seen[tuple(pose)]}")
-        seen.setdefault(tuple(pose), name)
-
-
-def _fields_of_view(scene: Scene) -> Iterator[Finding]:
-    for name, K, angle in zip(scene.names, scene.cameras.K.double(), _horizontal_fov(scene), strict=True):
-        if not _NARROWEST_VIEW <= angle <= _WIDEST_VIEW:
-            yield Finding("warning", f"{name} has a horizontal field of view of {angle:.0f} degrees")
-        centre = K[:2, 2] / torch.tensor([scene.cameras.width, scene.cameras.height], dtype=torch.float64)
-        if (centre <= 0).any() or (centre >= 1).any():
-            yield Finding("warning", f"{name} has its principal point outside the image")
-
-
-def _horizontal_fov(scene: Scene) -> list[float]:
-    """Of each view, in degrees."""
-    return [degrees(2 * atan(scene.cameras.width / (2 * focal))) for focal in scene.cameras.K[:, 0, 0].tolist()]
+def _extents_to_origin(scene: Scene) -> float:
+    centres = scene.cameras.centers.double()
+    spread = (centres - centres.mean(0)).norm(dim=1).max().item()
+    return centres.mean(0).norm().item() / spread if spread > 0 else 0.0
 
 
 def _images(scene: Scene) -> Iterator[Finding]:

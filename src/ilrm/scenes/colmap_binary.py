@@ -1,6 +1,5 @@
-"""A look at COLMAP's binary files before COLMAP reads them: do the counts they declare fit into their bytes?
+"""COLMAP's binary files. What they declare is never trusted: records are read while there are bytes.
 
-COLMAP trusts them. A truncated or damaged file can end the whole process there, or allocate without bound.
 Layouts: https://colmap.github.io/format.html#binary-file-format
 """
 
@@ -9,91 +8,93 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from ilrm import paths
+import numpy as np
+
 from ilrm.errors import SceneError
-from ilrm.scenes.signals import sigterm_kept
+from ilrm.scenes.colmap_model import Camera, RegisteredImage, model_name, parameter_count, unreadable, world_to_camera
 
-# Skips one record that starts at an offset; raises struct.error or ValueError where it does not fit.
-_Skip = Callable[[bytes, int], int]
+T = TypeVar("T")
 
 _COUNT = struct.Struct("<Q")
+_CAMERA = struct.Struct("<IiQQ")  # id, model, width, height
+_IMAGE = struct.Struct("<I7dI")  # id, quaternion w x y z, translation, camera
+_POINT = struct.Struct("<Q3d3Bd")  # id, position, colour, error
 _POINT2D_BYTES = 24
 _TRACK_ELEMENT_BYTES = 8
-_POSE_BYTES = 7 * 8
-_SENSOR_BYTES = 8
 
 
-def check_binary(model: Path) -> None:
-    """Raise SceneError, naming the file, unless every binary file of the model holds the records it declares."""
-    for name, skip in _RECORDS.items():
-        path = model / f"{name}.bin"
-        if paths.is_file(path):
-            _check_file(path, skip)
+def read_cameras(path: Path) -> dict[int, Camera]:
+    """The cameras by their ids. Raises SceneError for a damaged file, and for models that pycolmap does not know."""
+    return dict(_records(path, _camera))
 
 
-def _check_file(path: Path, skip: _Skip) -> None:
+def read_images(path: Path) -> list[RegisteredImage]:
+    """The images, in the file's order. Raises SceneError for a damaged file, or an impossible pose."""
+    return _records(path, lambda data, offset: _image(data, offset, path))
+
+
+def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (P, 3) float64 and colours (P, 3) in 0 ... 255. Raises SceneError for a damaged file."""
+    table = np.array(_records(path, _point), dtype=np.float64).reshape(-1, 6)
+    return table[:, :3], table[:, 3:]
+
+
+def _records(path: Path, read: Callable[[bytes, int], tuple[T, int]]) -> list[T]:
+    """What ``read`` makes of each record from its offset on; it also returns the offset behind the record."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SceneError(f"{path} cannot be read: {error.strerror or error}.", fix="check its permissions") from error
+        raise unreadable(path, error) from error
     try:
         (count,) = _COUNT.unpack_from(data)
-        offset = _COUNT.size
+        offset, records = _COUNT.size, []
         for _ in range(count):
-            offset = skip(data, offset)
+            record, offset = read(data, offset)
             if offset > len(data):
                 raise ValueError
-    except (struct.error, ValueError) as error:
-        raise SceneError(
-            f"{path} is truncated or damaged.",
-            expected="as many records as it declares",
-            fix="copy or export the COLMAP model again",
-        ) from error
+            records.append(record)
+    except (struct.error, ValueError, OverflowError) as error:
+        raise _damaged(path) from error
+    return records
 
 
-def _skip_camera(data: bytes, offset: int) -> int:
-    with sigterm_kept():
-        import pycolmap
-
-    _, model, _, _ = _CAMERA.unpack_from(data, offset)
-    blank = pycolmap.Camera.create_from_model_id(1, pycolmap.CameraModelId(model), 1.0, 1, 1)
-    return offset + _CAMERA.size + 8 * len(blank.params)
-
-
-def _skip_image(data: bytes, offset: int) -> int:
-    name_end = data.index(b"\0", offset + 4 + _POSE_BYTES + 4)
-    (points,) = _COUNT.unpack_from(data, name_end + 1)
-    return name_end + 1 + _COUNT.size + _POINT2D_BYTES * points
+def _damaged(path: Path) -> SceneError:
+    return SceneError(
+        f"{path} is truncated or damaged.",
+        expected="as many records as it declares",
+        fix="copy or export the COLMAP model again",
+    )
 
 
-def _skip_point(data: bytes, offset: int) -> int:
+def _camera(data: bytes, offset: int) -> tuple[tuple[int, Camera], int]:
+    number, model, width, height = _CAMERA.unpack_from(data, offset)
+    name = model_name(model)
+    count = parameter_count(name) if name else None
+    if name is None or count is None:
+        raise ValueError
+    offset += _CAMERA.size
+    params = struct.unpack_from(f"<{count}d", data, offset)
+    return (number, Camera(name, width, height, params)), offset + 8 * count
+
+
+def _image(data: bytes, offset: int, path: Path) -> tuple[RegisteredImage, int]:
+    number, *pose, camera = _IMAGE.unpack_from(data, offset)
+    start = offset + _IMAGE.size
+    end = data.index(b"\0", start)
+    (points,) = _COUNT.unpack_from(data, end + 1)
+    after = end + 1 + _COUNT.size + _POINT2D_BYTES * points
+    if after > len(data):
+        raise ValueError
+    # Names of files are bytes; those that are not UTF-8 come back as they were when the file is opened.
+    name = data[start:end].decode("utf-8", "surrogateescape")
+    label = f"image {number} of {path}"
+    w2c = world_to_camera(np.array(pose[:4]), np.array(pose[4:]), label)
+    return RegisteredImage(name, camera, w2c, label), after
+
+
+def _point(data: bytes, offset: int) -> tuple[tuple[float, ...], int]:
+    _, x, y, z, red, green, blue, _ = _POINT.unpack_from(data, offset)
     (track,) = _COUNT.unpack_from(data, offset + _POINT.size)
-    return offset + _POINT.size + _COUNT.size + _TRACK_ELEMENT_BYTES * track
-
-
-def _skip_rig(data: bytes, offset: int) -> int:
-    _, sensors = struct.unpack_from("<II", data, offset)
-    offset += 8
-    if sensors:
-        offset += _SENSOR_BYTES
-    for _ in range(1, sensors):
-        (has_pose,) = struct.unpack_from("<B", data, offset + _SENSOR_BYTES)
-        offset += _SENSOR_BYTES + 1 + (_POSE_BYTES if has_pose else 0)
-    return offset
-
-
-def _skip_frame(data: bytes, offset: int) -> int:
-    (entries,) = struct.unpack_from("<I", data, offset + 8 + _POSE_BYTES)
-    return offset + 8 + _POSE_BYTES + 4 + (_SENSOR_BYTES + 8) * entries
-
-
-_CAMERA = struct.Struct("<IiQQ")  # id, model, width, height
-_POINT = struct.Struct("<Q3d3Bd")  # id, position, colour, error
-_RECORDS: dict[str, _Skip] = {
-    "cameras": _skip_camera,
-    "images": _skip_image,
-    "points3D": _skip_point,
-    "rigs": _skip_rig,
-    "frames": _skip_frame,
-}
+    return (x, y, z, red, green, blue), offset + _POINT.size + _COUNT.size + _TRACK_ELEMENT_BYTES * track

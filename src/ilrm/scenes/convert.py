@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from ilrm.errors import ConfigError, SceneError
+from ilrm.errors import ConfigError, SceneError, hear_warnings
 from ilrm.files import as_json, check_apart, claim_names, write_owned
 from ilrm.paths import is_dir, portable
 from ilrm.scene import Scene
+from ilrm.scenes.camera_findings import camera_warnings
 from ilrm.scenes.dataset import NameRule, SceneRef, find_scenes
 from ilrm.scenes.frames import Source, assemble
-from ilrm.scenes.images import REDUCED_FOLDERS, Size
+from ilrm.scenes.images import Size
 from ilrm.scenes.layouts import Item
 from ilrm.scenes.load import read_source
+from ilrm.scenes.photo_files import REDUCED_FOLDERS
 from ilrm.scenes.records import listing
 from ilrm.scenes.save import ImageFormat
 from ilrm.scenes.save_set import CHUNK_BYTES, Outcome, save_set
@@ -122,13 +124,15 @@ def _origin(ref: SceneRef) -> str:
 
 
 def _load(ref: SceneRef, fit: Fit, form: Literal["chunks", "json"]) -> tuple[Scene, tuple[str, ...]]:
-    source = _open(ref, fit)
-    scene = assemble(source, max_side=fit.max_side, size=fit.size)
-    found = _warnings(source, scene, fit)
+    found: list[str] = []
+    with hear_warnings(found.append):
+        source = _open(ref, fit)
+        scene = assemble(source, max_side=fit.max_side, size=fit.size)
+    found += [*camera_warnings(source, scene), *_enlarged(source, scene, fit)]
     if form == "chunks" and (origin := scene.cameras.local_origin()).any():
         offset = " ".join(repr(x) for x in origin.tolist())
         found.append(f"chunks hold single precision, too little for this world: poses are counted from {offset}")
-    return scene, tuple(found)
+    return scene, tuple(dict.fromkeys(found))
 
 
 def _open(ref: SceneRef, fit: Fit) -> Source:
@@ -153,17 +157,11 @@ def _common_size(source: Source) -> Size:
     return sizes.most_common(1)[0][0]
 
 
-def _warnings(source: Source, scene: Scene, fit: Fit) -> list[str]:
-    found = []
-    sizes = Counter((frame.photo.width, frame.photo.height) for frame in source.frames)
-    target = f"{scene.cameras.width}x{scene.cameras.height}"
-    if len(sizes) > 1:
-        listed = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common())
-        found.append(f"photos of several sizes ({listed}) became {target}")
+def _enlarged(source: Source, scene: Scene, fit: Fit) -> Iterator[str]:
     width, height = _common_size(source)
     if fit.size is not None and fit.enlarges((width, height)):
-        found.append(f"photos of {width}x{height} (undistorted) were enlarged to {target}")
-    return found
+        target = f"{scene.cameras.width}x{scene.cameras.height}"
+        yield f"photos of {width}x{height} (undistorted) were enlarged to {target}"
 
 
 def _report(outcomes: Sequence[Outcome]) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ilrm.errors import SceneError
+from ilrm.errors import SceneError, warn
 from ilrm.image_files import MAX_PIXELS, open_image
 from ilrm.scenes.framing import Framing
 from ilrm.scenes.images import same_aspect
@@ -37,7 +36,7 @@ def load_depth(files: Sequence[Path | None], framings: Sequence[Framing], max_pi
             problems.append(error.problem)
     listed = sum(file is not None for file in files)
     if problems:
-        warnings.warn(f"The depth of {len(problems)} of {listed} photos is left out: {problems[0]}", stacklevel=3)
+        warn(f"The depth of {len(problems)} of {listed} photos is left out: {problems[0]}")
     return out if listed > len(problems) else None
 
 

@@ -7,22 +7,17 @@ camera file measured its intrinsics on the stored pixels (see ``open_photo``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ilrm import paths
 from ilrm.errors import SceneError
 from ilrm.image_files import ImageHeader, header_of, open_image, orientation, read_header
 from ilrm.scenes.pixels import alpha_pixels, draft, reduced_pixels, rgb_pixels
-from ilrm.scenes.records import listing
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-# DL3DV lists full-size images and ships reduced ones beside them.
-REDUCED_FOLDERS = ("images_2", "images_4", "images_8")
 Size = tuple[int, int]
 
 # What brings stored pixels upright (EXIF 2.3, tag 0x0112), as views of arrays (H, W, C).
@@ -108,51 +103,6 @@ class Photo:
             self.header.orientation if self.turned else _UNDOING.get(self.header.orientation, self.header.orientation)
         )
         return np.ascontiguousarray(_TURNS[turn](pixels))
-
-
-def find_images(listed: Sequence[Path], source: Path, images: str | None = None) -> list[Path]:
-    """The files that a camera file means: as listed, or with the suffix it left out, or a reduced copy of it.
-
-    Args:
-        listed: where the file says they are.
-        source: the file that lists them.
-        images: the folder of reduced copies to look into first, one of ``REDUCED_FOLDERS``.
-
-    Raises:
-        SceneError: some exist in none of these forms; the message lists them.
-        AccessError: a folder on the way is closed.
-    """
-    found = [next(filter(paths.is_file, image_candidates(path, images)), None) for path in listed]
-    missing = [path for path, file in zip(listed, found, strict=True) if file is None]
-    if missing:
-        raise SceneError(
-            f"{len(missing)} of the {len(listed)} images of {source} do not exist: {listing(missing)}.",
-            expected="every listed image, relative to the file that lists it",
-            fix="restore the images, or remove their frames from the file",
-        )
-    return [file for file in found if file is not None]
-
-
-def image_candidates(path: Path, images: str | None = None) -> Iterator[Path]:
-    """Where a listed image may lie: as listed, with a suffix added, in a sibling folder of reduced copies.
-
-    The copies in the folder ``images`` come first if one is named.
-    """
-    if images is not None:
-        yield from _reduced_copies(path, (images,))
-    yield path
-    if path.name and path.suffix.lower() not in SUFFIXES:
-        for suffix in SUFFIXES:
-            yield path.with_name(path.name + suffix)
-    yield from _reduced_copies(path, REDUCED_FOLDERS)
-
-
-def _reduced_copies(path: Path, names: Sequence[str]) -> Iterator[Path]:
-    for folder in path.parents:
-        if folder.name == "images":
-            for name in names:
-                yield folder.with_name(name) / path.relative_to(folder)
-            return
 
 
 def same_aspect(a: Size, b: Size) -> bool:

@@ -12,10 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilrm.errors import SceneError
+from ilrm.scenes.lens_fold import unfolded_window
 from ilrm.scenes.signals import sigterm_kept
 
 if TYPE_CHECKING:
     import pycolmap
+
+# A photo of which distortion leaves less is refused: its calibration is wrong rather than its lens so wide.
+_LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,36 @@ class Lens:
     def undistorted(self, label: str) -> Lens:
         """The pinhole lens of the undistorted photo: same focal length, cropped so that no border is empty.
 
+        Where the distortion turns back inside the photo, it is cropped to the part in front of the turn.
+
         Raises:
-            SceneError: a model that no pinhole can stand for (spherical), or parameters that make no sense.
+            SceneError: a model that no pinhole can stand for (spherical), parameters that make no sense, or distortion
+                that turns back so early that less than half of the photo's pixels would remain.
         """
         if not self.distorted:
             return self
-        straight = _undistorted(self)
+        straight, share = _undistorted(self)
         if straight is None:
-            values = ", ".join(f"{value:g}" for value in self.params)
             raise SceneError(
-                f"{label} was taken through the lens {self.model} ({values}), which no pinhole camera can stand for.",
+                f"{label} was taken through {self}, which no pinhole camera can stand for.",
                 expected="a perspective or fisheye lens with plausible distortion",
                 fix="calibrate the camera again; cut panoramas into perspective views first",
             )
+        if share < _LEAST_SHARE:
+            raise SceneError(
+                f"{label} was taken through {self}, whose distortion turns back inside the photo; a pinhole camera can "
+                f"show {share:.0%} of its pixels.",
+                expected=f"distortion that grows outwards over at least {_LEAST_SHARE:.0%} of the photo",
+                fix="calibrate again, wide lenses with more coefficients or as a fisheye; or undistort the photos",
+            )
         return straight
+
+    def kept_share(self) -> float:
+        """The share of the photo's pixels that ``undistorted`` crops to in front of a turn; 1 without one."""
+        return _undistorted(self)[1] if self.distorted else 1.0
+
+    def __str__(self) -> str:
+        return f"the lens {self.model} ({', '.join(f'{value:g}' for value in self.params)})"
 
 
 def remap(pixels: Tensor, lens: Lens, pinhole: Lens, *, nearest: bool = False) -> Tensor:
@@ -100,21 +120,34 @@ def remap(pixels: Tensor, lens: Lens, pinhole: Lens, *, nearest: bool = False) -
     return moved[0].permute(1, 2, 0)
 
 
-@lru_cache(maxsize=64)
-def _undistorted(lens: Lens) -> Lens | None:
-    """The pinhole lens, or None where there is none."""
+@lru_cache(maxsize=1024)
+def _undistorted(lens: Lens) -> tuple[Lens | None, float]:
+    """The pinhole lens, None where there is none; and the share of the photo's pixels, 1 unless it is cropped."""
     with sigterm_kept():
         import pycolmap
 
     camera = _colmap_camera(lens)
     if getattr(camera, "is_spherical", lambda: False)():  # panoramas came with pycolmap 4
-        return None
+        return None, 1.0
     straight = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
     K = straight.calibration_matrix()
     if not np.isfinite(K).all() or min(straight.width, straight.height) < 2:
-        return None
+        return None, 1.0
     fx, fy, cx, cy = float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
-    return Lens.pinhole(fx, fy, cx, cy, straight.width, straight.height)
+    wanted = (-cx / fx, -cy / fy, (straight.width - cx) / fx, (straight.height - cy) / fy)
+    window = unfolded_window(lambda points: _project(camera, points), lens.size, (fx, fy), wanted)
+    if window is None:
+        return Lens.pinhole(fx, fy, cx, cy, straight.width, straight.height), 1.0
+    width, height = (window.right - window.left) * fx, (window.bottom - window.top) * fy
+    if min(width, height) < 2:
+        return None, 0.0
+    x, y = -window.left * fx - width % 1 / 2, -window.top * fy - height % 1 / 2
+    return Lens.pinhole(fx, fy, x, y, int(width), int(height)), window.share
+
+
+def _project(camera: pycolmap.Camera, points: np.ndarray) -> np.ndarray:
+    """Pixels (N, 2) of points (N, 2) of the plane at distance 1."""
+    return np.asarray(camera.img_from_cam(np.column_stack([points, np.ones(len(points))])))
 
 
 # A few grids at a time: most scenes have one lens, and a grid takes 8 bytes a pixel.
@@ -124,8 +157,7 @@ def _remap_grid(lens: Lens, pinhole: Lens) -> Tensor:
     fx, fy, cx, cy = pinhole.params
     x = (np.arange(pinhole.width) + 0.5 - cx) / fx
     y = (np.arange(pinhole.height) + 0.5 - cy) / fy
-    rays = np.stack([*np.meshgrid(x, y), np.ones((pinhole.height, pinhole.width))], axis=-1)
-    points = np.asarray(_colmap_camera(lens).img_from_cam(rays.reshape(-1, 3)))
+    points = _project(_colmap_camera(lens), np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
     grid = points / [lens.width, lens.height] * 2.0 - 1.0
     return torch.from_numpy(grid.reshape(pinhole.height, pinhole.width, 2)).float()
 

@@ -6,19 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ilrm import paths
-from ilrm.errors import SceneError
+from ilrm.errors import SceneError, hear_warnings, warn
 from ilrm.files import settle
 from ilrm.image_files import MAX_PIXELS
 from ilrm.reading import read_json
 from ilrm.scene import Scene
+from ilrm.scenes.camera_findings import camera_warnings
 from ilrm.scenes.chunks import INDEX, is_chunk_index, read_chunk_scene
-from ilrm.scenes.colmap import find_model, read_colmap
+from ilrm.scenes.colmap import find_model, has_model, is_model, read_colmap
 from ilrm.scenes.frames import Source, assemble
-from ilrm.scenes.images import SUFFIXES
 from ilrm.scenes.nerfstudio import read_nerfstudio
 from ilrm.scenes.opencv_json import read_opencv_json
+from ilrm.scenes.photo_files import SUFFIXES
 
 _BLENDER_FILES = ("transforms_train.json", "transforms_test.json")
+_COLMAP_FILES = ("cameras", "images", "points3D", "rigs", "frames")
 _VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 _KINDS = (
     "transforms.json (nerfstudio, instant-ngp), transforms_train.json (Blender), opencv_cameras.json, "
@@ -54,13 +56,20 @@ def load_scene(
     Raises:
         SceneError: nothing that can be loaded, or a file, frame or value that is missing, malformed or impossible.
         CameraError: a pose or intrinsic that no camera can have.
+
+    Warns (IlrmWarning) of what was left out, assumed, or is odd with the cameras, a line each.
     """
-    return assemble(read_source(Path(path), key), max_side=max_side, size=size, max_pixels=max_pixels)
+    source = read_source(Path(path), key)
+    scene = assemble(source, max_side=max_side, size=size, max_pixels=max_pixels)
+    for message in camera_warnings(source, scene):
+        warn(message)
+    return scene
 
 
 def declared_holdout(path: str | Path) -> tuple[str, ...]:
     """Names of the scene's views that its own file sets aside for testing; empty where it says nothing."""
-    return read_source(Path(path)).holdout
+    with hear_warnings(lambda message: None):  # whoever loads the scene hears them
+        return read_source(Path(path)).holdout
 
 
 def read_source(path: Path, key: str | None = None, *, images: str | None = None) -> Source:
@@ -85,7 +94,7 @@ def read_source(path: Path, key: str | None = None, *, images: str | None = None
 def has_cameras(folder: Path) -> bool:
     """Whether a folder is a scene by the name of a camera file, or as a COLMAP project."""
     files = ("transforms.json", _BLENDER_FILES[0], "opencv_cameras.json")
-    return any(paths.is_file(folder / name) for name in files) or find_model(folder) is not None
+    return any(paths.is_file(folder / name) for name in files) or has_model(folder)
 
 
 def is_chunk_folder(folder: Path) -> bool:
@@ -129,9 +138,8 @@ def _read_file(file: Path, images: str | None) -> Source:
         )
     if file.suffix.lower() in (*SUFFIXES, *_VIDEO_SUFFIXES):
         raise _poses_needed(f"{file} is a single photo or video without camera poses.")
-    model = find_model(file.parent)
-    if model is not None and file.stem in ("cameras", "images", "points3D"):
-        return read_colmap(model, images)
+    if file.stem in _COLMAP_FILES and is_model(file.parent):
+        return read_colmap(file.parent, images)
     raise SceneError(f"{file} is not a scene.", expected=f"a folder or file of one of these kinds: {_KINDS}")
 
 

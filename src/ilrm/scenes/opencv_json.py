@@ -8,8 +8,9 @@ import numpy as np
 
 from ilrm.errors import SceneError
 from ilrm.scenes.frames import Frame, Source, fit_lens
-from ilrm.scenes.images import Photo, find_images, open_photo
-from ilrm.scenes.lenses import Lens
+from ilrm.scenes.images import open_photo
+from ilrm.scenes.intrinsics import opencv_lens
+from ilrm.scenes.photo_files import Found, Listed, find_photos
 from ilrm.scenes.records import Record, read_frames, unique_names
 
 
@@ -17,31 +18,24 @@ def read_opencv_json(path: Path, images: str | None = None) -> Source:
     """The frames of one camera file, in its order.
 
     A frame has "file_path" and "fx", "fy", "cx", "cy" with "w", "h", or (LVSM) "image_path" and "fxfycxcy" for the
-    image's own size; and a 4x4 "w2c". ``images`` is the folder of reduced copies to prefer, see ``find_images``.
+    image's own size; and a 4x4 "w2c". Distortion ("k1" ...) is read as in transforms.json. ``images`` is the folder of
+    reduced copies to prefer, see ``find_photos``.
 
     Raises:
         SceneError: names the file, frame and value that is missing, malformed or impossible.
     """
     _, records = read_frames(path)
-    listed = [record.text("image_path" if "image_path" in record else "file_path") for record in records]
-    files = find_images([path.parent / text for text in listed], path, images)
-    names = unique_names(listed, path)
-    return Source(tuple(_frame(*view) for view in zip(records, names, files, strict=True)))
+    texts = [record.text("image_path" if "image_path" in record else "file_path") for record in records]
+    places = find_photos([Listed(path.parent, text) for text in texts], path, images)
+    views = [(record, found) for record, found in zip(records, places, strict=True) if found is not None]
+    names = unique_names([found.name for _, found in views], path)
+    return Source(tuple(_frame(*view, name) for view, name in zip(views, names, strict=True)))
 
 
-def _frame(record: Record, name: str, file: Path) -> Frame:
-    photo = open_photo(file, record.size())
-    return Frame(name, photo, fit_lens(_lens(record, photo), photo), inverse_pose(record.pose("w2c"), record.label))
-
-
-def _lens(record: Record, photo: Photo) -> Lens:
-    width, height = record.size() or (photo.width, photo.height)
-    if "fxfycxcy" in record:
-        fx, fy, cx, cy = record.numbers("fxfycxcy", 4)
-    else:
-        fx, fy = record.positive("fx"), record.positive("fy")
-        cx, cy = record.number("cx"), record.number("cy")
-    return Lens.pinhole(fx, fy, cx, cy, width, height)
+def _frame(record: Record, found: Found, name: str) -> Frame:
+    photo = open_photo(found.file, record.size())
+    lens = fit_lens(opencv_lens(record, photo, found.reduction), photo)
+    return Frame(name, photo, lens, inverse_pose(record.pose("w2c"), record.label))
 
 
 def inverse_pose(w2c: np.ndarray, label: str) -> np.ndarray:

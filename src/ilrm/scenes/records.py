@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from ilrm.errors import SceneError
+from ilrm.paths import shown
 from ilrm.reading import read_json
 
 # JSON integers have any length; beyond this no float can hold them.
 _LARGEST_INTEGER = 10**300
+_LARGEST_SIDE = 1 << 20  # pixels
 
 
 def read_frames(path: Path) -> tuple[dict[str, Any], list[Record]]:
@@ -58,6 +60,13 @@ class Record:
         if not isinstance(value, str) or not value:
             raise SceneError(f'{self.label}: "{key}" is {_shown(value)}.', expected="a text")
         return value
+
+    def flag(self, key: str) -> bool:
+        """Whether a key is set: true, or a number other than zero; anything but a truth value is refused."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool) and not _is_number(value):
+            raise SceneError(f'{self.label}: "{key}" is {_shown(value)}.', expected="true or false")
+        return bool(value)
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number; ``default`` where the key is absent."""
@@ -103,9 +112,17 @@ class Record:
         if "w" not in self or "h" not in self:
             return None
         size = round(self.positive("w")), round(self.positive("h"))
-        if min(size) < 1:
-            raise SceneError(f"{self.label} declares an image of {size[0]}x{size[1]}.", expected="at least 1x1 pixel")
+        check_size(*size, self.label)
         return size
+
+
+def check_size(width: int, height: int, label: str) -> None:
+    """Refuse sizes that no photo has. Raises SceneError, naming what declares it."""
+    if not (1 <= width <= _LARGEST_SIDE and 1 <= height <= _LARGEST_SIDE):
+        raise SceneError(
+            f"{label} declares an image of {_shown(width)}x{_shown(height)}.",
+            expected=f"at least 1x1 pixel, and at most {_LARGEST_SIDE} a side",
+        )
 
 
 def unique_names(files: Sequence[str | Path], source: Path) -> list[str]:
@@ -114,7 +131,7 @@ def unique_names(files: Sequence[str | Path], source: Path) -> list[str]:
     Raises:
         SceneError: a file is listed twice.
     """
-    paths = [str(Path(file)) for file in files]
+    paths = [shown(Path(file)) for file in files]
     repeated = sorted(path for path, times in Counter(paths).items() if times > 1)
     if repeated:
         raise SceneError(

@@ -10,9 +10,12 @@ import torch
 from ilrm.cameras import Cameras, normalise
 from ilrm.errors import ConfigError
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
+from ilrm.model.consistency import cross_check
 from ilrm.model.matching import _fill, match_depth
+from ilrm.model.matching_net import MatchingNet
 from ilrm.model.view_geometry import source_views
 from ilrm.scenes.procedural import ProceduralConfig, make_batch
+from tests.launches import Launches
 
 CONFIG = ILRMConfig(
     decoder=FootprintDecoder(), matching=MatchingConfig(planes=64, sources=3), image_channels=("rgb", "match")
@@ -44,6 +47,37 @@ def test_depth_of_a_textured_wall() -> None:
     assert (relative < 0.05).float().mean() > 0.95
     assert match.score[0, :, 4:-4, 4:-4].median() > 0.9
     assert match.agreement[0, :, 4:-4, 4:-4].median() > 0.8
+
+
+@pytest.mark.parametrize("learned", [0, 4], ids=["plain", "learned"])
+def test_a_batch_is_its_samples(learned: int) -> None:
+    """Samples folded into views, and planes taken together or one by one, change nothing but rounding."""
+    batch = make_batch(range(40, 43), ProceduralConfig(views=4, width=48, height=32))
+    c2w = torch.stack([normalise(Cameras(batch.c2w[b], batch.K[b], 48, 32))[0].c2w for b in range(3)])
+    config = replace(CONFIG, matching=MatchingConfig(planes=16, sources=2, channels=learned, fine=5 if learned else 0))
+    net = MatchingNet(16, learned, fine=True) if learned else None
+    with torch.no_grad():
+        together = match_depth(batch.images, c2w, batch.K, config, net)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("ilrm.model.view_geometry._MOST_VALUES", {"cpu": 1, "cuda": 1})
+            alone = [match_depth(batch.images[[b]], c2w[[b]], batch.K[[b]], config, net) for b in range(3)]
+    for name in ("fraction", "score", "agreement"):
+        apart = torch.cat([getattr(match, name) for match in alone]) - getattr(together, name)
+        # A point on the border of two pixels may fall on either side.
+        assert (apart.abs() < 1e-4).float().mean() > 0.995, name
+
+
+def test_launches_of_matching_and_cross_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU every operation is a launch, whatever its size; 25,660 of them were what the card waited for."""
+    monkeypatch.setattr("ilrm.model.view_geometry._MOST_VALUES", {"cpu": 1 << 28, "cuda": 1 << 28})
+    config = replace(CONFIG, matching=MatchingConfig(planes=48, sources=3, window=5, channels=16, fine=9))
+    batch = make_batch(range(40, 44), ProceduralConfig(views=8, width=64, height=64))
+    c2w = torch.stack([normalise(Cameras(batch.c2w[b], batch.K[b], 64, 64))[0].c2w for b in range(4)])
+    net, decoder = MatchingNet(48, 16, fine=True), FootprintDecoder()
+    with torch.no_grad(), Launches() as launches:
+        match = match_depth(batch.images, c2w, batch.K, config, net)
+        cross_check(match, batch.images, c2w, batch.K, decoder)
+    assert launches.count <= 700
 
 
 def test_plain_walls_score_low() -> None:

@@ -4,7 +4,8 @@ Not part of the paper. Every view makes Gaussians of its own, so what several vi
 Gaussians must then be smaller, or the picture blurs with every further view; and a Gaussian that stands where another
 view looks through must go, or it hides what is behind. Both can be counted by looking from view to view.
 
-Shape suffixes: B batch, V views, H W rows and columns of the viewpoint grid.
+Shape suffixes: B samples of V views, H W rows and columns of the viewpoint grid. Samples are folded into views, as in
+``view_geometry``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from ilrm.model.config import FootprintDecoder
 from ilrm.model.matching import AGREEMENT_TOLERANCE, Match
-from ilrm.model.view_geometry import Views
+from ilrm.model.view_geometry import Views, at_a_time
 
 # Errors in log-distance below this are no contradiction.
 _SLACK = 0.05
@@ -73,37 +74,35 @@ def cross_check(match: Match, rgb: Tensor, c2w: Tensor, K: Tensor, decoder: Foot
         rgb: (B, V, H, W, 3) in [0, 1] on the viewpoint grid.
         c2w: (B, V, 4, 4).  K: (B, V, 3, 3) in pixels of that grid.
     """
+    B, V, H, W = match.fraction.shape
     with torch.autocast(rgb.device.type, enabled=False):
-        samples = [
-            _cross_check(match.fraction[b].float(), rgb[b].float(), c2w[b].float(), K[b].float(), decoder)
-            for b in range(len(rgb))
-        ]
-    return Consistency(*torch.stack(samples).unbind(-1))
+        views = Views.of(c2w.float(), K.float(), W, H, V - 1)
+        counted = _count(match.fraction.flatten(0, 1).float(), rgb.flatten(0, 1).float(), views, decoder)
+    return Consistency(*(x.unflatten(0, (B, V)) for x in counted))
 
 
-def _cross_check(fraction: Tensor, rgb: Tensor, c2w: Tensor, K: Tensor, decoder: FootprintDecoder) -> Tensor:
-    """(V, H, W, 6): the fields of ``Consistency`` in their order, of one sample."""
-    V, H, W = fraction.shape
-    log_range = math.log(decoder.far / decoder.near)
-    views = Views.of(c2w, K, W, H, V - 1)
-    distance = decoder.near * torch.exp(log_range * fraction)
+def _count(fraction: Tensor, rgb: Tensor, views: Views, decoder: FootprintDecoder) -> tuple[Tensor, ...]:
+    """Six maps (B * V, H, W): the fields of ``Consistency`` in their order."""
+    distance = decoder.near * torch.exp(math.log(decoder.far / decoder.near) * fraction)
     points = views.points(distance)
-    focal = 0.5 * (K[:, 0, 0] + K[:, 1, 1])[:, None, None]
+    focal = 0.5 * (views.K[:, 0, 0] + views.K[:, 1, 1])[:, None, None]
     maps = torch.cat([distance[..., None].log(), rgb], dim=-1)
-    density, agreeing, contradicting, hiding, seeing, difference = torch.zeros(6, V, H, W, device=rgb.device)
-    for slot in range(views.sources.shape[1]):
-        seen, from_source, theirs = views.look_from(slot, points, maps)
+    density, agreeing, contradicting, hiding, seeing, difference = rgb.new_zeros(6, *fraction.shape).unbind()
+    # A few sources at a time: each view looks at all others, and memory would grow with the square of their number.
+    for source in views.sources.split(at_a_time(maps), dim=1):
+        seen, from_source, theirs = views.look_from(source, points, maps)
         behind = theirs[..., 0] - from_source.log()  # above 0: the source's surface lies behind the point
         agrees = torch.where(seen, torch.exp(-behind.abs() / AGREEMENT_TOLERANCE), 0.0)
-        samples = (distance / focal * focal[views.sources[:, slot]] / from_source).square().clamp_max(_MOST_SAMPLES)
-        density = density + agrees * samples
-        agreeing = agreeing + agrees
-        contradicting = contradicting + torch.where(seen, _beyond_doubt(behind), 0.0)
-        hiding = hiding + torch.where(seen, _beyond_doubt(-behind), 0.0)
-        seeing = seeing + seen
-        difference = difference + agrees * (theirs[..., 1:] - rgb).abs().mean(-1)
+        own = (distance / focal)[:, None]
+        samples = (own * focal[source] / from_source).square().clamp_max(_MOST_SAMPLES)
+        density = density + (agrees * samples).sum(1)
+        agreeing = agreeing + agrees.sum(1)
+        contradicting = contradicting + torch.where(seen, _beyond_doubt(behind), 0.0).sum(1)
+        hiding = hiding + torch.where(seen, _beyond_doubt(-behind), 0.0).sum(1)
+        seeing = seeing + seen.sum(1)
+        difference = difference + (agrees * (theirs[..., 1:] - rgb[:, None]).abs().mean(-1)).sum(1)
     colour_error = difference / agreeing.clamp_min(0.1)
-    return torch.stack([1 + density, agreeing, contradicting, hiding, seeing, colour_error], dim=-1)
+    return 1 + density, agreeing, contradicting, hiding, seeing, colour_error
 
 
 def _beyond_doubt(error: Tensor) -> Tensor:

@@ -113,7 +113,8 @@ def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig, net: Ma
                     fine = _fine_sweep(correlation, fraction, decoder, matching)
                 fraction = _sharpened(*fine, logits, net.fine_sharpness)
         maps = _settle(fraction, score, logits, views, decoder)
-    return Match(*(None if x is None else x.unflatten(0, (B, V)) for x in (*maps, logits)))
+    fraction, score, agreement = (x.unflatten(0, (B, V)) for x in maps)
+    return Match(fraction, score, agreement, None if logits is None else logits.unflatten(0, (B, V)))
 
 
 def _settle(

@@ -176,6 +176,11 @@ class Gaussians:
         parts = [part.counted_from(first.origin) for part in parts]
         return replace(first, **{name: torch.cat([getattr(p, name) for p in parts], dim=dim) for name in PER_GAUSSIAN})
 
+    def possible(self) -> Tensor:
+        """(..., N) mask of the Gaussians that can be: finite, scales of 0 or more, a rotation, opacities in [0, 1]."""
+        fair = (self.opacities >= 0) & (self.opacities <= 1)
+        return self.finite() & fair & (self.scales >= 0).all(-1) & (self.quats != 0).any(-1)
+
     def finite(self) -> Tensor:
         """(..., N) mask of the Gaussians without NaN or infinite values."""
         flat_sh = self.sh.flatten(-2)

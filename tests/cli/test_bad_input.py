@@ -367,7 +367,7 @@ def point_cloud(path: Path) -> None:
 def nan_ply(path: Path) -> None:
     save_ply(make_gaussians(10), path)
     fields = ply.read_fields(path)
-    fields.xyz[4] = np.nan
+    fields.xyz[:] = np.nan
     ply.write_fields(fields, path)
 
 
@@ -377,7 +377,7 @@ BAD_SPLATS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), ["not a PLY"]),
     "cut off": (truncated_ply, ["cut off"]),
     "point cloud": (point_cloud, ["point cloud", "opacity"]),
-    "NaN": (nan_ply, ["1 of 10 Gaussians"]),
+    "NaN": (nan_ply, ["10 of 10 Gaussians"]),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from ilrm.cameras import Similarity
-from ilrm.errors import GaussiansError
+from ilrm.errors import GaussiansError, IlrmWarning
 from ilrm.export import save_ply
 from ilrm.export.axes import GLTF
 from ilrm.export.glb import load_glb, save_glb
@@ -233,8 +234,6 @@ def test_nodes_far_away_keep_their_splats_apart(tmp_path: Path) -> None:
 def test_bad_bytes_are_named(saved: tuple[Path, Content, bytes, Gaussians]) -> None:
     path, content, binary, _ = saved
     whole = path.read_bytes()
-    nan = bytearray(binary)
-    nan[0:4] = struct.pack("<f", np.nan)
     cases = [
         (b"", "not a .glb"),
         (b"\x89PNG\r\n\x1a\n" + bytes(20), "not a .glb"),
@@ -244,10 +243,51 @@ def test_bad_bytes_are_named(saved: tuple[Path, Content, bytes, Gaussians]) -> N
         (whole[:4] + struct.pack("<I", 1) + whole[8:], "version 2"),
         (whole[:20] + b"!" + whole[21:], "not valid JSON"),
         (write(path, [1], binary).read_bytes(), "no glTF"),
-        (write(path, content, bytes(nan)).read_bytes(), "1 of 12 Gaussians hold NaN"),
         (write(path, content, b"").read_bytes(), "cut off"),
     ]
     for data, words in cases:
         path.write_bytes(data)
         with pytest.raises(GaussiansError, match=words):
             load_glb(path)
+
+
+def test_broken_points_are_left_out_and_counted(saved: tuple[Path, Content, bytes, Gaussians]) -> None:
+    path, content, binary, gaussians = saved
+    nan = bytearray(binary)
+    nan[0:4] = struct.pack("<f", np.nan)
+    with pytest.warns(IlrmWarning, match="left out 1 of 12"):
+        back = load_glb(write(path, content, bytes(nan)))
+    torch.testing.assert_close(back.means, gaussians.means[1:])
+
+
+@pytest.mark.parametrize("nodes", [2001, 100_000])
+def test_one_mesh_in_countless_places_is_refused_at_once(
+    nodes: int, saved: tuple[Path, Content, bytes, Gaussians]
+) -> None:
+    path, content, binary, _ = saved
+    content = copy.deepcopy(content)
+    # Every hundred nodes hang on a long chain, so that finding their places alone would take minutes.
+    content["nodes"] = [{"mesh": 0, "children": [i + 1]} if (i + 1) % 900 else {"mesh": 0} for i in range(nodes - 1)]
+    content["nodes"].append({"mesh": 0})
+    started = time.monotonic()
+    with pytest.raises(GaussiansError, match="places"):
+        load_glb(write(path, content, binary))
+    assert time.monotonic() - started < 30
+
+
+def test_a_mesh_in_many_places(saved: tuple[Path, Content, bytes, Gaussians]) -> None:
+    path, content, binary, gaussians = saved
+    content = copy.deepcopy(content)
+    content["nodes"] = [{"mesh": 0, "translation": [i, 0, 0], "children": [i + 1]} for i in range(49)]
+    content["nodes"].append({"mesh": 0})
+    back = load_glb(write(path, content, binary))
+    assert len(back) == 50 * len(gaussians)
+    moved = GLTF.apply_points(torch.tensor([float(sum(range(49))), 0.0, 0.0]).double())  # the last one sums all up
+    torch.testing.assert_close(back.means[-len(gaussians) :], gaussians.means + moved.float(), atol=1e-3, rtol=0)
+
+
+def test_extras_of_other_programs_are_no_reason_to_refuse(saved: tuple[Path, Content, bytes, Gaussians]) -> None:
+    path, content, binary, _ = saved
+    content = copy.deepcopy(content)
+    primitive(content)["extras"] = ["antialiased"]
+    assert not load_glb(write(path, content, binary)).antialiased

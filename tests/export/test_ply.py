@@ -177,7 +177,7 @@ BAD_FILES = {
     "not a PLY": (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a PLY"),
     "header without end": (header(1, ALL)[:60], "end_header"),
     "endless header line": (b"ply\nformat binary_little_endian 1.0\ncomment " + b"x" * (2 << 20), "end_header"),
-    "ascii": (header(1, ALL, "ascii") + b"1 " * len(ALL), "'ascii'"),
+    "unknown format": (header(1, ALL, "xml") + ONE, "'xml'"),
     "no format": (header(1, ALL).replace(b"format binary_little_endian 1.0\n", b"") + ONE, "'format'"),
     "negative count": (header(-1, ALL) + ONE, "element vertex -1"),
     "nonsense line": (header(1, ALL).replace(b"property float nx", b"property thing nx") + ONE, "property thing nx"),
@@ -190,7 +190,7 @@ BAD_FILES = {
     "no rotation": (header(1, ALL[:-4]) + ONE[:-16], "lacks rot_0, rot_1, rot_2, rot_3"),
     "odd SH": (header(1, [*ALL, "f_rest_0"]) + ONE + bytes(4), "1 f_rest"),
     "NaN": (header(1, ALL) + np.full(len(ALL), np.nan, "<f4").tobytes(), "1 of 1 Gaussians hold NaN"),
-    "zero rotation": (header(1, ALL) + ONE[:-16] + bytes(16), "rotation 0 0 0 0"),
+    "zero rotation": (header(1, ALL) + ONE[:-16] + bytes(16), "1 of 1 Gaussians hold.*rotation 0 0 0 0"),
     "list property": (header(1, ALL).replace(b"property float nx", b"property list uchar int nx") + ONE, "lists"),
 }
 

@@ -123,4 +123,5 @@ def test_damaged_files_never_end_in_a_traceback(tmp_path: Path, extension: str) 
             assert load_gaussians(path).finite().all()
         except IlrmError:
             refused += 1
-    assert 0 < refused <= 60
+    assert refused < 60
+    assert refused > 0 or extension == ".splat"  # which has no header: only rows can be damaged

@@ -35,18 +35,29 @@ def check_writable(gaussians: Gaussians, path: Path | str) -> None:
 _COARSE = 1e-3
 
 
-def check_finite(gaussians: Gaussians, path: Path | str) -> Gaussians:
-    """The Gaussians that were read, if all their values are finite; a warning if positions were rounded too much.
+_MOST_LEFT_OUT = 0.75  # random bytes leave an eighth
+_IMPOSSIBLE = "NaN or infinite values, negative scales, opacities outside [0, 1] or the rotation 0 0 0 0"
+
+
+def keep_possible(gaussians: Gaussians, path: Path | str) -> Gaussians:
+    """The Gaussians of a file that can be drawn; warns how many were left out, or if positions were rounded too much.
+
+    Trainers that diverge and careless converters leave a few rows with NaN or infinite values, or without a rotation,
+    which other programs skip as well.
 
     Raises:
-        GaussiansError: NaN or infinite values.
+        GaussiansError: so few are left that the file must be damaged, or something else.
     """
-    if not (finite := gaussians.finite()).all():
+    count, possible = len(gaussians), gaussians.possible()
+    if (gone := int((~possible).sum())) > _MOST_LEFT_OUT * count:
         raise GaussiansError(
-            f"{path}: {int((~finite).sum())} of {len(gaussians)} Gaussians hold NaN or infinite values "
-            f"(the first is number {int((~finite).nonzero()[0])}).",
-            fix="write the file again from finite Gaussians, or remove them in a splat editor",
+            f"{path}: {gone} of {count} Gaussians hold {_IMPOSSIBLE}.",
+            expected="a file of which most can be drawn",
+            fix="copy or export the file again",
         )
+    if not possible.all():
+        gaussians = gaussians[possible]
+        warn(f"{path}: left out {gone} of {count} Gaussians with {_IMPOSSIBLE}")
     middle = gaussians.means.median(0).values
     extent = (gaussians.means - middle).norm(dim=-1).median().item()
     step = middle.abs().max().item() * torch.finfo(torch.float32).eps
@@ -68,6 +79,14 @@ def warn_of_origin(path: Path, origin: torch.Tensor) -> None:
     warn(
         f"a {path.suffix} file holds single precision, too little for this world: its coordinates are counted from "
         f"the point {offset}"
+    )
+
+
+def warn_of_mode(path: Path) -> None:
+    """Say that others will draw anti-aliased splats like ordinary ones, where the file cannot tell them."""
+    warn(
+        f"nothing in a {path.suffix} file tells other programs that the splats are anti-aliased: they will draw thin "
+        "ones too opaque"
     )
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ilrm.errors import GaussiansError
 from ilrm.export import smallest_three
-from ilrm.export.checks import check_finite, check_writable
-from ilrm.export.ply_tables import PlyContent, Tables, offset_comment
+from ilrm.export.checks import check_writable, keep_possible
+from ilrm.export.ply_tables import PlyContent, Tables, mode_comment, offset_comment
 from ilrm.files import atomic_file
 from ilrm.gaussians import Gaussians
 from ilrm.spherical_harmonics import C0
@@ -64,7 +64,8 @@ def save_compressed_ply(gaussians: Gaussians, path: Path | str) -> None:
     rest = g.sh[:, 1:].transpose(1, 2).flatten(1).numpy()
     codes = ((rest / _SH_RANGE + 0.5) * 256).clip(0, 255).astype(np.uint8)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(len(g), codes.shape[1], g.origin.numpy()))
+        comments = [*offset_comment(g.origin.numpy()), *mode_comment(g.antialiased)]
+        file.write(_header(len(g), codes.shape[1], comments))
         file.write(np.concatenate([position_bounds, scale_bounds, colour_bounds], axis=1).astype("<f4").tobytes())
         file.write(np.stack(words, axis=1).astype("<u4").tobytes())
         file.write(codes.tobytes())
@@ -102,7 +103,7 @@ def decode(content: PlyContent, path: Path | str) -> Gaussians:
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in values.items()}
     origin = torch.from_numpy(content.world_offset(path))
-    return check_finite(Gaussians(**tensors, origin=origin, antialiased=False), path)
+    return keep_possible(Gaussians(**tensors, origin=origin, antialiased=content.antialiased), path)
 
 
 def _rest(table: NDArray[np.void] | None, count: int, path: Path | str) -> NDArray[np.float32]:
@@ -124,13 +125,13 @@ def _rest(table: NDArray[np.void] | None, count: int, path: Path | str) -> NDArr
     return ((shares - 0.5) * _SH_RANGE).astype(np.float32).reshape(count, 3, -1).transpose(0, 2, 1)
 
 
-def _header(count: int, rest: int, offset: FloatArray) -> bytes:
+def _header(count: int, rest: int, comments: list[str]) -> bytes:
     lines = ["ply", "format binary_little_endian 1.0", f"element chunk {-(-count // _CHUNK)}"]
     lines += [f"property float {name}" for name in _BOUNDS]
     lines += [f"element vertex {count}", *(f"property uint {name}" for name in _WORDS)]
     if rest:
         lines += [f"element sh {count}", *(f"property uchar f_rest_{i}" for i in range(rest))]
-    return "\n".join([*lines, *offset_comment(offset), "end_header", ""]).encode()
+    return "\n".join([*lines, *comments, "end_header", ""]).encode()
 
 
 def _relative(values: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from ilrm.cameras import Similarity, local_origin_of
 from ilrm.errors import GaussiansError
 from ilrm.export.axes import GLTF
-from ilrm.export.checks import check_finite, check_writable
+from ilrm.export.checks import check_writable, keep_possible
 from ilrm.export.glb_container import FLOAT, UNSIGNED_BYTE, Glb, read_glb
 from ilrm.files import atomic_file
-from ilrm.gaussians import Gaussians
+from ilrm.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.spherical_harmonics import C0
 
 EXTENSION = "KHR_gaussian_splatting"
@@ -33,6 +33,10 @@ _SCALE, _ROTATION, _OPACITY = (f"{EXTENSION}:{name}" for name in ("SCALE", "ROTA
 _POINTS, _ARRAY_BUFFER = 0, 34962
 _LARGEST_FILE = (1 << 32) - 1
 _JSON_CHUNK, _BINARY_CHUNK = b"JSON", b"BIN\0"
+# Nodes may show one mesh many times; files that ask for more than this are made to fill memory.
+_BOMB_RATIO, _HARMLESS_BYTES, _MOST_PARTS = 100, 64 << 20, 2000
+# In the primitive's extras; the extension has no word for it.
+_ANTIALIASED = "antialiased"
 
 
 def _sh_names(degree: int) -> list[str]:
@@ -49,7 +53,7 @@ def save_glb(gaussians: Gaussians, path: Path | str) -> None:
     """
     check_writable(gaussians, path)
     attributes = _attributes(gaussians)
-    content = _description(attributes)
+    content = _description(attributes, gaussians.antialiased)
     binary_bytes = content["buffers"][0]["byteLength"]
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
@@ -87,7 +91,7 @@ def _attributes(gaussians: Gaussians) -> dict[str, NDArray[Any]]:
     return {name: np.ascontiguousarray(value.numpy()) for name, value in arrays.items()}
 
 
-def _description(attributes: dict[str, NDArray[Any]]) -> dict[str, Any]:
+def _description(attributes: dict[str, NDArray[Any]], antialiased: bool) -> dict[str, Any]:
     """The JSON part of the file: one view of the buffer and one accessor for each attribute."""
     views, accessors, offset = [], [], 0
     for index, array in enumerate(attributes.values()):
@@ -109,6 +113,7 @@ def _description(attributes: dict[str, NDArray[Any]]) -> dict[str, Any]:
         "mode": _POINTS,
         "attributes": {name: index for index, name in enumerate(attributes)},
         "extensions": {EXTENSION: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
+        **({"extras": {_ANTIALIASED: True}} if antialiased else {}),
     }
     return {
         "asset": {"version": "2.0", "generator": "ilrm"},
@@ -131,18 +136,26 @@ def load_glb(path: Path | str) -> Gaussians:
             impossible values.
     """
     glb = read_glb(Path(path), _EXPECTED)
+    parts, placed_bytes = [], 0
     with glb.explained():
-        parts = [
-            _placed(_read_primitive(glb, primitive), _similarity(matrix, glb.path))
-            for mesh, matrix in glb.mesh_nodes()
-            for primitive in mesh["primitives"]
-            if EXTENSION in primitive.get("extensions", {})
-        ]
+        for mesh, matrix in glb.mesh_nodes():
+            for primitive in mesh["primitives"]:
+                if EXTENSION not in primitive.get("extensions", {}):
+                    continue
+                part = _read_primitive(glb, primitive)
+                placed_bytes += sum(getattr(part, name).nbytes for name in PER_GAUSSIAN)
+                if placed_bytes > max(_BOMB_RATIO * len(glb.binary), _HARMLESS_BYTES) or len(parts) == _MOST_PARTS:
+                    raise GaussiansError(
+                        f"{path} shows the same splats again and again, in more than {len(parts)} places.",
+                        expected=f"at most {_MOST_PARTS} places, and {_BOMB_RATIO} times the size of the file",
+                        fix="join them in the program that made the file",
+                    )
+                parts.append(_placed(part, _similarity(matrix, glb.path)))
     if not parts:
         raise GaussiansError(f"{path} holds no Gaussians, perhaps a mesh or a point cloud.", expected=_EXPECTED)
     if len({part.sh_degree for part in parts}) > 1:
         raise GaussiansError(f"{path} holds several splats of different SH degrees.", expected="one degree for all")
-    return check_finite(Gaussians.cat(parts).transform(GLTF), path)
+    return keep_possible(Gaussians.cat(parts).transform(GLTF), path)
 
 
 def _read_primitive(glb: Glb, primitive: dict[str, Any]) -> Gaussians:
@@ -164,17 +177,14 @@ def _read_primitive(glb: Glb, primitive: dict[str, Any]) -> Gaussians:
     if len({len(value) for value in values}) > 1 or not len(values[0]):
         raise GaussiansError(f"{glb.path} has attributes of different lengths, or empty ones.", expected=_EXPECTED)
     means, scales, xyzw, opacities = (torch.from_numpy(value) for value in values[:4])
-    if (scales < 0).any() or (xyzw == 0).all(dim=1).any() or (opacities < 0).any() or (opacities > 1).any():
-        raise GaussiansError(
-            f"{glb.path} has impossible values.",
-            expected="scales of 0 or more, opacities in [0, 1], rotations xyzw of unit length",
-        )
+    extras = primitive.get("extras")  # any JSON, of any program
     return Gaussians(
         means=means,
         scales=scales,
         quats=F.normalize(xyzw[:, [3, 0, 1, 2]], dim=-1),
         opacities=opacities[:, 0],
         sh=torch.stack([torch.from_numpy(value) for value in values[4:]], dim=1),
+        antialiased=isinstance(extras, dict) and extras.get(_ANTIALIASED) is True,
     )
 
 

@@ -4,7 +4,8 @@ Per Gaussian, binary little endian float32: ``x y z nx ny nz f_dc_0..2 f_rest_* 
 ``f_rest`` is channel-major (all red coefficients first), ``opacity`` a logit, ``scale`` a logarithm, ``rot`` wxyz.
 Coordinates stay in the scene's own world frame; the normals are zero. Far from the world's origin they are counted from
 a point that a comment in the header names, ``world_offset X Y Z``: doubles would hold them, but viewers compute in
-single precision and would show stripes, and some take every property for a float.
+single precision and would show stripes, and some take every property for a float. Another comment,
+``SplatRenderMode: mip``, says that splats are anti-aliased.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from ilrm.cameras import local_origin_of
-from ilrm.errors import GaussiansError
-from ilrm.export.checks import check_finite, check_writable
+from ilrm.errors import GaussiansError, warn
+from ilrm.export.checks import check_writable, keep_possible
 from ilrm.export.compressed_ply import decode, is_compressed
-from ilrm.export.ply_tables import EXPECTED, PlyContent, offset_comment, read_tables
+from ilrm.export.ply_tables import EXPECTED, PlyContent, mode_comment, offset_comment, read_tables
 from ilrm.files import atomic_file
 from ilrm.gaussians import Gaussians
 
@@ -31,6 +32,13 @@ OPACITY_RANGE = (1e-12, 1.0 - 2.0**-25)
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 REST_COUNTS = (0, 9, 24, 45)  # degree 0 to 3
+_THIRD_SCALE, _FILTER = "scale_2", "filter_3D"
+# Properties of other programs that say nothing about how a splat looks: normals, colours of point clouds, an editor's
+# marks.
+_HARMLESS = {
+    *("nx", "ny", "nz", "red", "green", "blue", "alpha"),
+    *("state", "transform", "label", "labels", "segment", "semantic", "id", "index"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,7 @@ class PlyFields:
         scale: (N, 3) natural logarithms.
         rot: (N, 4) quaternions wxyz, not necessarily of unit length.
         offset: (3,) float64 point of the world.
+        antialiased: as of ``Gaussians``.
     """
 
     xyz: FloatArray
@@ -54,6 +63,7 @@ class PlyFields:
     scale: FloatArray
     rot: FloatArray
     offset: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    antialiased: bool = False
 
     @staticmethod
     def from_gaussians(gaussians: Gaussians) -> PlyFields:
@@ -75,6 +85,7 @@ class PlyFields:
             scale=stored(scales.log()),
             rot=stored(g.quats),
             offset=g.origin.numpy(),
+            antialiased=g.antialiased,
         )
 
     def to_gaussians(self) -> Gaussians:
@@ -88,6 +99,7 @@ class PlyFields:
             opacities=torch.from_numpy(self.opacity.astype(np.float64)).sigmoid().float(),
             sh=torch.cat([torch.from_numpy(self.f_dc.astype(np.float32))[:, None], rest], dim=1),
             origin=torch.from_numpy(self.offset),
+            antialiased=self.antialiased,
         )
 
 
@@ -103,26 +115,22 @@ def save_ply(gaussians: Gaussians, path: Path | str) -> None:
 
 
 def load_ply(path: Path | str) -> Gaussians:
-    """Read a splat PLY of any SH degree up to 3, with its properties in any order and extra ones ignored.
+    """Read a splat PLY of any SH degree up to 3, binary or in words, with its properties in any order.
 
-    Doubles far from the world's origin lose nothing: they are counted from a point in their middle, the ``origin``.
-    Compressed files (see ``compressed_ply``) are recognised by their header.
+    ``filter_3D`` is applied. Splats with two scales, those of 2D Gaussian Splatting, get a third that is next to
+    nothing. Other properties are left out, with a warning if they may matter; so are rows with NaN or infinite values
+    or without a rotation. Doubles far from the world's origin lose nothing: they are counted from a point in their
+    middle, the ``origin``. Compressed files (see ``compressed_ply``) are recognised by their header.
 
     Raises:
-        GaussiansError: no such file, not a PLY, not a splat, cut off, empty, or with impossible values.
+        GaussiansError: no such file, not a PLY, not a splat, cut off, empty, or without a possible row.
     """
     content = read_tables(path)
     if is_compressed(content.tables):
         return decode(content, path)
     fields = _fields(content, path)
     # An infinite logit (opacity 0 or 1) or a scale of log 0 is legal and finite once decoded.
-    gaussians = check_finite(fields.to_gaussians(), path)
-    if (empty := np.abs(fields.rot).max(axis=1) == 0).any():
-        raise GaussiansError(
-            f"{path}: {int(empty.sum())} of {len(gaussians)} Gaussians have the rotation 0 0 0 0.",
-            expected="rot_0..3 as quaternions wxyz of any length but zero",
-        )
-    return gaussians
+    return keep_possible(fields.to_gaussians(), path)
 
 
 def _names(rest: int) -> list[str]:
@@ -139,7 +147,8 @@ def write_fields(fields: PlyFields, path: Path | str) -> None:
     columns = [fields.xyz, np.zeros_like(fields.xyz), fields.f_dc, fields.f_rest, fields.opacity[:, None]]
     table = np.concatenate([*columns, fields.scale, fields.rot], axis=1).astype("<f4")
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
-    header += [*(f"property float {name}" for name in names), *offset_comment(fields.offset), "end_header", ""]
+    header += [*(f"property float {name}" for name in names), *offset_comment(fields.offset)]
+    header += [*mode_comment(fields.antialiased), "end_header", ""]
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         file.write("\n".join(header).encode())
         file.write(table.tobytes())
@@ -157,7 +166,8 @@ def _fields(content: PlyContent, path: Path | str) -> PlyFields:
     if rest not in REST_COUNTS:
         raise GaussiansError(f"{path} has {rest} f_rest properties.", expected="0, 9, 24 or 45 (SH degree 0 to 3)")
     wanted = [name for name in _names(rest) if name not in ("nx", "ny", "nz")]
-    if missing := [name for name in wanted if name not in stored]:
+    missing = [name for name in wanted if name not in stored]
+    if missing and missing != [_THIRD_SCALE]:
         kind = "a point cloud or mesh, not Gaussians" if len(missing) > 5 else "not complete Gaussians"
         raise GaussiansError(f"{path} is {kind}: it lacks {', '.join(missing)}.", expected=EXPECTED)
 
@@ -165,15 +175,47 @@ def _fields(content: PlyContent, path: Path | str) -> PlyFields:
         return np.stack([table[name].astype(np.float32) for name in names], axis=1)
 
     xyz, offset = _positions(table, content.world_offset(path))
+    scale = columns("scale_0", "scale_1", *(() if missing else (_THIRD_SCALE,)))
+    opacity = columns("opacity")[:, 0]
+    if missing:
+        scale = np.concatenate([scale, _flat(scale)], axis=1)
+    if _FILTER in stored:
+        scale, opacity = _filtered(scale, opacity, columns(_FILTER))
+    if left_out := sorted(stored - {*wanted, _FILTER} - _HARMLESS):
+        warn(
+            f"{path} holds properties that are left out: {', '.join(left_out[:6])}"
+            f"{', ...' if len(left_out) > 6 else ''}; if one changes the meaning of the others, the splats look wrong"
+        )
     return PlyFields(
         xyz=xyz,
         f_dc=columns("f_dc_0", "f_dc_1", "f_dc_2"),
         f_rest=columns(*(f"f_rest_{i}" for i in range(rest))) if rest else np.zeros((len(table), 0), np.float32),
-        opacity=columns("opacity")[:, 0],
-        scale=columns("scale_0", "scale_1", "scale_2"),
+        opacity=opacity,
+        scale=scale,
         rot=columns("rot_0", "rot_1", "rot_2", "rot_3"),
         offset=offset,
+        antialiased=content.antialiased,
     )
+
+
+def _flat(scale: FloatArray) -> FloatArray:
+    """(N, 1) logarithms of a third scale for splats that have two (N, 2): far below both, and below 1e-6."""
+    return np.minimum(scale.min(axis=1, keepdims=True) + np.float32(np.log(1e-3)), np.float32(np.log(1e-6)))
+
+
+def _filtered(scale: FloatArray, opacity: FloatArray, size: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Logarithms (N, 3) and logits (N,) with the 3D filter of Mip-Splatting applied, of deviation ``size`` (N, 1).
+
+    Every Gaussian is convolved with one that a camera of its training could just resolve: s'^2 = s^2 + f^2, and the
+    opacity falls by sqrt(prod s^2 / prod s'^2). In logarithms, so that nothing underflows.
+    """
+    log_s = scale.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wider = 0.5 * np.logaddexp(2 * log_s, 2 * np.log(np.abs(size.astype(np.float64))))
+        log_ratio = np.where(wider == log_s, 0.0, log_s - wider).sum(axis=1)
+        log_opacity = -np.logaddexp(0.0, -opacity.astype(np.float64)) + log_ratio
+        logit = log_opacity - np.log(-np.expm1(log_opacity))
+    return wider.astype(np.float32), logit.astype(np.float32)
 
 
 def _positions(table: NDArray[np.void], offset: NDArray[np.float64]) -> tuple[FloatArray, NDArray[np.float64]]:

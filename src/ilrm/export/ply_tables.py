@@ -1,9 +1,11 @@
-"""The tables of a binary PLY file, one an element."""
+"""The tables of a PLY file, one an element, and what its comments say about them."""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +17,7 @@ from ilrm.export.checks import unreadable
 
 Tables = dict[str, NDArray[np.void]]
 
-EXPECTED = "a binary PLY of 3D Gaussian Splatting: x y z f_dc_0..2 [f_rest_*] opacity scale_0..2 rot_0..3"
+EXPECTED = "a PLY of 3D Gaussian Splatting: x y z f_dc_0..2 [f_rest_*] opacity scale_0..2 rot_0..3"
 
 # "chunk" and "sh" stand before and after the vertices of a compressed file.
 _WANTED = ("chunk", "vertex", "sh")
@@ -27,7 +29,15 @@ _TYPES = {
 }
 # What we write where positions are counted from a point far from the world's origin: place = offset + x y z.
 WORLD_OFFSET = "world_offset"
-_BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
+# For an ascii file "=", the machine's own.
+_BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
+_ROWS_AT_ONCE = 4096
+# How trainers say that opacity is to be compensated for the blur: Brush, gsplat and nerfstudio; Postshot; and what was
+# proposed for INRIA's trainer.
+ANTIALIASED = "SplatRenderMode: mip"
+_RENDER_MODE = re.compile(r"splatrendermode\s*[:=]?\s*(\w+)")
+_FLAG = re.compile(r"(?:postshot\.)?anti[-_]?alias(?:ed|ing)\s*[:= ]\s*(\w+)")
+_TRAIN_FLAGS = re.compile(r"train_flags\b.*?\b(anti[-_]?alias(?:ed|ing))\b")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +51,20 @@ class PlyContent:
 
     tables: Tables
     comments: tuple[tuple[str, ...], ...]
+
+    @property
+    def antialiased(self) -> bool:
+        """Whether the splats were trained anti-aliased, as far as a comment says so; the last word counts."""
+        said = False
+        for words in self.comments:
+            text = " ".join(words).lower()
+            if found := _RENDER_MODE.match(text):
+                said = found[1] in ("mip", "antialiased")
+            elif found := _FLAG.match(text):
+                said = found[1] in ("1", "true", "yes", "on")
+            elif _TRAIN_FLAGS.match(text):
+                said = True
+        return said
 
     def world_offset(self, path: Path | str) -> NDArray[np.float64]:
         """(3,) the point of the world that positions are counted from; zeros unless a comment says so.
@@ -70,11 +94,16 @@ def offset_comment(offset: NDArray[np.float64]) -> list[str]:
     return ["comment " + " ".join([WORLD_OFFSET, *(repr(float(x)) for x in offset)])] if offset.any() else []
 
 
+def mode_comment(antialiased: bool) -> list[str]:
+    """The header's line that says so; none for ordinary splats. It belongs behind the properties, too."""
+    return [f"comment {ANTIALIASED}"] if antialiased else []
+
+
 def read_tables(path: Path | str) -> PlyContent:
     """The content of a splat PLY.
 
     Raises:
-        GaussiansError: no such file, not a binary PLY, cut off, or without vertices.
+        GaussiansError: no such file, not a PLY, cut off, or without vertices.
     """
     path = Path(path)
     try:
@@ -92,12 +121,16 @@ def _read_tables(file: BinaryIO, path: Path) -> PlyContent:
     for name, count, properties in elements:
         if "vertex" in tables and name not in _WANTED:
             break
+        if name in _WANTED and not properties:
+            raise GaussiansError(f"{path}: the element {name!r} has no properties.", expected=EXPECTED)
         if any(kind is None for _, kind in properties):
             raise GaussiansError(
                 f"{path}: the element {name!r} holds lists before the Gaussians end.", expected=EXPECTED
             )
         record = np.dtype([(label, byte_order + str(kind)) for label, kind in properties])
-        need, have = count * record.itemsize, size - file.tell()
+        # A number in words takes a digit and what parts it from the next.
+        need = count * (2 * len(properties) if byte_order == "=" else record.itemsize) - (byte_order == "=")
+        have = size - file.tell()
         if need > have:
             raise GaussiansError(
                 f"{path} is cut off: its header promises {count} x {name!r} ({need} bytes), {have} bytes follow.",
@@ -105,13 +138,38 @@ def _read_tables(file: BinaryIO, path: Path) -> PlyContent:
             )
         if name == "vertex" and count == 0:
             raise GaussiansError(f"{path} holds no Gaussians (0 vertices).", expected="at least one")
-        if name in _WANTED:
+        if byte_order == "=":
+            table = _read_rows(file, record, count, f"{path}: the element {name!r}")
+            tables |= {name: table} if name in _WANTED else {}
+        elif name in _WANTED:
             tables[name] = np.frombuffer(file.read(need), record, count)
         else:
             file.seek(need, os.SEEK_CUR)
     if "vertex" not in tables:
         raise GaussiansError(f"{path} has no element 'vertex'.", expected=EXPECTED)
     return PlyContent(tables, comments)
+
+
+def _read_rows(file: BinaryIO, record: np.dtype, count: int, label: str) -> NDArray[np.void]:
+    """A table in words: one line for each row, blank ones between them do not count."""
+    table, names, done = np.empty(count, record), record.names or (), 0
+    while done < count:
+        lines = list(islice(file, min(count - done, _ROWS_AT_ONCE)))
+        if not lines:
+            raise GaussiansError(f"{label} is cut off after {done} of {count} rows.", fix="export the file again")
+        rows = [words for words in (line.split() for line in lines) if words or not names]
+        for row, words in enumerate(rows, done + 1):
+            if len(words) != len(names):
+                raise GaussiansError(f"{label} has {len(words)} numbers in row {row}.", expected=str(len(names)))
+        try:
+            block = np.array([[float(word) for word in words] for words in rows]).reshape(len(rows), len(names))
+        except ValueError as error:
+            raise GaussiansError(f"{label} holds no number, after row {done}: {error}.") from error
+        with np.errstate(invalid="ignore", over="ignore"):
+            for column, name in enumerate(names):
+                table[name][done : done + len(rows)] = block[:, column]
+        done += len(rows)
+    return table
 
 
 Element = tuple[str, int, list[tuple[str, str | None]]]

@@ -9,17 +9,21 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 from ilrm import paths
 from ilrm.errors import GaussiansError, OutputError
-from ilrm.export.checks import check_writable, unreadable
+from ilrm.export.checks import check_writable, unreadable, warn_of_mode
 from ilrm.export.ply import load_ply, save_ply
 from ilrm.files import atomic_file
 from ilrm.gaussians import Gaussians
+from ilrm.reading import parse_json
 
 PROGRAM = "splat-transform"
 _EXPECTED = "a .sog file"
+_LONGEST_META = 16 << 20  # bytes; codebooks take some 20 kB
 
 
 def save_sog(gaussians: Gaussians, path: Path | str) -> None:
@@ -36,6 +40,8 @@ def save_sog(gaussians: Gaussians, path: Path | str) -> None:
         save_ply(gaussians.local(), Path(folder) / "scene.ply")
         if complaint := _run(program, Path(folder) / "scene.ply", made):
             raise OutputError(f"{PROGRAM} could not write {path}: {complaint}.")
+        if gaussians.antialiased and not _says_antialiased(made):
+            warn_of_mode(Path(path))
         shutil.copyfile(made, temporary)
 
 
@@ -58,7 +64,18 @@ def load_sog(path: Path | str) -> Gaussians:
         made = Path(folder) / "scene.ply"
         if complaint := _run(program, path, made):
             raise GaussiansError(f"{PROGRAM} could not read {path}: {complaint}.", expected=_EXPECTED)
-        return load_ply(made)
+        gaussians = load_ply(made)
+    return replace(gaussians, antialiased=gaussians.antialiased or _says_antialiased(path))
+
+
+def _says_antialiased(path: Path) -> bool:
+    """Whether meta.json in the archive says so, which older versions of the program do not pass on."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("meta.json") as file:
+            meta = parse_json(file.read(_LONGEST_META), str(path), GaussiansError)
+    except Exception:  # zipfile raises anything on malformed files; the program has the last word about them
+        return False
+    return isinstance(meta, dict) and meta.get("model") == "antialiased"
 
 
 def _program(path: Path | str) -> str:

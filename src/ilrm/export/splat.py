@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ilrm.errors import GaussiansError
-from ilrm.export.checks import check_finite, check_writable, unreadable
+from ilrm.export.checks import check_writable, keep_possible, unreadable
 from ilrm.files import atomic_file
 from ilrm.gaussians import Gaussians
 from ilrm.spherical_harmonics import C0
@@ -63,12 +63,6 @@ def load_splat(path: Path | str) -> Gaussians:
     rgba, rot = (torch.from_numpy(table[name].astype(np.float32)) for name in ("rgba", "rot"))
     quats = (rot - 128) / 128
     scales = torch.from_numpy(table["scale"].astype(np.float32))
-    impossible = (scales < 0).any(dim=1) | (quats == 0).all(dim=1)
-    if impossible.any():
-        raise GaussiansError(
-            f"{path}: {int(impossible.sum())} of {len(table)} Gaussians have a negative scale or no rotation.",
-            expected=_EXPECTED,
-        )
     gaussians = Gaussians(
         means=torch.from_numpy(table["xyz"].astype(np.float32)),
         scales=scales,
@@ -76,4 +70,4 @@ def load_splat(path: Path | str) -> Gaussians:
         opacities=rgba[:, 3] / 255,
         sh=((rgba[:, :3] / 255 - 0.5) / C0)[:, None],
     )
-    return check_finite(gaussians, path)
+    return keep_possible(gaussians, path)

@@ -10,7 +10,7 @@ from ilrm.cameras import Similarity
 from ilrm.errors import GaussiansError
 from ilrm.export.axes import GLTF, OPENGL
 from ilrm.export.cameras import world_offset_beside
-from ilrm.export.checks import warn_of_origin
+from ilrm.export.checks import warn_of_mode, warn_of_origin
 from ilrm.export.compressed_ply import save_compressed_ply
 from ilrm.export.glb import load_glb, save_glb
 from ilrm.export.ply import load_ply, save_ply
@@ -29,23 +29,25 @@ class Format:
         load: Gaussians of a file, in the world frame that they were saved in.
         save: writes Gaussians.
         axes: from the world to the coordinates that stand in the file, if the format prescribes other axes.
+        keeps_mode: whether the file tells other programs that splats are anti-aliased.
         keeps_origin: whether the file says which point of the world positions are counted from.
     """
 
     load: Callable[[Path], Gaussians]
     save: Callable[[Gaussians, Path], None]
     axes: Similarity | None = None
+    keeps_mode: bool = False
     keeps_origin: bool = False
 
 
 # The first extension that a name ends in counts, so the longer one stands first.
 FORMATS: dict[str, Format] = {
-    ".compressed.ply": Format(load_ply, save_compressed_ply, keeps_origin=True),
-    ".ply": Format(load_ply, save_ply, keeps_origin=True),
+    ".compressed.ply": Format(load_ply, save_compressed_ply, keeps_mode=True, keeps_origin=True),
+    ".ply": Format(load_ply, save_ply, keeps_mode=True, keeps_origin=True),
     ".splat": Format(load_splat, save_splat),
-    ".spz": Format(load_spz, save_spz, OPENGL),
+    ".spz": Format(load_spz, save_spz, OPENGL, keeps_mode=True),
     ".glb": Format(load_glb, save_glb, GLTF),
-    ".sog": Format(load_sog, save_sog),
+    ".sog": Format(load_sog, save_sog, keeps_mode=True),
 }
 
 
@@ -74,7 +76,7 @@ def save_gaussians(gaussians: Gaussians, path: Path | str) -> None:
     """Write N Gaussians in the format that the extension names.
 
     Positions are written as they are counted, from ``gaussians.origin``; PLY files say from where, for the others there
-    is a warning.
+    is a warning; and one for formats that cannot say that splats are anti-aliased.
 
     Raises:
         GaussiansError: an extension that is not known, or Gaussians that the format cannot hold.
@@ -85,6 +87,8 @@ def save_gaussians(gaussians: Gaussians, path: Path | str) -> None:
     form.save(gaussians, path)
     if gaussians.origin.any() and not form.keeps_origin:
         warn_of_origin(path, gaussians.origin)
+    if gaussians.antialiased and not form.keeps_mode:
+        warn_of_mode(path)
 
 
 def find_format(path: Path) -> Format:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ilrm.errors import GaussiansError
 from ilrm.export import smallest_three
 from ilrm.export.axes import OPENGL
-from ilrm.export.checks import check_finite, check_writable
+from ilrm.export.checks import check_writable, keep_possible
 from ilrm.export.spz_container import Attributes, read_attributes, write_attributes
 from ilrm.gaussians import Gaussians
 
@@ -85,7 +85,7 @@ def load_spz(path: Path | str) -> Gaussians:
         "sh": np.concatenate([(a.colours[:, None] / 255 - 0.5) / _COLOUR_SCALE, (a.sh - 128.0) / 128], axis=1),
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in values.items()}
-    return check_finite(Gaussians(**tensors, antialiased=a.antialiased), path).transform(OPENGL)
+    return keep_possible(Gaussians(**tensors, antialiased=a.antialiased), path).transform(OPENGL)
 
 
 def _check_range(gaussians: Gaussians, path: Path | str) -> None:

@@ -126,3 +126,24 @@ def test_bad_input_is_named(scene: Scene) -> None:
     broken = replace(scene, cameras=Cameras(c2w, scene.cameras.K, 64, 48))
     with pytest.raises(CameraError, match=r"view_001.*NaN"):
         reconstruct(broken, make(MATCHED))
+
+
+@pytest.mark.parametrize("config", [MATCHED, RELEASED], ids=["matched", "released"])
+def test_masked_pixels_have_no_gaussians_and_change_none(scene: Scene, config: ILRMConfig) -> None:
+    model, mask = make(config), torch.ones(4, 48, 64, dtype=torch.bool)
+    mask[1, 10:21, 16:40] = False
+    photos = scene.images[:]
+    one, other = (
+        reconstruct(replace(scene, images=torch.where(mask[..., None], photos, colour), mask=mask), model)
+        for colour in (0.0, 0.9)
+    )
+    assert max(difference(one, other).values()) < 1e-6
+    everything = reconstruct(replace(scene, mask=torch.ones_like(mask)), model)
+    assert max(difference(everything, reconstruct(scene, model)).values()) < 1e-6
+    r = config.viewpoint_factor
+    blocks = len(range(10 // r, -(-21 // r))) * len(range(16 // r, -(-40 // r)))
+    assert len(one) == len(everything) - blocks
+    layers = reconstruct(replace(scene, mask=mask), model, iterations=True)
+    assert layers.means.shape[:2] == (config.layers, len(one))
+    with pytest.raises(SceneError, match="masks leave no pixel"):
+        reconstruct(replace(scene, mask=torch.zeros_like(mask)), model)

@@ -221,3 +221,28 @@ def test_what_cannot_be_refined() -> None:
     start.means[3] = float("nan")
     with pytest.raises(GaussiansError, match="NaN"):
         refine(start, scene, 1)
+
+
+@pytest.mark.parametrize("config", [RefineConfig(l1=0.3, ssim=0.2), RefineConfig.long()], ids=["all terms", "long"])
+def test_masked_pixels_pull_at_nothing(config: RefineConfig) -> None:
+    """Whatever lies under the mask, the same steps are taken; and the photos' own truth is found again."""
+    start, scene = setup(views=4, count=80)
+    mask = torch.ones(4, 32, 40, dtype=torch.bool)
+    mask[:2, 8:20, 10:26] = False
+    mask[3] = False
+    masked = replace(scene, mask=mask)
+    magenta = replace(masked, images=torch.where(mask[..., None], scene.images[:], torch.tensor([1.0, 0.0, 1.0])))
+    one, other = (refine(start, photos, 10, config=config) for photos in (masked, magenta))
+    assert [s.loss for s in one.history] == pytest.approx([s.loss for s in other.history], rel=1e-4)
+    torch.testing.assert_close(one.gaussians.sh, other.gaussians.sh, atol=1e-3, rtol=0)
+    unmasked = refine(start, replace(magenta, mask=None), 10, config=config)
+    assert (unmasked.gaussians.sh - one.gaussians.sh).abs().max() > 5e-3
+    assert mean_psnr(start, magenta) == pytest.approx(mean_psnr(start, masked), abs=1e-6)
+    assert all(math.isfinite(step.loss) for step in one.history)
+
+
+def test_a_wholly_masked_scene_moves_nothing() -> None:
+    start, scene = setup(views=2, count=30)
+    result = refine(start, replace(scene, mask=torch.zeros(2, 32, 40, dtype=torch.bool)), 3)
+    assert (result.gaussians.means - start.means).abs().max() < 1e-5
+    assert math.isnan(result.history[0].psnr)

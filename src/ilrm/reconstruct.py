@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from torch import Tensor
 
 from ilrm.cameras import normalise
 from ilrm.errors import SceneError
-from ilrm.gaussians import Gaussians
+from ilrm.gaussians import PER_GAUSSIAN, Gaussians
+from ilrm.model.config import ILRMConfig
+from ilrm.model.hidden import hidden_pixels
 from ilrm.model.ilrm import ILRM
+from ilrm.model.tokens import round_size
 from ilrm.precision import Precision, autocast, resolve
 from ilrm.scene import Scene
 
@@ -28,10 +34,10 @@ def reconstruct(scene: Scene, model: ILRM, *, precision: Precision = "auto", ite
 
     Returns:
         N Gaussians in the scene's world frame on the model's device, in the order view, row, column;
-        with ``iterations`` (layers, N), the last one being the result.
+        with ``iterations`` (layers, N), the last one being the result. Pixels outside the scene's mask have none.
 
     Raises:
-        SceneError: the scene has no view.
+        SceneError: the scene has no view, or no pixel that counts.
         CameraError: a pose or intrinsic is impossible.
     """
     if len(scene) == 0:
@@ -42,8 +48,22 @@ def reconstruct(scene: Scene, model: ILRM, *, precision: Precision = "auto", ite
     parameter = next(model.parameters())
     device = parameter.device
     images = scene.images[:].to(device, torch.float32)
+    mask = None if scene.mask is None else scene.mask[:].to(device)[None]
     cameras = cameras.to(device, torch.float32)
     with autocast(resolve(precision, device, model.parameter_count()), device):
-        gaussians = model(images[None], cameras.c2w[None], cameras.K[None], iterations=iterations)
+        gaussians = model(images[None], cameras.c2w[None], cameras.K[None], mask=mask, iterations=iterations)
     states = gaussians[:, 0] if iterations else gaussians[0]
-    return states.to(dtype=torch.float32).transform(to_local).at(origin)
+    states = states.to(dtype=torch.float32).transform(to_local).at(origin)
+    return states if mask is None else _of_counting_pixels(states, mask, model.config)
+
+
+def _of_counting_pixels(states: Gaussians, mask: Tensor, config: ILRMConfig) -> Gaussians:
+    """Those of N Gaussians (..., N) whose viewpoint pixel holds no masked pixel of the views' mask (1, V, H, W)."""
+    grid = (round_size(side, config.size_multiple) // config.viewpoint_factor for side in mask.shape[2:])
+    kept = (~hidden_pixels(mask, *grid)).flatten().nonzero()[:, 0]
+    if not len(kept):
+        raise SceneError(
+            "The masks leave no pixel of the photos.", expected="masks that are black where nothing counts"
+        )
+    lead = states.means.ndim - 2
+    return replace(states, **{name: getattr(states, name).index_select(lead, kept) for name in PER_GAUSSIAN})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ilrm.cameras import Cameras, normalise
 from ilrm.errors import ConfigError, GaussiansError, SceneError, warn
-from ilrm.evaluate.metrics import SSIM_WINDOW, psnr, ssim_map
+from ilrm.evaluate.metrics import SSIM_WINDOW, masked_mean, mean_of_known, psnr, ssim_map, whole_windows
 from ilrm.gaussians import Gaussians
 from ilrm.render import render
 from ilrm.scene import Scene
@@ -163,7 +163,7 @@ def refine(
     Args:
         gaussians: N Gaussians in the scene's world frame. Their device is computed on. Those counted from the world's
             own origin are counted from ``scene.cameras.local_origin()`` afterwards, which differs only far from it.
-        scene: the photos to fit.
+        scene: the photos to fit; pixels outside their mask pull at nothing.
         steps: how many steps of Adam.
         config: ``RefineConfig.for_steps(steps)`` by default.
         watch: other photos. They are only measured: when they get worse for ``patience`` checks the optimisation
@@ -221,12 +221,14 @@ def refine(
 
 @torch.no_grad()
 def mean_psnr(gaussians: Gaussians, scene: Scene, *, near: float = 0.01) -> float:
-    """Mean over the views of the PSNR of their renderings, in dB; one view is in memory at a time."""
+    """Mean over the views of the PSNR of their renderings, in dB (NaN if no pixel counts); one view at a time."""
     values = []
     for view in range(len(scene)):
         rgb = render(gaussians, scene.cameras[view], near=near).rgb
-        values.append(psnr(rgb.cpu(), scene.images[[view]].cpu()).item())
-    return sum(values) / len(values)
+        mask = scene.mask_of([view])
+        values.append(psnr(rgb.cpu(), scene.images[[view]].cpu(), None if mask is None else mask.cpu()).item())
+    mean = mean_of_known(values)
+    return math.nan if mean is None else mean
 
 
 def _check(gaussians: Gaussians, scene: Scene, steps: int) -> None:
@@ -356,20 +358,23 @@ class _State:
         for group in self.optimiser.param_groups:
             group["lr"] = getattr(self.config.rates, group["name"]) * decay
         self.optimiser.zero_grad(set_to_none=True)
-        loss, decibels = 0.0, 0.0
+        loss, decibels = 0.0, []
         for view in views:
             rgb = render(self._gaussians(), photos.cameras[view]).rgb
             truth = photos.images[[view]].to(rgb)
-            view_loss = _photometric(rgb, truth, self.config)
+            mask = photos.mask_of([view])
+            mask = None if mask is None else mask.to(rgb.device)
+            view_loss = _photometric(rgb, truth, mask, self.config)
             (view_loss / len(views)).backward()
             loss += view_loss.item() / len(views)
-            decibels += psnr(rgb.detach(), truth).item() / len(views)
+            decibels.append(psnr(rgb.detach(), truth, mask).item())
         gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
         if all(torch.isfinite(gradient).all() for gradient in gradients):
             self.optimiser.step()
         else:
             self.skipped_steps += 1
-        return loss, decibels
+        mean = mean_of_known(decibels)
+        return loss, math.nan if mean is None else mean
 
     @torch.no_grad()
     def prune(self) -> None:
@@ -390,11 +395,20 @@ class _State:
             self.parameters[group["name"]] = kept
 
 
-def _photometric(rgb: Tensor, truth: Tensor, config: RefineConfig) -> Tensor:
+def _photometric(rgb: Tensor, truth: Tensor, mask: Tensor | None, config: RefineConfig) -> Tensor:
+    """Of one view (1, H, W, 3); pixels outside the mask (1, H, W) count in none of the terms."""
     difference = rgb - truth
-    loss = (1 - config.l1) * difference.square().mean()
+    loss = (1 - config.l1) * _mean(difference.square(), mask)
     if config.l1:
-        loss = loss + config.l1 * difference.abs().mean()
+        loss = loss + config.l1 * _mean(difference.abs(), mask)
     if config.ssim and min(truth.shape[1:3]) >= SSIM_WINDOW:
-        loss = loss + config.ssim * (1 - ssim_map(rgb, truth).mean())
+        dissimilarity = 1 - ssim_map(rgb, truth).permute(0, 2, 3, 1)
+        loss = loss + config.ssim * _mean(dissimilarity, None if mask is None else whole_windows(mask))
     return loss
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """As ``masked_mean``, but 0 where nothing counts: such a view pulls at nothing."""
+    if mask is not None and not mask.any():
+        return values.sum() * 0.0
+    return masked_mean(values, mask)

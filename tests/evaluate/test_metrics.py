@@ -9,7 +9,7 @@ import torch
 
 from ilrm.errors import SceneError
 from ilrm.evaluate import depth_abs_rel, psnr, ssim
-from ilrm.evaluate.metrics import ssim_map
+from ilrm.evaluate.metrics import mean_of_known, ssim_map
 
 
 def images(views: int = 2, height: int = 37, width: int = 52, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,3 +77,32 @@ def test_depth_error_by_hand() -> None:
 def test_what_cannot_be_measured(call, words: str) -> None:
     with pytest.raises(SceneError, match=words):
         call()
+
+
+def test_masked_pixels_are_in_no_score() -> None:
+    """Nonsense under the mask changes nothing; without a mask the definitions are the same as before."""
+    g = torch.Generator().manual_seed(0)
+    truth, prediction = torch.rand(2, 40, 48, 3, generator=g), torch.rand(2, 40, 48, 3, generator=g)
+    mask = torch.ones(2, 40, 48, dtype=torch.bool)
+    assert torch.equal(psnr(prediction, truth, mask), psnr(prediction, truth))
+    torch.testing.assert_close(ssim(prediction, truth, mask), ssim(prediction, truth))
+    mask[:, 5:15, 20:30] = False
+    spoiled = torch.where(mask[..., None], prediction, 9.0)
+    assert torch.equal(psnr(spoiled, truth, mask), psnr(prediction, truth, mask))
+    assert torch.equal(ssim(spoiled, truth, mask), ssim(prediction, truth, mask))
+    expected = -10 * (prediction - truth).double().square()[0][mask[0]].mean().log10()
+    assert psnr(prediction, truth, mask)[0].item() == pytest.approx(expected.item(), rel=1e-9)
+    # The windows that touch the square go: 10 more on each side, as far as there are windows.
+    windows = ssim_map(prediction.double(), truth.double())[0].mean(0)
+    whole = torch.ones(30, 38, dtype=torch.bool)
+    whole[0:15, 10:30] = False
+    assert ssim(prediction, truth, mask)[0].item() == pytest.approx(windows[whole].mean().item(), rel=1e-9)
+
+
+def test_a_view_without_counting_pixels_has_no_score() -> None:
+    images = torch.rand(1, 16, 16, 3)
+    nothing = torch.zeros(1, 16, 16, dtype=torch.bool)
+    assert psnr(images, images, nothing).isnan().all()
+    assert ssim(images, images, nothing).isnan().all()
+    assert mean_of_known([1.0, float("nan"), 3.0]) == 2.0
+    assert mean_of_known([float("nan")]) is None

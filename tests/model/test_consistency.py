@@ -115,3 +115,17 @@ def test_one_view_is_enough() -> None:
 def test_needs_matching() -> None:
     with pytest.raises(ConfigError, match="consistency"):
         replace(CHECKED, matching=None, image_channels=("rgb", "consistency"))
+
+
+def test_hidden_pixels_are_no_evidence() -> None:
+    """A view whose pixels are all hidden is as good as absent."""
+    V, H, W = 3, 12, 16
+    cameras = make_cameras(V, W, H)
+    g = torch.Generator().manual_seed(0)
+    distance, images = 3 + torch.rand(V, H, W, generator=g), torch.rand(V, H, W, 3, generator=g)
+    hidden = torch.zeros(1, V, H, W, dtype=torch.bool)
+    hidden[0, 2] = True
+    found = cross_check(matched(distance), images[None], cameras.c2w[None], cameras.K[None], DECODER, hidden)
+    pair = cameras[[0, 1]]
+    alone = cross_check(matched(distance[:2]), images[None, :2], pair.c2w[None], pair.K[None], DECODER)
+    torch.testing.assert_close(found.channels()[:, :2], alone.channels())

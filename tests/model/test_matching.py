@@ -11,6 +11,7 @@ from ilrm.cameras import Cameras, normalise
 from ilrm.errors import ConfigError
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.model.consistency import cross_check
+from ilrm.model.hidden import fill_hidden, hidden_pixels
 from ilrm.model.matching import _fill, match_depth
 from ilrm.model.matching_net import MatchingNet
 from ilrm.model.view_geometry import source_views
@@ -138,3 +139,36 @@ def test_needs_its_config() -> None:
     images, cameras = textured_plane(2)
     with pytest.raises(ConfigError):
         match_depth(images[None], cameras.c2w[None], cameras.K[None], replace(ILRMConfig()))
+
+
+def test_nothing_is_matched_with_hidden_pixels() -> None:
+    """Squares of noise in two views: with them hidden, the rest finds the wall and they take its depth."""
+    images, cameras = textured_plane()
+    hidden = torch.zeros(1, 4, 48, 48, dtype=torch.bool)
+    hidden[:, 1, 10:34, 8:30] = True
+    hidden[:, 2, 14:40, 16:36] = True
+    noise = torch.rand(4, 48, 48, 3, generator=torch.Generator().manual_seed(0))
+    spoiled = torch.where(hidden[0, ..., None], noise, images)
+    decoder, inner = FootprintDecoder(), (slice(None), slice(4, -4), slice(4, -4))
+    errors = []
+    for covered in (None, hidden):
+        match = match_depth(spoiled[None], cameras.c2w[None], cameras.K[None], CONFIG, hidden=covered)
+        depth = decoder.near * (decoder.far / decoder.near) ** match.fraction[0] * cameras.rays()[1][..., 2]
+        errors.append((depth / 6 - 1).abs())
+    counting = ~hidden[0][inner]
+    assert errors[1][inner][counting].quantile(0.95) < 0.8 * errors[0][inner][counting].quantile(0.95)
+    assert errors[1][hidden[0]].max() < 0.8 * errors[0][hidden[0]].max()
+
+
+def test_hidden_pixels_are_filled_from_around_and_blocks_are_hidden_whole() -> None:
+    images = torch.zeros(1, 1, 12, 20, 3)
+    images[..., 10:, :] = 1.0
+    mask = torch.ones(1, 1, 12, 20, dtype=torch.bool)
+    mask[..., 3:9, 1:7] = False
+    mask[..., 3:9, 13:18] = False
+    filled = fill_hidden(torch.where(mask[..., None], images, 7.0), mask)
+    assert (filled - images).abs().max() < 1e-5
+    assert (fill_hidden(images, torch.zeros_like(mask)) == 0.5).all()
+    coarse = hidden_pixels(mask, 6, 10)[0, 0]
+    assert coarse[1:5, 0:4].all()
+    assert coarse.sum() == 4 * (4 + 3)

@@ -50,17 +50,19 @@ def file_stems(names: Sequence[str]) -> list[str]:
     return [stem if times[stem] == 1 and stem else f"{i:04d}_{stem}" for i, stem in enumerate(stems)]
 
 
-def score(gaussians: Gaussians, scene: Scene, near: float) -> tuple[float, float] | None:
-    """Mean PSNR in dB and mean SSIM over the views of a scene; None without views."""
+def score(gaussians: Gaussians, scene: Scene, near: float) -> tuple[float, float | None] | None:
+    """Mean PSNR in dB and mean SSIM over the views of a scene; None without views in which a pixel counts."""
     from ilrm.evaluate import psnr, ssim
+    from ilrm.evaluate.metrics import mean_of_known
 
-    if len(scene) == 0:
-        return None
-    values = []
+    psnrs, ssims = [], []
     for view in range(len(scene)):
         rgb, truth = render_view(gaussians, scene.cameras[view], near), scene.images[[view]]
-        values.append((psnr(rgb[None], truth).item(), ssim(rgb[None], truth).item()))
-    return sum(p for p, _ in values) / len(values), sum(s for _, s in values) / len(values)
+        mask = scene.mask_of([view])
+        psnrs.append(psnr(rgb[None], truth, mask).item())
+        ssims.append(ssim(rgb[None], truth, mask).item())
+    mean = mean_of_known(psnrs)
+    return None if mean is None else (mean, mean_of_known(ssims))
 
 
 def render_view(gaussians: Gaussians, camera: Cameras, near: float) -> Tensor:

@@ -6,10 +6,13 @@ sigma=1.5, use_sample_covariance=True, data_range=1)``: the protocol of the publ
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ilrm.errors import SceneError
 
@@ -27,15 +30,40 @@ def _check(prediction: Tensor, truth: Tensor) -> None:
         )
 
 
-def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
-    """(V,) peak signal-to-noise ratio in dB of images (V, H, W, 3), both clamped to [0, 1]; equal images give inf."""
+def psnr(prediction: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(V,) peak signal-to-noise ratio in dB of images (V, H, W, 3), both clamped to [0, 1]; equal images give inf.
+
+    Args:
+        mask: (V, H, W) bool, the pixels that count; all by default. A view in which none counts gives NaN.
+    """
     _check(prediction, truth)
     error = (prediction.clamp(0, 1).double() - truth.clamp(0, 1).double()).square()
-    return -10 * error.mean((1, 2, 3)).log10()
+    if mask is None:
+        return -10 * error.mean((1, 2, 3)).log10()
+    return -10 * torch.stack([masked_mean(*view) for view in zip(error, mask, strict=True)]).log10()
 
 
-def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the last dimension and those pixels (..., H, W) of values (..., H, W, C) that count; NaN without any.
+
+    Args:
+        mask: (..., H, W) bool; None where all count.
+    """
+    return values.mean() if mask is None else values[mask].mean()
+
+
+def mean_of_known(values: Sequence[float]) -> float | None:
+    """Mean of the values that are not NaN; None if there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else None
+
+
+def ssim(prediction: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """(V,) structural similarity of images (V, H, W, 3) with data range 1, not clamped, in float64.
+
+    Args:
+        mask: (V, H, W) bool, the pixels that count; all by default. Only windows in which all pixels count are in the
+            mean; a view without any gives NaN.
 
     Raises:
         SceneError: the images are smaller than the 11-pixel window, or of different shapes.
@@ -48,7 +76,15 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
             expected=f"at least {SSIM_WINDOW}x{SSIM_WINDOW}, the size of its window",
         )
     pairs = zip(prediction.double(), truth.double(), strict=True)  # one view at a time bounds the memory
-    return torch.stack([ssim_map(p[None], t[None]).mean() for p, t in pairs])
+    if mask is None:
+        return torch.stack([ssim_map(p[None], t[None]).mean() for p, t in pairs])
+    maps = (ssim_map(p[None], t[None])[0].permute(1, 2, 0) for p, t in pairs)
+    return torch.stack([masked_mean(m, whole) for m, whole in zip(maps, whole_windows(mask), strict=True)])
+
+
+def whole_windows(mask: Tensor) -> Tensor:
+    """(V, H - 10, W - 10) bool: the windows of ``ssim_map`` in which all pixels of a mask (V, H, W) count."""
+    return F.max_pool2d((~mask).float()[:, None], SSIM_WINDOW, stride=1)[:, 0] == 0
 
 
 def ssim_map(prediction: Tensor, truth: Tensor) -> Tensor:

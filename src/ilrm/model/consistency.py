@@ -67,16 +67,19 @@ class Consistency:
 
 
 @torch.no_grad()
-def cross_check(match: Match, rgb: Tensor, c2w: Tensor, K: Tensor, decoder: FootprintDecoder) -> Consistency:
+def cross_check(
+    match: Match, rgb: Tensor, c2w: Tensor, K: Tensor, decoder: FootprintDecoder, hidden: Tensor | None = None
+) -> Consistency:
     """Look at every view's matched points from every other view.
 
     Args:
         rgb: (B, V, H, W, 3) in [0, 1] on the viewpoint grid.
         c2w: (B, V, 4, 4).  K: (B, V, 3, 3) in pixels of that grid.
+        hidden: (B, V, H, W) bool, pixels that say nothing.
     """
     B, V, H, W = match.fraction.shape
     with torch.autocast(rgb.device.type, enabled=False):
-        views = Views.of(c2w.float(), K.float(), W, H, V - 1)
+        views = Views.of(c2w.float(), K.float(), W, H, V - 1, hidden)
         counted = _count(match.fraction.flatten(0, 1).float(), rgb.flatten(0, 1).float(), views, decoder)
     return Consistency(*(x.unflatten(0, (B, V)) for x in counted))
 

@@ -16,6 +16,7 @@ from ilrm.model.camera_encoding import CameraEncoding
 from ilrm.model.config import FootprintDecoder, ILRMConfig
 from ilrm.model.consistency import cross_check
 from ilrm.model.decode import DecoderInputs, GaussianLogits, PixelHead, decode
+from ilrm.model.hidden import fill_hidden, hidden_pixels
 from ilrm.model.matching import Match, match_depth
 from ilrm.model.matching_net import MatchingNet
 from ilrm.model.tokens import (
@@ -57,16 +58,37 @@ class ILRM(nn.Module):
 
     @overload
     def forward(
-        self, images: Tensor, c2w: Tensor, K: Tensor, *, iterations: bool = False, with_match: Literal[False] = False
+        self,
+        images: Tensor,
+        c2w: Tensor,
+        K: Tensor,
+        *,
+        mask: Tensor | None = None,
+        iterations: bool = False,
+        with_match: Literal[False] = False,
     ) -> Gaussians: ...
 
     @overload
     def forward(
-        self, images: Tensor, c2w: Tensor, K: Tensor, *, iterations: bool = False, with_match: Literal[True]
+        self,
+        images: Tensor,
+        c2w: Tensor,
+        K: Tensor,
+        *,
+        mask: Tensor | None = None,
+        iterations: bool = False,
+        with_match: Literal[True],
     ) -> tuple[Gaussians, Match | None]: ...
 
     def forward(
-        self, images: Tensor, c2w: Tensor, K: Tensor, *, iterations: bool = False, with_match: bool = False
+        self,
+        images: Tensor,
+        c2w: Tensor,
+        K: Tensor,
+        *,
+        mask: Tensor | None = None,
+        iterations: bool = False,
+        with_match: bool = False,
     ) -> Gaussians | tuple[Gaussians, Match | None]:
         """Gaussians of posed images, in the frame of the cameras it is given.
 
@@ -75,14 +97,19 @@ class ILRM(nn.Module):
             c2w: (B, V, 4, 4) camera-to-world, normalised as the config says (``ilrm.reconstruct`` does it).
             K: (B, V, 3, 3) intrinsics in pixels of the images.
             iterations: also decode after every earlier update layer.
+            mask: (B, V, H, W) bool, the pixels that count; all by default. The others are filled in from their
+                surroundings and nothing is matched with them.
             with_match: also return what plane-sweep matching found (None without it), as training supervises it.
 
         Returns:
             Gaussians (B, N), N = V * (H / r) * (W / r), in the order view, row, column. With ``iterations`` the
             batch is led by one more dimension: (layers, B, N), the last one being the result.
         """
+        if mask is not None:
+            images = fill_hidden(images, mask)
         images, K = fit_size(images, K, self.config.size_multiple)
-        inputs = self.decoder_inputs(images, c2w, K)
+        grid = (images.shape[2] // self.config.viewpoint_factor, images.shape[3] // self.config.viewpoint_factor)
+        inputs = self.decoder_inputs(images, c2w, K, None if mask is None else hidden_pixels(mask, *grid))
         activated = [x.activate() for x in self.refine_tokens(images, c2w, K, inputs, every_layer=iterations)]
         gaussians = activated[-1]
         if iterations:
@@ -129,16 +156,18 @@ class ILRM(nn.Module):
                 decoded.append(self.decode(viewpoint_BTd, inputs))
         return decoded
 
-    def decoder_inputs(self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor) -> DecoderInputs:
-        """Cameras, colours and matched depth on the viewpoint grid."""
+    def decoder_inputs(
+        self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor, hidden_BVHW: Tensor | None = None
+    ) -> DecoderInputs:
+        """Cameras, colours and matched depth on the viewpoint grid, on which pixels may be hidden."""
         r = self.config.viewpoint_factor
         rgb = reduce(images_BVHW3, r) if r > 1 else images_BVHW3
         K = scale_intrinsics(K_BV33, 1 / r, 1 / r)
         match = consistency = None
         if self.config.matching is not None:
-            match = match_depth(rgb, c2w_BV44, K, self.config, self.matching)
+            match = match_depth(rgb, c2w_BV44, K, self.config, self.matching, hidden_BVHW)
         if match is not None and self.config.cross_checks and isinstance(self.config.decoder, FootprintDecoder):
-            consistency = cross_check(match, rgb, c2w_BV44, K, self.config.decoder)
+            consistency = cross_check(match, rgb, c2w_BV44, K, self.config.decoder, hidden_BVHW)
         return DecoderInputs(c2w_BV44, K, rgb, blocks(images_BVHW3, r), match, consistency)
 
     def make_viewpoint_tokens(self, inputs: DecoderInputs) -> Tensor:

@@ -77,7 +77,14 @@ class Match:
         return torch.where(known, entropy, 0.0).flatten(1).sum(1) / known.flatten(1).sum(1).clamp_min(1)
 
 
-def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig, net: MatchingNet | None = None) -> Match:
+def match_depth(
+    rgb: Tensor,
+    c2w: Tensor,
+    K: Tensor,
+    config: ILRMConfig,
+    net: MatchingNet | None = None,
+    hidden: Tensor | None = None,
+) -> Match:
     """Depth of every pixel by correlation with the nearest other views.
 
     Hypotheses are distances along the pixel's ray, uniform in log between the decoder's near and far. The score of
@@ -89,6 +96,8 @@ def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig, net: Ma
     Args:
         rgb: (B, V, H, W, 3) in [0, 1] on the viewpoint grid.
         c2w: (B, V, 4, 4).  K: (B, V, 3, 3) in pixels of that grid.
+        hidden: (B, V, H, W) bool, pixels that say nothing: no source shows anything there, and their own depth is
+            what lies around them.
     """
     matching, decoder = config.matching, config.decoder
     if matching is None or not isinstance(decoder, FootprintDecoder):
@@ -99,7 +108,7 @@ def match_depth(rgb: Tensor, c2w: Tensor, K: Tensor, config: ILRMConfig, net: Ma
         return Match(middle, torch.full_like(middle, _UNSEEN), torch.zeros_like(middle))
     rgb_NHW3 = rgb.flatten(0, 1)
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
-        views = Views.of(c2w.float(), K.float(), W, H, matching.sources)
+        views = Views.of(c2w.float(), K.float(), W, H, matching.sources, hidden)
         correlation = _Correlation(rgb_NHW3.float().mean(-1), views, matching.window)
         volume = _sweep(correlation, matching.planes, decoder)
     logits = None if net is None else net(volume, rgb_NHW3)
@@ -126,6 +135,8 @@ def _settle(
         agreement = _agreement(fraction, views, decoder.near, math.log(decoder.far / decoder.near))
         confidence = score.clamp_min(0) if logits is None else (score + 1) / 2
         weight = agreement.square() * confidence
+        if views.hidden is not None:
+            weight = torch.where(views.hidden, 0.0, weight)
     return _fill(fraction[:, None], weight[:, None])[:, 0], score, agreement
 
 
@@ -150,6 +161,7 @@ class _Correlation:
         """
         N, S, height, width = self.images.shape
         grid, seen = self.views.sampling_grid(self.slope * distance[:, None, ..., None] + self.base)
+        seen = self.views.unhidden(self.views.sources, grid, seen)
         images = self.images.flatten(0, 1)[:, None]
         # The planes of a source lie below each other, so that its image is not copied for each of them.
         below = grid.reshape(N * S, -1, width, 2)

@@ -28,22 +28,27 @@ def at_a_time(like: Tensor) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """All views: c2w (N, 4, 4), K (N, 3, 3), rays of their pixels (N, H, W, 3), and S sources of each view (N, S)."""
+    """All views: c2w (N, 4, 4), K (N, 3, 3), rays of their pixels (N, H, W, 3), S sources of each view (N, S), and
+    which pixels a mask hides (N, H, W), None where none does."""
 
     c2w: Tensor
     K: Tensor
     origins: Tensor
     directions: Tensor
     sources: Tensor
+    hidden: Tensor | None = None
 
     @staticmethod
-    def of(c2w_BV44: Tensor, K_BV33: Tensor, width: int, height: int, sources: int) -> Views:
+    def of(
+        c2w_BV44: Tensor, K_BV33: Tensor, width: int, height: int, sources: int, hidden_BVHW: Tensor | None = None
+    ) -> Views:
         """Views with their ``sources`` nearest others of the same sample each, or all others where there are fewer."""
         B, V = c2w_BV44.shape[:2]
         first = V * torch.arange(B, device=c2w_BV44.device)[:, None, None]
         folded = (source_views(c2w_BV44, sources) + first).flatten(0, 1)
         c2w, K = c2w_BV44.flatten(0, 1), K_BV33.flatten(0, 1)
-        return Views(c2w, K, *rays(c2w, K, width, height), folded)
+        hidden = None if hidden_BVHW is None else hidden_BVHW.flatten(0, 1)
+        return Views(c2w, K, *rays(c2w, K, width, height), folded, hidden)
 
     def points(self, distance_NHW: Tensor) -> Tensor:
         """(N, H, W, 3) at these distances along the pixels' rays."""
@@ -69,6 +74,15 @@ class Views:
         seen = (grid.abs() < 1).all(-1) & (pixels[..., 2] > 1e-6)
         return grid.clamp(-2, 2), seen
 
+    def unhidden(self, source_NS: Tensor, grid: Tensor, seen: Tensor) -> Tensor:
+        """``seen`` (N, S, ..., W) without what falls on hidden pixels of sources, at (N, S, ..., W, 2) coordinates
+        for ``grid_sample``."""
+        if self.hidden is None:
+            return seen
+        maps = self.hidden[source_NS.flatten()][:, None].float()
+        below = grid.reshape(len(maps), -1, *grid.shape[-2:])
+        return seen & (F.grid_sample(maps, below, mode="nearest", align_corners=False).view(seen.shape) == 0)
+
     def look_from(self, source_NS: Tensor, points_NHW3: Tensor, maps_NHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What these sources of each view have at the pixels where they see the view's points.
 
@@ -80,6 +94,7 @@ class Views:
         offset = points_NHW3[:, None] - self.c2w[source_NS][..., None, None, :3, 3]
         pixels = torch.einsum("nsij,nshwj->nshwi", self._to_pixel(source_NS), offset)
         grid, seen = self.sampling_grid(pixels)
+        seen = self.unhidden(source_NS, grid, seen)
         maps = maps_NHWC[source_NS.flatten()].permute(0, 3, 1, 2)
         theirs = F.grid_sample(maps, grid.flatten(0, 1), mode="nearest", padding_mode="border", align_corners=False)
         return seen, offset.norm(dim=-1).clamp_min(1e-6), theirs.permute(0, 2, 3, 1).unflatten(0, (N, S))

@@ -78,7 +78,8 @@ def report_scene(name: str, read: Callable[[], Source]) -> SceneReport:
 
 def _counts(source: Source, scene: Scene) -> Iterator[Finding]:
     width, height = scene.cameras.width, scene.cameras.height
-    extras = [name for name in ("depth", "points") if getattr(scene, name) is not None]
+    known = {"depth": scene.depth, "points": scene.points, "masks": scene.mask}
+    extras = [name for name, value in known.items() if value is not None]
     with_extras = f", with {' and '.join(extras)}" if extras else ""
     yield Finding("info", f"{len(scene)} views of {width}x{height}{with_extras}")
     if len(scene) < 2:

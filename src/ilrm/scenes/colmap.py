@@ -17,6 +17,7 @@ from ilrm.scenes.colmap_model import Camera, RegisteredImage
 from ilrm.scenes.frames import Frame, Source, fit_lens
 from ilrm.scenes.images import open_photo
 from ilrm.scenes.lenses import Lens
+from ilrm.scenes.masks import colmap_mask
 from ilrm.scenes.photo_files import Found, Listed, find_photos, is_listed_photo
 from ilrm.scenes.records import check_size, unique_names
 
@@ -82,7 +83,7 @@ def read_colmap(model: Path, images: str | None = None) -> Source:
     places = find_photos([Listed(folder, image.name) for image in registered], model, images)
     views = [(image, found) for image, found in zip(registered, places, strict=True) if found is not None]
     names = unique_names([found.name for _, found in views], model)
-    frames = tuple(_frame(*view, name, cameras) for view, name in zip(views, names, strict=True))
+    frames = tuple(_frame(*view, name, cameras, folder) for view, name in zip(views, names, strict=True))
     return Source(frames, *_points(model / f"points3D{suffix}", reader))
 
 
@@ -145,7 +146,7 @@ def _image_folders(model: Path) -> Iterator[Path]:
     yield from near
 
 
-def _frame(image: RegisteredImage, found: Found, name: str, cameras: dict[int, Camera]) -> Frame:
+def _frame(image: RegisteredImage, found: Found, name: str, cameras: dict[int, Camera], folder: Path) -> Frame:
     camera = cameras.get(image.camera)
     if camera is None:
         raise SceneError(
@@ -158,7 +159,8 @@ def _frame(image: RegisteredImage, found: Found, name: str, cameras: dict[int, C
         raise SceneError(f"Camera {image.camera} of the COLMAP model has NaN or infinite parameters.")
     # COLMAP detects features on the pixels as stored and does not turn photos by their EXIF orientation.
     photo = open_photo(found.file, (camera.width, camera.height), stored_pixels=True)
-    return Frame(name, photo, fit_lens(_lens(camera), photo), np.linalg.inv(image.w2c))
+    masks = colmap_mask(folder, image.name)
+    return Frame(name, photo, fit_lens(_lens(camera), photo), np.linalg.inv(image.w2c), masks=masks, cut=True)
 
 
 def _lens(camera: Camera) -> Lens:

@@ -132,6 +132,8 @@ def _load(ref: SceneRef, fit: Fit, form: Literal["chunks", "json"]) -> tuple[Sce
     if form == "chunks" and (origin := scene.cameras.local_origin()).any():
         offset = " ".join(repr(x) for x in origin.tolist())
         found.append(f"chunks hold single precision, too little for this world: poses are counted from {offset}")
+    if form == "chunks" and scene.mask is not None:
+        found.append("masks are left out: chunks have no place for them")
     return scene, tuple(dict.fromkeys(found))
 
 

@@ -18,11 +18,12 @@ from torch import Tensor
 from ilrm.cameras import Cameras
 from ilrm.errors import SceneError
 from ilrm.image_files import MAX_PIXELS, check_budget
-from ilrm.scene import LazyImages, Scene
+from ilrm.scene import LazyImages, LazyMasks, Scene
 from ilrm.scenes.depth_maps import load_depth
 from ilrm.scenes.framing import Framing
 from ilrm.scenes.images import Photo, Size, same_aspect
 from ilrm.scenes.lenses import Lens
+from ilrm.scenes.masks import MaskFile, open_masks, read_mask
 
 # Rotations with a larger error are refused by Cameras.check; smaller ones are rounding of the file's digits.
 _CLEANABLE_ROTATION_ERROR = 1e-3
@@ -38,6 +39,8 @@ class Frame:
         lens: for the photo's own size.
         c2w: (4, 4) float64 camera-to-world, OpenCV axes.
         depth: optional file of z-depth, of the photo's aspect, 0 where unknown; see ``read_depth``.
+        masks: files that say which pixels count; of the photo's aspect.
+        cut: whether transparent pixels of the photo do not count, either; else they are white background.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Frame:
     lens: Lens
     c2w: np.ndarray
     depth: Path | None = None
+    masks: tuple[MaskFile, ...] = ()
+    cut: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +95,7 @@ def assemble(
     side is at most ``max_side``. A photo of another aspect is scaled to cover it and centre-cropped; its principal
     point moves along. ``max_pixels`` bounds the memory for decoding, see ``load_scene``.
 
-    Depth that cannot be used is left out with a warning.
+    Depth and masks that cannot be used are left out with a warning.
 
     Raises:
         SceneError: a size that is not positive, a photo above ``max_pixels``.
@@ -115,10 +120,22 @@ def assemble(
         images=LazyImages(readers, height, width),
         cameras=cameras,
         names=names,
+        mask=_masks(frames, framings, max_pixels),
         depth=load_depth([frame.depth for frame in frames], framings, max_pixels),
         points=None if source.points is None else source.points.double(),
         points_rgb=source.points_rgb,
     )
+
+
+def _masks(frames: Sequence[Frame], framings: Sequence[Framing], max_pixels: int | None) -> LazyMasks | None:
+    """None where every pixel counts."""
+    photos, files, cut = zip(*((frame.photo, frame.masks, frame.cut) for frame in frames), strict=True)
+    masks = open_masks(photos, files, cut, max_pixels)
+    if not any(masks):
+        return None
+    width, height = framings[0].size
+    readers = [partial(read_mask, of_view, framing) for of_view, framing in zip(masks, framings, strict=True)]
+    return LazyMasks(readers, height, width)
 
 
 def clean_rotation(c2w: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ilrm.errors import SceneError
 from ilrm.image_files import ImageHeader, header_of, open_image, orientation, read_header
-from ilrm.scenes.pixels import alpha_pixels, draft, reduced_pixels, rgb_pixels
+from ilrm.scenes.pixels import draft, marked_pixels, opaque_pixels, reduced_pixels, rgb_pixels
 
 Size = tuple[int, int]
 
@@ -76,17 +76,21 @@ class Photo:
         Raises:
             SceneError: a damaged file, or one that is not what it was when it was opened.
         """
-        return self._read(lambda image: rgb_pixels(image, self.label), reduce)
+        return self._read(lambda image: rgb_pixels(image, self.label), reduce, drafted=True)
 
-    def decode_alpha(self, reduce: int = 1) -> np.ndarray:
-        """As ``decode``: uint8 (height, width, 1) opacity, 255 where nothing is transparent."""
-        return self._read(alpha_pixels, reduce)
+    def decode_opaque(self, reduce: int = 1) -> np.ndarray:
+        """As ``decode``: uint8 (height, width, 1), 255 where nothing is transparent."""
+        return self._read(opaque_pixels, reduce)
 
-    def _read(self, convert: Callable[[Image.Image], np.ndarray], reduce: int) -> np.ndarray:
+    def decode_marked(self, reduce: int = 1) -> np.ndarray:
+        """As ``decode``: uint8 (height, width, 1), 255 where nothing is black or transparent, as in masks."""
+        return self._read(marked_pixels, reduce)
+
+    def _read(self, convert: Callable[[Image.Image], np.ndarray], reduce: int, *, drafted: bool = False) -> np.ndarray:
         with open_image(self.source, self.label, max_pixels=None) as image:
             if header_of(image) != self.header:
                 raise SceneError(f"{self.label} changed while the scene was in use.", fix="load the scene again")
-            share = draft(image, reduce)
+            share = draft(image, reduce) if drafted else 1
             image.load()
             # Pillow turns TIFF files while it decodes them, and forgets the orientation then.
             upright = image.format == "TIFF" and orientation(image) != self.header.orientation
@@ -94,7 +98,7 @@ class Photo:
                 pixels = convert(image)
             else:
                 width, height = self.header.size if share > 1 else image.size
-                plain = image.mode == "RGB" and not self.header.transparent
+                plain = drafted and image.mode == "RGB" and not self.header.transparent
                 whole = image if plain else convert(image)
                 pixels = reduced_pixels(whole, (width / share, height / share), reduce // share)
         if upright == self.turned:
@@ -102,7 +106,7 @@ class Photo:
         turn = (
             self.header.orientation if self.turned else _UNDOING.get(self.header.orientation, self.header.orientation)
         )
-        return np.ascontiguousarray(_TURNS[turn](pixels))
+        return turn_upright(pixels, turn)
 
 
 def same_aspect(a: Size, b: Size) -> bool:
@@ -130,6 +134,11 @@ def open_photo(path: Path, declared: Size | None = None, *, stored_pixels: bool 
 def encoded_photo(data: Callable[[], bytes], label: str) -> Photo:
     """A photo out of encoded (JPEG, PNG) bytes, its pixels as stored."""
     return Photo(label, data, read_header(data, label), turned=False)
+
+
+def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels (H, W, C) as an EXIF orientation wants them shown."""
+    return np.ascontiguousarray(_TURNS[orientation](pixels))
 
 
 def _turned_size(stored: Size, orientation: int) -> Size:

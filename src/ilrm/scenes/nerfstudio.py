@@ -1,6 +1,6 @@
 """transforms.json of nerfstudio, instant-ngp and the Blender scenes.
 
-Poses are camera-to-world in OpenGL axes. Masks (``mask_path``), bounding boxes and scene scales are ignored.
+Poses are camera-to-world in OpenGL axes. Bounding boxes and scene scales are ignored.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from ilrm.paths import is_file
 from ilrm.scenes.frames import Frame, Source, fit_lens
 from ilrm.scenes.images import open_photo
 from ilrm.scenes.intrinsics import perspective_or_fisheye
+from ilrm.scenes.masks import dynamic_mask, listed_mask
 from ilrm.scenes.photo_files import Found, Listed, find_photos
 from ilrm.scenes.points import read_points
 from ilrm.scenes.records import Record, read_frames, unique_names
 
 # Signs of the columns right, up (down), back (forward), centre; the same both ways.
 OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0, 1.0])
+
+_RENDERED_FILES = ("transforms_train.json", "transforms_test.json", "transforms_val.json")
 
 
 def read_nerfstudio(paths: Sequence[Path], images: str | None = None) -> Source:
@@ -45,8 +48,10 @@ def read_nerfstudio(paths: Sequence[Path], images: str | None = None) -> Source:
     views = [(view, found) for view, found in enumerate(places) if found is not None]
     # A name is the path as listed plus the suffix that Blender leaves out.
     names = unique_names([found.name for _, found in views], paths[0])
+    rendered = paths[0].name in _RENDERED_FILES
     frames = tuple(
-        _frame(records[view], name, found, folders[view]) for (view, found), name in zip(views, names, strict=True)
+        _frame(records[view], name, found, folders[view], rendered)
+        for (view, found), name in zip(views, names, strict=True)
     )
     first = len(parts[0][1])
     later = [name for (view, _), name in zip(views, names, strict=True) if view >= first]
@@ -56,11 +61,15 @@ def read_nerfstudio(paths: Sequence[Path], images: str | None = None) -> Source:
     return Source(frames, points, points_rgb, aside)
 
 
-def _frame(record: Record, name: str, found: Found, folder: Path) -> Frame:
+def _frame(record: Record, name: str, found: Found, folder: Path, rendered: bool) -> Frame:
     photo = open_photo(found.file, record.size())
     depth = folder / record.text("depth_file_path") if "depth_file_path" in record else None
+    masks = (listed_mask(folder, record.text("mask_path")),) if "mask_path" in record else ()
+    masks += dynamic_mask(found.file)
+    # Rendered objects, which have a field of view at most, stand before an empty background; photographs were cut.
+    cut = "fl_x" in record and not rendered
     lens = fit_lens(perspective_or_fisheye(record, photo, found.reduction), photo)
-    return Frame(name, photo, lens, record.pose("transform_matrix") * OPENGL_TO_OPENCV, depth)
+    return Frame(name, photo, lens, record.pose("transform_matrix") * OPENGL_TO_OPENCV, depth, masks, cut)
 
 
 def _holdout(top: dict[str, Any], listed: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:

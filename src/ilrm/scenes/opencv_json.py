@@ -10,6 +10,7 @@ from ilrm.errors import SceneError
 from ilrm.scenes.frames import Frame, Source, fit_lens
 from ilrm.scenes.images import open_photo
 from ilrm.scenes.intrinsics import opencv_lens
+from ilrm.scenes.masks import listed_mask
 from ilrm.scenes.photo_files import Found, Listed, find_photos
 from ilrm.scenes.records import Record, read_frames, unique_names
 
@@ -18,8 +19,8 @@ def read_opencv_json(path: Path, images: str | None = None) -> Source:
     """The frames of one camera file, in its order.
 
     A frame has "file_path" and "fx", "fy", "cx", "cy" with "w", "h", or (LVSM) "image_path" and "fxfycxcy" for the
-    image's own size; and a 4x4 "w2c". Distortion ("k1" ...) is read as in transforms.json. ``images`` is the folder of
-    reduced copies to prefer, see ``find_photos``.
+    image's own size; a 4x4 "w2c"; and perhaps a "mask_path". Distortion ("k1" ...) is read as in transforms.json.
+    ``images`` is the folder of reduced copies to prefer, see ``find_photos``.
 
     Raises:
         SceneError: names the file, frame and value that is missing, malformed or impossible.
@@ -29,13 +30,14 @@ def read_opencv_json(path: Path, images: str | None = None) -> Source:
     places = find_photos([Listed(path.parent, text) for text in texts], path, images)
     views = [(record, found) for record, found in zip(records, places, strict=True) if found is not None]
     names = unique_names([found.name for _, found in views], path)
-    return Source(tuple(_frame(*view, name) for view, name in zip(views, names, strict=True)))
+    return Source(tuple(_frame(*view, name, path.parent) for view, name in zip(views, names, strict=True)))
 
 
-def _frame(record: Record, found: Found, name: str) -> Frame:
+def _frame(record: Record, found: Found, name: str, folder: Path) -> Frame:
     photo = open_photo(found.file, record.size())
     lens = fit_lens(opencv_lens(record, photo, found.reduction), photo)
-    return Frame(name, photo, lens, inverse_pose(record.pose("w2c"), record.label))
+    masks = (listed_mask(folder, record.text("mask_path")),) if "mask_path" in record else ()
+    return Frame(name, photo, lens, inverse_pose(record.pose("w2c"), record.label), masks=masks)
 
 
 def inverse_pose(w2c: np.ndarray, label: str) -> np.ndarray:

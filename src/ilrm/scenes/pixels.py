@@ -13,6 +13,7 @@ from ilrm.image_files import is_transparent
 
 # Rows are converted so many pixels at a time.
 _BAND_PIXELS = 1 << 20
+_OPAQUE = 250
 
 
 def rgb_pixels(image: Image.Image, label: str) -> np.ndarray:
@@ -30,9 +31,26 @@ def rgb_pixels(image: Image.Image, label: str) -> np.ndarray:
     return _by_bands(image, lambda band: np.asarray(band.convert("RGB")), 3)
 
 
-def alpha_pixels(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 1) opacity: 255 where nothing is transparent."""
-    return _by_bands(image, lambda band: np.asarray(band.convert("RGBA").getchannel("A"))[..., None], 1)
+def opaque_pixels(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 1): 255 where an image is opaque, but for lossy compression."""
+    return _by_bands(image, lambda band: _where(np.asarray(band.convert("RGBA").getchannel("A")) >= _OPAQUE), 1)
+
+
+def marked_pixels(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 1): 255 where a mask is not black, or in a JPEG, whose black is noisy, brighter than dark grey."""
+    least = 128 if image.format in ("JPEG", "MPO") else 1
+
+    def marked(band: Image.Image) -> np.ndarray:
+        if band.mode == "F" or band.mode.startswith("I"):
+            return _where(np.asarray(band) > 0)
+        rgba = np.asarray(band.convert("RGBA"))
+        return _where((rgba[..., :3].max(-1) >= least) & (rgba[..., 3] > 0))
+
+    return _by_bands(image, marked, 1)
+
+
+def _where(counts: np.ndarray) -> np.ndarray:
+    return np.where(counts, np.uint8(255), np.uint8(0))[..., None]
 
 
 def draft(image: Image.Image, reduce: int) -> int:

@@ -137,10 +137,10 @@ def _cropped_intrinsics(K: Tensor, size: Sequence[int], scaled: Sequence[int], t
 
 
 def _replaced(scene: Scene, prepare: Callable[[Tensor], Tensor], K: Tensor, width: int, height: int) -> Scene:
-    """The scene with every image prepared when it is read; depth is left out, the released code knows none."""
+    """The scene with every image prepared when it is read; the released code knows no depth and no masks."""
     readers = [_reader(scene.images, view, prepare) for view in range(len(scene))]
     cameras = Cameras(scene.cameras.c2w, K, width, height)
-    return replace(scene, images=LazyImages(readers, height, width), cameras=cameras, depth=None)
+    return replace(scene, images=LazyImages(readers, height, width), cameras=cameras, depth=None, mask=None)
 
 
 def _reader(images: Tensor | LazyImages, view: int, prepare: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:

@@ -17,6 +17,7 @@ from ilrm.errors import SceneError
 from ilrm.files import atomic_folder, write_json
 from ilrm.paths import portable
 from ilrm.scene import LazyImages, Scene
+from ilrm.scenes.masks import MASK_FOLDER
 from ilrm.scenes.nerfstudio import OPENGL_TO_OPENCV
 
 CameraFile = Literal["transforms.json", "opencv_cameras.json"]
@@ -25,7 +26,7 @@ _PILLOW_FORMATS: dict[ImageFormat, str] = {"png": "PNG", "jpg": "JPEG"}
 _JPEG_QUALITY = 95
 LONGEST_STEM = 200  # in bytes; file systems have names of 255, suffixes included
 _FARTHEST_MILLIMETRES = 65535
-SCENE_NAMES = ("images/", "depth/", "points.ply", "transforms.json", "opencv_cameras.json")
+SCENE_NAMES = ("images/", "depth/", f"{MASK_FOLDER}/", "points.ply", "transforms.json", "opencv_cameras.json")
 
 
 def save_scene(
@@ -40,7 +41,7 @@ def save_scene(
     """Write images, cameras, depth and points into ``folder`` and return the camera file's path.
 
     transforms.json (nerfstudio, OpenGL axes) carries everything; depth becomes 16-bit millimetres and points
-    points.ply. opencv_cameras.json carries images and cameras only. PNG images read back equal.
+    points.ply. opencv_cameras.json carries images, masks and cameras only. PNG images read back equal.
     ``notes`` are further values for the top level of the camera file, which readers ignore. Files of these names that
     are not from an earlier call are refused, unless ``overwrite`` is set.
 
@@ -55,9 +56,12 @@ def save_scene(
         for view, file in enumerate(files):
             (out / "images").mkdir(exist_ok=True)
             (out / "images" / file).write_bytes(encode_image(scene, view, image_format))
+        if scene.mask is not None:
+            for view, file in enumerate(files):
+                _write_mask(scene.mask[view], out / MASK_FOLDER / _map_name(file))
         if opengl and scene.depth is not None:
             for view, file in enumerate(files):
-                _write_depth(scene.depth[view], out / "depth" / _depth_name(file), scene.names[view])
+                _write_depth(scene.depth[view], out / "depth" / _map_name(file), scene.names[view])
         if opengl and scene.points is not None:
             _write_points(scene.points, scene.points_rgb, out / "points.ply")
         cameras = (_transforms if opengl else _opencv_cameras)(scene, files, target.name)
@@ -84,7 +88,7 @@ def image_names(names: Sequence[str], image_format: str) -> list[str]:
     return [f"{stem}.{image_format}" for stem in stems]
 
 
-def _depth_name(file: str) -> str:
+def _map_name(file: str) -> str:
     return f"{Path(file).stem}.png"
 
 
@@ -92,10 +96,11 @@ def _transforms(scene: Scene, files: list[str], _: str) -> dict[str, object]:
     c2w = scene.cameras.c2w.double().cpu().numpy() * OPENGL_TO_OPENCV
     frames = []
     for view, file in enumerate(files):
-        depth = {} if scene.depth is None else {"depth_file_path": f"depth/{_depth_name(file)}"}
+        depth = {} if scene.depth is None else {"depth_file_path": f"depth/{_map_name(file)}"}
+        mask = _mask_entry(scene, file)
         intrinsics = _intrinsics(scene, view, "fl_x", "fl_y")
         pose = c2w[view].tolist()
-        frames.append({"file_path": f"images/{file}", "transform_matrix": pose, **intrinsics, **depth})
+        frames.append({"file_path": f"images/{file}", "transform_matrix": pose, **intrinsics, **depth, **mask})
     points = {} if scene.points is None else {"ply_file_path": "points.ply"}
     return {"camera_model": "OPENCV", **points, "frames": frames}
 
@@ -103,16 +108,30 @@ def _transforms(scene: Scene, files: list[str], _: str) -> dict[str, object]:
 def _opencv_cameras(scene: Scene, files: list[str], name: str) -> dict[str, object]:
     w2c = np.linalg.inv(scene.cameras.c2w.double().cpu().numpy())
     frames = [
-        {"file_path": f"images/{file}", "w2c": w2c[view].tolist(), **_intrinsics(scene, view, "fx", "fy")}
+        {
+            "file_path": f"images/{file}",
+            "w2c": w2c[view].tolist(),
+            **_intrinsics(scene, view, "fx", "fy"),
+            **_mask_entry(scene, file),
+        }
         for view, file in enumerate(files)
     ]
     return {"scene_name": name, "frames": frames}
+
+
+def _mask_entry(scene: Scene, file: str) -> dict[str, str]:
+    return {} if scene.mask is None else {"mask_path": f"{MASK_FOLDER}/{_map_name(file)}"}
 
 
 def _intrinsics(scene: Scene, view: int, fx: str, fy: str) -> dict[str, float]:
     K = scene.cameras.K[view].double()
     values = {fx: K[0, 0].item(), fy: K[1, 1].item(), "cx": K[0, 2].item(), "cy": K[1, 2].item()}
     return {**values, "w": scene.cameras.width, "h": scene.cameras.height}
+
+
+def _write_mask(mask: Tensor, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255).save(path)
 
 
 def _write_depth(depth: Tensor, path: Path, name: str) -> None:

@@ -132,5 +132,6 @@ def mirror(scene: Scene, *, move_principal_point: bool = True) -> Scene:
         images=scene.images[:].flip(2),
         cameras=cameras,
         depth=None if scene.depth is None else scene.depth.flip(2),
+        mask=None if scene.mask is None else scene.mask[:].flip(2),
         points=None if scene.points is None else scene.points * flip[:3].to(scene.points),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,16 @@ def test_a_foreign_file_beside_stops_nothing(tmp_path: Path, content: str, capsy
 def cameras_told(splats: Path) -> object:
     with pytest.warns(IlrmWarning, match=r"cameras\.json"):
         return cameras_beside(splats)
+
+
+def test_a_crop_that_is_not_applied_is_said(tmp_path: Path) -> None:
+    frame = {"camera_to_world": torch.eye(4).flatten().tolist(), "fov": 50}
+    content = {"render_width": 64, "render_height": 48, "camera_path": [frame]}
+    file = tmp_path / "camera_path.json"
+    file.write_text(json.dumps({**content, "crop": {"crop_center": [0, 0, 0], "crop_scale": [1, 1, 1]}}))
+    with pytest.warns(IlrmWarning, match="crop; it is not applied"):
+        load_path(file)
+    file.write_text(json.dumps({**content, "crop": None}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_path(file)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ilrm import trajectories
 from ilrm.cameras import Cameras, Similarity, mean_pose, normalise
-from ilrm.errors import CameraError, ConfigError
+from ilrm.errors import CameraError, ConfigError, warn
 from ilrm.export.cameras import MALFORMED, image_size, in_words, load_cameras
 from ilrm.export.frames import surface_depths
 from ilrm.gaussians import Gaussians
@@ -162,6 +162,8 @@ def _nerfstudio(content: dict, path: Path) -> CameraPath:
         raise CameraError(f"{path} is no camera path: {in_words(error)}.", expected=_NERFSTUDIO) from error
     if len(frames) == 0:
         raise CameraError(f"{path} holds a path of 0 frames.", expected="at least 1")
+    if content.get("crop"):
+        warn(f"{path} asks for a crop; it is not applied, the whole scene is shown")
     names = tuple(f"frame {i}" for i in range(len(frames)))
     return CameraPath(Cameras(c2w, K, width, height).check(names), fps=fps)
 

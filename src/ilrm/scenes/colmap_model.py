@@ -11,6 +11,8 @@ import numpy as np
 from ilrm.errors import SceneError
 from ilrm.scenes.signals import sigterm_kept
 
+_UNIT = 1e-6  # quaternions of this length but for rounding are taken as they are
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -53,7 +55,8 @@ def world_to_camera(quaternion: np.ndarray, translation: np.ndarray, label: str)
             expected="a quaternion (w, x, y, z) other than zero, and a finite translation",
             fix="remove the image from the model, or estimate its pose again",
         )
-    w, x, y, z = quaternion / length
+    # COLMAP does not normalise; far from the origin the centre depends on the very matrix that it makes.
+    w, x, y, z = quaternion / length if abs(length - 1) > _UNIT else quaternion
     matrix = np.eye(4)
     matrix[:3, :3] = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],

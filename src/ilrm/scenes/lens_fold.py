@@ -45,6 +45,13 @@ def unfolded_window(
         focal: (fx, fy) of the pinhole to be.
         wanted: left, top, right, bottom.
     """
+    with np.errstate(all="ignore"):  # a model may overflow far outside; it does not hold there
+        return _unfolded_window(project, size, focal, wanted)
+
+
+def _unfolded_window(
+    project: Projection, size: tuple[int, int], focal: tuple[float, float], wanted: tuple[float, float, float, float]
+) -> Window | None:
     width, height = size[0] / focal[0], size[1] / focal[1]
     reach = float(np.hypot(max(width, *np.abs(wanted[::2])), max(height, *np.abs(wanted[1::2]))))
     corners = np.array([(x, y) for x in wanted[::2] for y in wanted[1::2]])
@@ -62,7 +69,8 @@ def unfolded_window(
     middle = np.where(valid, np.linalg.norm(pixels - np.array(size) / 2, axis=-1), np.inf).argmin()
     rows = _best_rectangle(valid.reshape(_CELLS, _CELLS), area.reshape(_CELLS, _CELLS), divmod(int(middle), _CELLS))
     top, bottom, left, right, covered = rows
-    return Window(x[left], y[top], x[right], y[bottom], covered / (size[0] * size[1]))
+    left, top, right, bottom = (float(value) for value in (x[left], y[top], x[right], y[bottom]))
+    return Window(left, top, right, bottom, covered / (size[0] * size[1]))
 
 
 def _determinants(project: Projection, points: np.ndarray) -> np.ndarray:

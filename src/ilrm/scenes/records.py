@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ilrm.errors import SceneError
-from ilrm.paths import shown
 from ilrm.reading import read_json
 
 # JSON integers have any length; beyond this no float can hold them.
@@ -131,7 +130,7 @@ def unique_names(files: Sequence[str | Path], source: Path) -> list[str]:
     Raises:
         SceneError: a file is listed twice.
     """
-    paths = [shown(Path(file)) for file in files]
+    paths = [str(Path(file)) for file in files]
     repeated = sorted(path for path, times in Counter(paths).items() if times > 1)
     if repeated:
         raise SceneError(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before torch is loaded: see ilrm/__init__.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -16,6 +20,20 @@ from ilrm.gaussians import Gaussians
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ILRM_SHARED", ROOT.parent / "shared"))
+# How long a test waits for what must come. It only ends what hangs: an idle machine is done long before, and one that
+# computes for others as well may be ten times slower.
+PATIENCE_S = 600.0
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> None:
+    """Wait for a condition; fails at once where the process that should bring it about has ended."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        if process is not None and process.poll() is not None:
+            assert condition(), process.stderr and process.stderr.read()
+            return
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
 
 
 def shared_path(relative: str) -> Path:

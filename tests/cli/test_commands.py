@@ -24,6 +24,7 @@ from ilrm.model.ilrm import ILRM
 from ilrm.scenes import load_scene
 from ilrm.view import load_result
 from tests.cli.conftest import tree, visible
+from tests.conftest import PATIENCE_S, wait_until
 
 HEAVY = ("numba", "viser", "pycolmap")
 
@@ -231,12 +232,11 @@ def test_interrupted_run_leaves_the_earlier_result(
     command += ["--weights", str(weights), "--refine", "100000"]
     for sent, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            deadline = time.monotonic() + 60
-            while not list(out.glob(".*.partial")) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            time.sleep(1.0)
+            assert process.stderr is not None
+            assert "inputs" in process.stderr.readline()  # it has read the scene, and begins
+            wait_until(lambda: list(out.glob(".*.partial")), process)
             process.send_signal(sent)
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == status, errors
         assert "Traceback" not in errors
         assert tree(out) == before

@@ -17,12 +17,13 @@ import pytest
 from ilrm.cli import main
 from ilrm.cli.commands import Command, _advice
 from tests.cli.conftest import tree
+from tests.conftest import PATIENCE_S
 
 ILRM = [sys.executable, "-m", "ilrm.cli"]
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 
 
-def shell(line: str, *, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+def shell(line: str, *, timeout: float = PATIENCE_S, **env: str) -> subprocess.CompletedProcess[str]:
     """What ``ilrm`` in a line of shell does; undecodable output is kept."""
     line = re.sub(r"\bilrm (?=[-a-z]+ )", " ".join(ILRM) + " ", line, count=1)
     return subprocess.run(

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ilrm.train.checkpoint import read_checkpoint
 from ilrm.train.presets import PRESETS, preset
 from ilrm.train.serialise import to_json
 from tests.cli.conftest import tree
+from tests.conftest import PATIENCE_S, wait_until
 from tests.train.runs import command, environment, rows, tiny
 
 SMALL = ["--config", "stages.0.size=[32,32]", "validation.size=[32,32]", "model.width=32", "stages.0.batch=2"]
@@ -125,13 +125,10 @@ def test_interrupted_run_says_how_to_go_on(tmp_path: Path, number: int, status: 
     process = subprocess.Popen(
         command(config, output), env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 90
-    while not (output / "log.csv").exists() or len((output / "log.csv").read_text().splitlines()) < 4:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    log = output / "log.csv"
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 4, process)
     os.killpg(process.pid, number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == status, said
     step = read_checkpoint(output / "last").progress.step
     assert f"stopped after step {step} of 100000; the same command continues from there" in said

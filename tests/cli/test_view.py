@@ -17,7 +17,7 @@ import pytest
 from ilrm.cli import main
 from ilrm.export import save_ply
 from tests.cli.conftest import tree
-from tests.conftest import make_gaussians
+from tests.conftest import PATIENCE_S, make_gaussians
 
 
 def test_a_page(result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,10 +46,10 @@ def test_the_server_runs_until_it_is_interrupted(result: Path) -> None:
         try:
             report = json.loads(process.stdout.readline())
             assert report["address"].startswith("http://127.0.0.1:")
-            with urllib.request.urlopen(report["address"], timeout=30) as answer:
+            with urllib.request.urlopen(report["address"], timeout=PATIENCE_S) as answer:
                 assert b"<title>Viser</title>" in answer.read()
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 130
+            assert process.wait(PATIENCE_S) == 130
         finally:
             process.kill()
         assert process.stdout.read() == ""

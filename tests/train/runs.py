@@ -13,6 +13,7 @@ from typing import Any
 from ilrm.model import FootprintDecoder, ILRMConfig
 from ilrm.train.config import LossConfig, OptimiserConfig, Procedural, Spread, Stage, TrainConfig
 from ilrm.train.serialise import to_json
+from tests.conftest import PATIENCE_S
 
 MODEL = ILRMConfig(width=32, head_width=16, layers=1, mini_batch="random", decoder=FootprintDecoder())
 STAGE = Stage((32, 32), 2, Spread(inputs=(2, 3), targets=1), (Procedural(),))
@@ -59,6 +60,6 @@ def environment() -> dict[str, str]:
 
 def run(arguments: list[str], status: int = 0) -> str:
     """Run a command to its end, which must have that status; what it said on stderr."""
-    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == status, done.stderr
     return done.stderr

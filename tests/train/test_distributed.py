@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -54,18 +53,16 @@ def test_sharded_run_goes_on_alone_and_back(alone: Path, tmp_path: Path) -> None
     sharded = ("--devices", "2", "--strategy", "fsdp")
     output = tmp_path / "out"
     run(command(replace(CONFIG, steps=2, validate_every=0, validation=None), output, *sharded))
-    run(command(replace(CONFIG, steps=3, validate_every=0, validation=None), output))
+    train(replace(CONFIG, steps=3, validate_every=0, validation=None), output)
     run(command(replace(CONFIG, accumulate=2), output, *sharded))
     assert_same(output, alone)
 
 
 @pytest.mark.slow
 def test_torchrun(alone: Path, tmp_path: Path) -> None:
-    # One agent: two of them, as on two nodes, sometimes wait minutes for each other after the run is complete.
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    # One agent, which takes any free port: two of them, as on two nodes, sometimes wait minutes for each other after
+    # the run is complete.
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     plain = command(CONFIG, tmp_path / "out", "--devices", "2")
     run([sys.executable, *launcher, *plain[1:]])
     assert_same(tmp_path / "out", alone)

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from ilrm.train.config import TrainConfig
 from ilrm.train.engine import train
 from ilrm.train.loader import batches
 from ilrm.train.log import StepRecord
+from tests.conftest import wait_until
 from tests.train.runs import MODEL, STAGE, command, environment, rows, run, tiny
 
 
@@ -112,11 +112,7 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     process = subprocess.Popen(command(config, output), env=environment(), stderr=subprocess.PIPE)
     wanted = random.Random(11).randrange(8, 30)
     log = output / "log.csv"
-    deadline = time.monotonic() + 90
-    while not log.exists() or log.read_text().count("\n") <= wanted:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_until(lambda: log.exists() and log.read_text().count("\n") > wanted, process)
     process.kill()
     process.communicate()
     assert read_checkpoint(output / "last").progress.step < 40

@@ -19,6 +19,7 @@ from ilrm.errors import ConfigError, SceneError, WorkerError
 from ilrm.train.batch import Batch
 from ilrm.train.config import Bounded, Chunks, Folders, Spread, TrainConfig
 from ilrm.train.loader import BatchMaker, batches, validation_batches, worker_deaths_explained
+from tests.conftest import PATIENCE_S
 from tests.scenes.files import write_scene
 from tests.scenes.test_chunks import example
 from tests.train.data import PROCEDURAL, config, stage, write_chunk_set
@@ -305,7 +306,7 @@ def test_a_worker_that_dies_during_the_step_is_the_same_error():
     assert worker.pid is not None
     with pytest.raises(WorkerError, match="process that prepares batches died"), worker_deaths_explained():
         os.kill(worker.pid, signal.SIGKILL)
-        time.sleep(20)  # interrupted
+        time.sleep(PATIENCE_S)  # interrupted
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -346,7 +347,7 @@ def test_an_interrupt_ends_everything(workers):
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -357,9 +358,7 @@ def test_an_interrupt_ends_everything(workers):
 def test_workers_end_with_the_iterator():
     iterator = batches(config(stage(batch=1), workers=1))
     next(iterator)
-    before = time.monotonic()
     iterator.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - before < 10
     assert not torch.multiprocessing.active_children()
 
 
@@ -367,7 +366,7 @@ def test_workers_end_with_the_iterator():
 def test_a_worker_that_does_not_end_is_killed(monkeypatch):
     make = BatchMaker.__getitem__
     monkeypatch.setattr(
-        BatchMaker, "__getitem__", lambda maker, index: (index and time.sleep(60)) or make(maker, index)
+        BatchMaker, "__getitem__", lambda maker, index: (index and time.sleep(10 * PATIENCE_S)) or make(maker, index)
     )
     iterator = batches(config(stage(batch=1), workers=1))
     next(iterator)
@@ -376,10 +375,8 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch):
     os.kill(worker.pid, signal.SIGTERM)  # as a scheduler sends it to all: no business of a worker's
     time.sleep(0.5)
     assert worker.is_alive()
-    before = time.monotonic()
     iterator.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - before < 20
-    assert not worker.is_alive()
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_endless_by_default():

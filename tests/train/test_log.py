@@ -19,6 +19,7 @@ from ilrm.errors import ConfigError
 from ilrm.train.config import LossConfig
 from ilrm.train.engine import train
 from ilrm.train.log import Table, active_terms
+from tests.conftest import PATIENCE_S
 from tests.train.runs import environment, rows, tiny
 
 
@@ -82,7 +83,7 @@ def test_full_disk_is_told(tmp_path: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.stdout.startswith(f"Cannot write {tmp_path / 't.csv'}: file too large."), done.stderr
 

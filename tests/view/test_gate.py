@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 
 import msgspec
@@ -16,9 +15,9 @@ from websockets.typing import Origin, Subprotocol
 from ilrm.errors import OutputError
 from ilrm.view.gate import Gate, is_everywhere, is_private
 from ilrm.view.server import serve
+from tests.conftest import PATIENCE_S, wait_until
 
 VERSION = f"viser-v{viser.__version__}"
-PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -184,10 +183,7 @@ def test_malformed_messages_close_the_connection(server: viser.ViserServer, capf
                         ours.recv(PATIENCE_S)
         share = {"type": "GuiUpdateMessage", "uuid": controls["Share"], "updates": {"value": 0.7}}
         other.send(msgspec.msgpack.encode(share))
-        deadline = time.monotonic() + PATIENCE_S
-        while server.gui._gui_input_handle_from_uuid[controls["Share"]].value != 0.7:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: server.gui._gui_input_handle_from_uuid[controls["Share"]].value == 0.7)
     out, err = capfd.readouterr()
     assert out == ""
     assert err.count("\n") <= 1

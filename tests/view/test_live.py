@@ -26,7 +26,7 @@ from ilrm.view.client import repaired
 from ilrm.view.controls import add_controls, comparison, count_text, edited_ply, save_flight
 from ilrm.view.live import Viewer
 from ilrm.view.server import serve
-from tests.conftest import make_cameras, make_gaussians
+from tests.conftest import PATIENCE_S, make_cameras, make_gaussians, wait_until
 
 
 @pytest.fixture
@@ -50,11 +50,8 @@ def control(viewer: Viewer, label: str) -> Any:
 
 def until(condition: Callable[[], bool], viewer: Viewer) -> None:
     """Callbacks run in viser's threads, drawing in ours."""
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
-    assert viewer.work.wait(30)
+    wait_until(condition)
+    assert viewer.work.wait(PATIENCE_S)
 
 
 def test_thresholds_reach_the_scene(viewer: Viewer) -> None:
@@ -87,7 +84,7 @@ def test_the_last_of_many_changes_holds(viewer: Viewer, monkeypatch: pytest.Monk
                 threads.submit(callback, viser.GuiEvent(None, None, slider))
             time.sleep(0.002)
     assert viewer.session.edit.min_opacity == 0.6
-    assert viewer.work.wait(30)
+    assert viewer.work.wait(PATIENCE_S)
     assert len(viewer._splats.buffer) == int((viewer.result.gaussians.opacities >= 0.6).sum())
 
 
@@ -188,7 +185,7 @@ def test_a_mesh_beside_the_splats(viewer: Viewer, tmp_path: Path, monkeypatch: p
     assert other.modes[2] == "mesh"
     assert not other._mesh.visible
     other.show("mesh")
-    assert other.work.wait(30)
+    assert other.work.wait(PATIENCE_S)
     assert other._mesh.visible
     assert not other._splats.visible
     other.close()

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.fuzz.mutations import JSON, TEXT, mutate
 from tests.fuzz.readers import READERS
-from tests.fuzz.watch import fuzz
+from tests.fuzz.watch import Limits, fuzz
 
 
 @pytest.mark.slow
@@ -30,3 +32,19 @@ def test_mutations_are_seeded_and_differ() -> None:
         first = [mutate(data, kinds, random.Random(n)) for n in range(200)]
         assert first == [mutate(data, kinds, random.Random(n)) for n in range(200)]
         assert len({*first}) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is watched on Linux alone")
+def test_faults_are_noticed(tmp_path: Path) -> None:
+    """Each kind of fault is counted as such, does not end the others, and leaves the file that it came from."""
+    verdicts = {"refuses": "refused", "raises": "foreign", "spins": "hang", "grows": "memory", "dies": "foreign"}
+    limits = Limits(seconds=1.0, most_bytes=1 << 30)
+    tallies = fuzz(tuple(verdicts), 2, limits=limits, keep=tmp_path, table="tests.fuzz.faulty")
+    for reader, verdict in verdicts.items():
+        counts = tallies[reader].counts
+        assert counts[verdict] == 2 - counts["read"] > 0, reader
+        assert len(list(tmp_path.glob(f"{reader}-*"))) == len(tallies[reader].failures)
+    assert "KeyError at faulty.py" in next(iter(tallies["raises"].failures.values()))
+    assert "the process died" in next(iter(tallies["dies"].failures.values()))
+    assert all(path.read_bytes() != b"valid" for path in tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import random
@@ -28,7 +29,12 @@ _START_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may cost: seconds, and resident bytes of the process (measured on Linux alone)."""
+    """What one file may cost.
+
+    Attributes:
+        seconds: of the processor; six times as many by the clock, since other programs may run as well.
+        most_bytes: resident in the process. Measured on Linux alone, as the seconds of the processor.
+    """
 
     seconds: float = 10.0
     most_bytes: int = 2 << 30
@@ -53,6 +59,16 @@ class Tally:
             self.failures[number] = f"{verdict}: {told}"
 
 
+class _Job(NamedTuple):
+    """What the watched process is told, beside its tasks; it works in the folder ``place``."""
+
+    seed: int
+    limits: Limits
+    place: Path
+    keep: Path | None
+    table: str
+
+
 class _Report(NamedTuple):
     """What the watched process says: that it begins with a mutation, or what became of it."""
 
@@ -71,36 +87,30 @@ def fuzz(
     *,
     limits: Limits | None = None,
     keep: Path | None = None,
+    table: str = "tests.fuzz.readers",
 ) -> dict[str, Tally]:
     """Spoil the input of each reader so many times, and read it.
 
     Args:
         keep: an existing folder for the files that failed, as READER-NUMBER-NAME.
+        table: the module with the readers (``READERS``).
     """
     tallies = {reader: Tally() for reader in readers}
     begin = dict.fromkeys(readers, 0)
     while left := {reader: range(begin[reader], mutations) for reader in readers if begin[reader] < mutations}:
         with tempfile.TemporaryDirectory(prefix="ilrm-fuzz-") as place:
-            _watch(left, seed, limits or Limits(), Path(place), keep, tallies, begin)
+            _watch(left, _Job(seed, limits or Limits(), Path(place), keep, table), tallies, begin)
     return tallies
 
 
-def _watch(
-    tasks: Mapping[str, range],
-    seed: int,
-    limits: Limits,
-    place: Path,
-    keep: Path | None,
-    tallies: Mapping[str, Tally],
-    begin: dict[str, int],
-) -> None:
+def _watch(tasks: Mapping[str, range], job: _Job, tallies: Mapping[str, Tally], begin: dict[str, int]) -> None:
     """Watch one process until it is done, dies or has to be ended; ``begin`` is where the next one goes on."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_read_spoiled, args=(theirs, dict(tasks), seed, str(place)), daemon=True)
+    child = context.Process(target=_read_spoiled, args=(theirs, dict(tasks), job), daemon=True)
     child.start()
     theirs.close()
-    at, deadline = None, time.monotonic() + _START_SECONDS
+    at, since, used = None, time.monotonic(), 0.0
     try:
         while True:
             ended, report = "", None
@@ -111,33 +121,53 @@ def _watch(
                     if all(begin[reader] == tasks[reader].stop for reader in tasks):
                         return
                     ended = "foreign: the process died"
-            elif time.monotonic() > deadline:
-                ended = f"hang: over {limits.seconds:g} s"
-            elif _resident(child.pid or 0) > limits.most_bytes:
-                ended = f"memory: over {limits.most_bytes >> 20} MB, ended"
+            elif at is None and time.monotonic() - since > _START_SECONDS:
+                ended = "hang: at the start"
+            elif at is not None and _is_stuck(child.pid or 0, since, used, job.limits.seconds):
+                ended = f"hang: over {job.limits.seconds:g} s"
+            elif _resident(child.pid or 0) > job.limits.most_bytes:
+                ended = f"memory: over {job.limits.most_bytes >> 20} MB, ended"
             if ended:
                 assert at is not None, f"the first input was not read: {ended}"
                 report = at._replace(verdict=ended.split(":")[0], told=ended.split(": ")[1])
             if report is None:
                 continue
             if report.verdict == "begin":
-                at, deadline = report, time.monotonic() + limits.seconds
+                at, since, used = report, time.monotonic(), _processor_seconds(child.pid or 0)
                 continue
             assert report.verdict != "broken", f"{report.reader} could not be tried: {report.told}"
-            if report.peak > limits.most_bytes:
+            if report.peak > job.limits.most_bytes:
                 report = report._replace(verdict="memory", told=f"{report.peak >> 20} MB; {report.told}")
             tallies[report.reader].add(report.number, report.verdict, report.told)
             begin[report.reader] = report.number + 1
-            if keep is not None and report.number in tallies[report.reader].failures:
-                name = f"{report.reader.replace(' ', '_')}-{report.number}-{Path(report.file).name}"
-                shutil.copyfile(report.file, keep / name)
             if ended:
+                _keep(report, job.keep)
                 return
-            deadline = time.monotonic() + _START_SECONDS
+            at, since = None, time.monotonic()
     finally:
         child.kill()
         child.join()
         ours.close()
+
+
+def _keep(report: _Report, keep: Path | None) -> None:
+    if keep is not None:
+        name = f"{report.reader.replace(' ', '_')}-{report.number}-{Path(report.file).name}"
+        shutil.copyfile(report.file, keep / name)
+
+
+def _is_stuck(pid: int, since: float, used: float, seconds: float) -> bool:
+    by_clock = time.monotonic() - since
+    return by_clock > seconds and (by_clock > 6 * seconds or _processor_seconds(pid) - used > seconds)
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has used so far; where the system does not say, what the clock shows."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return time.monotonic()
 
 
 def _resident(pid: int) -> int:
@@ -150,36 +180,37 @@ def _resident(pid: int) -> int:
 # --- in the watched process -----------------------------------------------------------------------------------------
 
 
-def _read_spoiled(parent: Connection, tasks: dict[str, range], seed: int, place: str) -> None:
+def _read_spoiled(parent: Connection, tasks: dict[str, range], job: _Job) -> None:
     warnings.simplefilter("ignore")
     quiet = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # COLMAP's and others' own notes
         os.dup2(quiet, stream)
     for reader, numbers in tasks.items():
         try:
-            _read_all(parent, reader, numbers, seed, Path(place) / reader)
+            _read_all(parent, reader, numbers, job)
         except Exception:  # ours: of the valid input, or of a mutation
             parent.send(_Report(reader, numbers.start, "", "broken", traceback.format_exc()))
             return
 
 
-def _read_all(parent: Connection, reader: str, numbers: range, seed: int, folder: Path) -> None:
-    from tests.fuzz.readers import READERS
-
-    tools = READERS[reader]
+def _read_all(parent: Connection, reader: str, numbers: range, job: _Job) -> None:
+    tools, folder = importlib.import_module(job.table).READERS[reader], job.place / reader
     folder.mkdir()
     files = tools.make(folder)
     tools.read(folder, files[0])
     valid = [file.read_bytes() for file in files]
     for number in numbers:
-        draw = random.Random(f"{seed} {reader} {number}")
+        draw = random.Random(f"{job.seed} {reader} {number}")
         which = draw.randrange(len(files))
         files[which].write_bytes(tools.pack(valid[which], mutate(tools.unpack(valid[which]), tools.kinds, draw)))
         report = _Report(reader, number, str(files[which]))
         parent.send(report)
         _forget_peak()
         verdict, told = _verdict(tools.read, folder, files[which])
-        parent.send(report._replace(verdict=verdict, told=told, peak=_peak()))
+        report = report._replace(verdict=verdict, told=told, peak=_peak())
+        if verdict == "foreign" or report.peak > job.limits.most_bytes:
+            _keep(report, job.keep)
+        parent.send(report)
         files[which].write_bytes(valid[which])
     shutil.rmtree(folder, ignore_errors=True)
 

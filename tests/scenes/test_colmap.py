@@ -222,3 +222,14 @@ def test_names_that_are_not_utf8_are_found(tmp_path: Path, text: bool) -> None:
     except OSError:
         pytest.skip("this disk allows UTF-8 names only")
     assert load_scene(tmp_path).names == ("0.png", "2.png", "\udce9.png")
+
+
+@pytest.mark.parametrize("focal", [0.0, -80.0, 1e-300, float("nan"), float("inf")])
+def test_focal_lengths_that_no_lens_has(tmp_path: Path, focal: float) -> None:
+    write_model(tmp_path, "OPENCV", text=True)
+    file = next(tmp_path.rglob("cameras.txt"))
+    text = file.read_text()
+    assert " 80 " in text
+    file.write_text(text.replace(" 80 ", f" {focal} "))
+    with pytest.raises(IlrmError):
+        load_scene(tmp_path)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # A photo of which distortion leaves less is refused: its calibration is wrong rather than its lens so wide.
 _LEAST_SHARE = 0.5
+# In sides of the photo: shorter ones see almost a half space in a pixel, or are none at all.
+_SHORTEST_FOCAL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,10 @@ def _undistorted(lens: Lens) -> tuple[Lens | None, float]:
         return None, 1.0
     straight = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
     K = straight.calibration_matrix()
-    if not np.isfinite(K).all() or min(straight.width, straight.height) < 2:
-        return None, 1.0
     fx, fy, cx, cy = float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
+    sides = (straight.width, straight.height)
+    if not np.isfinite(K).all() or min(sides) < 2 or min(fx, fy) < _SHORTEST_FOCAL * max(sides):
+        return None, 1.0
     wanted = (-cx / fx, -cy / fy, (straight.width - cx) / fx, (straight.height - cy) / fy)
     window = unfolded_window(lambda points: _project(camera, points), lens.size, (fx, fy), wanted)
     if window is None:

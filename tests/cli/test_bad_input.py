@@ -441,3 +441,28 @@ def test_arguments_that_cannot_be_parsed(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["reconstruct", "SCENE", "-o", "OUT"],
+        ["refine", "PLY", "SCENE", "-o", "OUT.ply"],
+        ["data", "convert", "SCENE", "-o", "OUT"],
+        ["data", "check", "SCENE"],
+        ["export", "PLY", "-o", "OUT", "--format", "colmap", "--photos", "SCENE"],
+        ["render", "PLY", "-o", "OUT", "--cameras", "SCENE", "--nearest-photos", "SCENE"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_photos_above_the_budget_are_refused_with_the_flag(
+    command: list[str], scene_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_ply(make_gaussians(20), tmp_path / "a.ply")
+    places = {"SCENE": scene_folder, "PLY": tmp_path / "a.ply", "OUT": tmp_path / "o", "OUT.ply": tmp_path / "o.ply"}
+    filled = [str(places.get(word, word)) for word in command]
+    assert main([*filled, "--max-pixels", "3071"]) == 1
+    said = capsys.readouterr().err
+    assert "would take the memory of" in said
+    if command[1] != "convert":  # its report holds the rest
+        assert "--max-pixels 3072" in said

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+# load_scene's own limit under a name of the command line, with one help text.
+MaxPixels = Annotated[
+    int,
+    tyro.conf.arg(
+        help="Refuse photos of more pixels, so that a small file cannot fill the memory (8 bytes a pixel; WebP, AVIF, "
+        "progressive JPEG and 16-bit TIFF count twice)."
+    ),
+]
 PrecisionName = Literal["auto", "fp32", "bf16"]
 Watch = Literal["spare", "held-out", "none"]
 

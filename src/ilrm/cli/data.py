@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ilrm import paths
-from ilrm.cli.arguments import Output, check_at_least, check_size, check_suffix
+from ilrm.cli.arguments import MaxPixels, Output, check_at_least, check_size, check_suffix
 from ilrm.cli.console import Console
 from ilrm.errors import CameraError, ConfigError, SceneError
+from ilrm.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from ilrm.scenes.check import Finding
@@ -98,6 +99,7 @@ class Convert:
     """Longer side of the photos at most (default: as they are)."""
     size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="W H")] = None
     """Width and height of all photos: scaled to cover it, then cropped around the centre."""
+    max_pixels: MaxPixels = MAX_PIXELS
     key_from: Literal["folder", "parent", "path"] = "folder"
     """What names a scene: its folder, the folder above it, or the whole path below INPUT."""
     image_format: Literal["jpg", "png"] = "jpg"
@@ -115,7 +117,7 @@ class Convert:
         from ilrm.scenes.convert import REPORT_FILE, Fit, convert_scenes, find_inputs
 
         check_apart(self.output, self.inputs)
-        fit = Fit(self.max_side, self.size)
+        fit = Fit(self.max_side, self.size, self.max_pixels)
         refs = find_inputs(self.inputs, self.key_from)
         with _resumable(), console.progress("scenes", len(refs)) as advance:
             outcomes = convert_scenes(
@@ -154,6 +156,7 @@ class Check:
 
     path: tyro.conf.Positional[Path]
     """A scene's folder or camera file; chunks, a folder of scenes, or a list of them."""
+    max_pixels: MaxPixels = MAX_PIXELS
     report: Path | None = None
     """Write every finding to this .json file."""
     jobs: int | None = None
@@ -191,7 +194,7 @@ class Check:
         """The report on a scene, and what makes it unusable, a line each."""
         from ilrm.scenes import check_scene
 
-        findings = check_scene(self.path)
+        findings = check_scene(self.path, max_pixels=self.max_pixels)
         errors = [finding.message for finding in findings if finding.level == "error"]
         _say(findings, console)
         if not errors:
@@ -204,7 +207,12 @@ class Check:
         from ilrm.scenes.check_set import check_set
 
         with console.progress("checking", None) as advance:
-            checked = check_set(self.path, jobs=self.jobs, on_done=lambda name, total: advance(name, total=total))
+            checked = check_set(
+                self.path,
+                max_pixels=self.max_pixels,
+                jobs=self.jobs,
+                on_done=lambda name, total: advance(name, total=total),
+            )
         _say(checked.findings, console)
         console.show("", _summary(checked))
         broken = {scene.name: scene.error for scene in checked.scenes if scene.error}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ilrm import paths
-from ilrm.cli.arguments import check_at_least, read_with
+from ilrm.cli.arguments import MaxPixels, check_at_least, read_with
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError, GaussiansError, SceneError
+from ilrm.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,7 @@ class Export:
     """auto goes by the extension; colmap writes photos, cameras and centres as a project that other trainers read."""
     photos: Path | None = None
     """For colmap: the scene that the Gaussians were made from (its folder or camera file)."""
+    max_pixels: MaxPixels = MAX_PIXELS
     image_format: Literal["png", "jpg"] = "png"
     """For colmap: how the photos are stored."""
     min_opacity: float | None = None
@@ -177,7 +179,7 @@ class Export:
         from ilrm.scenes import load_scene
 
         assert self.photos is not None
-        scene = load_scene(self.photos)
+        scene = load_scene(self.photos, max_pixels=self.max_pixels)
         _check_same_world(scene, source, self.photos)
         to_file = self._similarity(cameras or scene.cameras, None)
         moved = scene if to_file is None else scene.transform(to_file)

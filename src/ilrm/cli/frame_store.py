@@ -49,9 +49,9 @@ class Photos:
     views: list[int]
 
     @staticmethod
-    def nearest(path: Path, cameras: Cameras, distance: float) -> Photos:
+    def nearest(path: Path, cameras: Cameras, distance: float, max_pixels: int) -> Photos:
         """Those of a scene whose poses are nearest; ``distance`` is how far away things are."""
-        scene = load_scene(path, max_side=2 * max(cameras.width, cameras.height))
+        scene = load_scene(path, max_side=2 * max(cameras.width, cameras.height), max_pixels=max_pixels)
         return Photos(scene, nearest_views(cameras, scene.cameras, distance))
 
     def width(self, height: int) -> int:

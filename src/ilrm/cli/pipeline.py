@@ -15,6 +15,7 @@ from ilrm.cli.console import Console
 from ilrm.cli.extras import FILES, INPUTS, ExportName, as_result, save_extras, save_inputs
 from ilrm.cli.views import ViewSplit, split_views
 from ilrm.files import atomic_folder, check_apart, write_json
+from ilrm.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,7 @@ class Options:
     export: tuple[ExportName, ...] = ("html", "video")
     watch: Watch = "spare"
     size: int = 256
+    max_pixels: int = MAX_PIXELS
     device: str = "auto"
     precision: PrecisionName = "auto"
     seed: int = 0
@@ -53,6 +55,7 @@ class Options:
     def check(self) -> None:
         """Refuse impossible numbers before any work. Raises ConfigError."""
         check_size(self.size)
+        check_at_least("--max-pixels", self.max_pixels, 1)
         check_at_least("--refine", self.refine, 0)
         check_at_least("--holdout", self.holdout or 0, 0)
         check_at_least("--views", 2 if self.views is None else self.views, 2)
@@ -98,7 +101,7 @@ def _run(options: Options, device: torch.device, folder: Path, console: Console)
 
     watch = Stopwatch()
     with watch.stage("load"):
-        scene = load_scene(options.input, max_side=options.size)
+        scene = load_scene(options.input, max_side=options.size, max_pixels=options.max_pixels)
         most = min(max(_PIXEL_BUDGET[device.type] // (scene.cameras.width * scene.cameras.height), 2), _MOST_INPUTS)
         split = split_views(scene, options.input, options.views, options.holdout, most=most, seed=options.seed)
         inputs, held_out = scene.select(split.inputs).loaded(), scene.select(split.held_out)

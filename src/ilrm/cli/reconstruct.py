@@ -8,10 +8,11 @@ from typing import Any
 
 import tyro
 
-from ilrm.cli.arguments import Output, PrecisionName, Watch
+from ilrm.cli.arguments import MaxPixels, Output, PrecisionName, Watch
 from ilrm.cli.console import Console
 from ilrm.cli.extras import ExportName
 from ilrm.cli.pipeline import Options, run, show_results
+from ilrm.image_files import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Reconstruct:
     (their score is then no longer independent), or none."""
     size: int = 256
     """Longer side of the photos in pixels; larger ones are reduced."""
+    max_pixels: MaxPixels = MAX_PIXELS
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: PrecisionName = "auto"

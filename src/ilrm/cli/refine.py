@@ -9,8 +9,9 @@ from typing import Any
 
 import tyro
 
-from ilrm.cli.arguments import Output, check_at_least, check_size, check_suffix, find_device
+from ilrm.cli.arguments import MaxPixels, Output, check_at_least, check_size, check_suffix, find_device
 from ilrm.cli.console import Console
+from ilrm.image_files import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Refine:
     """Keep every such photo out, to measure on it; 0 keeps none out. Default as in `ilrm reconstruct`."""
     size: int = 256
     """Longer side of the photos in pixels; larger ones are reduced."""
+    max_pixels: MaxPixels = MAX_PIXELS
     widen: float = 1.0
     """Start from Gaussians this many times as large: 1.75 is good for a forward pass of ilrm-small."""
     device: str = "auto"
@@ -51,6 +53,7 @@ class Refine:
     def run(self, console: Console) -> dict[str, Any]:
         check_size(self.size)
         check_at_least("--steps", self.steps, 1)
+        check_at_least("--max-pixels", self.max_pixels, 1)
         check_suffix(self.output, ".ply")
         device = find_device(self.device)
         from ilrm.cli.images import near_plane, score
@@ -66,7 +69,7 @@ class Refine:
         file = find_splats(self.gaussians)
         reads = [file, *input_paths(self.scene)]
         gaussians = load_gaussians(file, self.antialiased or None).to(device)
-        scene = load_scene(self.scene, max_side=self.size)
+        scene = load_scene(self.scene, max_side=self.size, max_pixels=self.max_pixels)
         split = split_views(scene, self.scene, self.views, self.holdout, seed=self.seed)
         inputs, held_out = scene.select(split.inputs), scene.select(split.held_out)
         near = near_plane(inputs.cameras)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from ilrm.cli.arguments import Output, check_at_least, find_device, read_with
+from ilrm.cli.arguments import MaxPixels, Output, check_at_least, find_device, read_with
 from ilrm.cli.console import Console
 from ilrm.cli.picture_options import check_output, parse_colour, parse_size, resized
 from ilrm.errors import ConfigError
+from ilrm.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras
@@ -50,6 +51,7 @@ class Render:
     """What to show; several stand side by side."""
     nearest_photos: Path | None = None
     """A scene in the world of the Gaussians; each frame gets the photo with the nearest pose at its side."""
+    max_pixels: MaxPixels = MAX_PIXELS
     stabilise: bool = False
     """Smooth the path over 50 frames."""
     ping_pong: bool = False
@@ -133,7 +135,7 @@ class Render:
         photos = None
         if self.nearest_photos is not None:
             distance = sum(limits) / 2 if limits else 1.0
-            photos = Photos.nearest(self.nearest_photos, cameras, distance)
+            photos = Photos.nearest(self.nearest_photos, cameras, distance, self.max_pixels)
         return Shot(file, cameras, picture, photos), taken.names, self.fps or taken.fps or _FPS
 
     def _given(self, file: Path, gaussians: Gaussians, console: Console) -> tuple[Cameras, tuple[str, ...]]:

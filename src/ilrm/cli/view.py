@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
-from ilrm.cli.arguments import check_suffix, find_device, read_with
+from ilrm.cli.arguments import MaxPixels, check_suffix, find_device, read_with
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError, SceneError, warn
 from ilrm.files import claim_file, note_written
+from ilrm.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ class View:
     """Folder that `ilrm reconstruct` has written, or a splat file."""
     photos: Path | None = None
     """Scene that the result was made from, for thumbnails and comparisons. Default: inputs/ beside the splat file."""
+    max_pixels: MaxPixels = MAX_PIXELS
     iterations: bool = False
     """Run the network again, to choose between the states after each update layer. Needs the photos."""
     html: Path | None = None
@@ -87,7 +89,7 @@ class View:
                 f"There is no cameras.json beside {result.path} to say which photos were inputs.",
                 fix="leave --photos out, or give the folder that `ilrm reconstruct` has written",
             )
-        return replace(result, photos=photos_of(self.photos, result.names, result.cameras))
+        return replace(result, photos=photos_of(self.photos, result.names, result.cameras, self.max_pixels))
 
     def _write_page(self, result: Result, path: Path, console: Console) -> dict[str, Any]:
         from ilrm.view import save_page

@@ -31,7 +31,7 @@ def given_cameras(path: Path) -> tuple[Cameras, tuple[str, ...]]:
 
     if path.name == CAMERAS_FILE and is_file(path):
         return load_cameras(path)
-    scene = load_scene(path)
+    scene = load_scene(path, max_pixels=None)  # no photo is decoded
     return scene.cameras, scene.names
 
 

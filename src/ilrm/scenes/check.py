@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ilrm.errors import IlrmError, SceneError, hear_warnings
+from ilrm.image_files import MAX_PIXELS
 from ilrm.scene import LazyImages, Scene
 from ilrm.scenes.camera_findings import camera_warnings, horizontal_fov
 from ilrm.scenes.frames import Source, assemble
@@ -50,21 +51,22 @@ class SceneReport:
         return next((finding.message for finding in self.findings if finding.level == "error"), "")
 
 
-def check_scene(path: str | Path, *, key: str | None = None) -> list[Finding]:
+def check_scene(path: str | Path, *, key: str | None = None, max_pixels: int | None = MAX_PIXELS) -> list[Finding]:
     """Load the scene at ``path``, decode every image and look at sizes, poses and fields of view.
 
-    A scene that does not load gives a single error. There is no error exactly if the scene can be used whole.
+    A scene that does not load gives a single error, and so do photos above ``max_pixels`` (see ``load_scene``).
+    There is no error exactly if the scene can be used whole.
     """
-    return list(report_scene(str(path), lambda: read_source(Path(path), key)).findings)
+    return list(report_scene(str(path), lambda: read_source(Path(path), key), max_pixels).findings)
 
 
-def report_scene(name: str, read: Callable[[], Source]) -> SceneReport:
+def report_scene(name: str, read: Callable[[], Source], max_pixels: int | None = MAX_PIXELS) -> SceneReport:
     """The report on a scene that ``read`` opens; see ``check_scene``."""
     heard: list[str] = []
     try:
         with hear_warnings(heard.append):
             source = read()
-            scene = assemble(source)
+            scene = assemble(source, max_pixels=max_pixels)
             heard.extend(camera_warnings(source, scene))
     except IlrmError as error:
         return SceneReport(name, (Finding("error", str(error)),))
@@ -100,11 +102,14 @@ def _extents_to_origin(scene: Scene) -> float:
 
 def _images(scene: Scene) -> Iterator[Finding]:
     assert isinstance(scene.images, LazyImages)
-    for name, read in zip(scene.names, scene.images.readers, strict=True):
+    for view, name in enumerate(scene.names):
         try:
-            image = read().numpy()
+            image = scene.images.readers[view]().numpy()
+            mask = scene.mask_of([view])
         except SceneError as error:
             yield Finding("error", str(error))
             continue
         if not (image != image[0, 0]).any():
             yield Finding("warning", f"{name} is a single flat colour")
+        if mask is not None and not mask.any():
+            yield Finding("warning", f"no pixel of {name} counts by its mask")

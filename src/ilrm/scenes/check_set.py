@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ilrm import paths
 from ilrm.errors import SceneError
+from ilrm.image_files import MAX_PIXELS
 from ilrm.reading import read_json
 from ilrm.scenes.check import Finding, SceneReport, report_scene
 from ilrm.scenes.chunks import INDEX, is_chunk_index, open_chunk
@@ -45,12 +47,17 @@ def is_set(path: Path) -> bool:
 
 
 def check_set(
-    path: Path | str, *, jobs: int | None = None, on_done: Callable[[str, int], object] = lambda name, total: None
+    path: Path | str,
+    *,
+    max_pixels: int | None = MAX_PIXELS,
+    jobs: int | None = None,
+    on_done: Callable[[str, int], object] = lambda name, total: None,
 ) -> SetReport:
     """Check every scene of a data set as ``check_scene`` does, in parallel; chunks also against their index.
 
     Args:
         path: whatever ``find_scenes`` takes.
+        max_pixels: larger photos are errors, see ``load_scene``.
         jobs: processes; one a core by default.
         on_done: called with what has been checked, a scene or chunk, and the number of all of them, after each.
 
@@ -62,14 +69,14 @@ def check_set(
     if not stages and path.suffix == ".torch" and paths.is_file(path):
         stages = [path]
     if stages:
-        reports = [_check_chunks(stage, jobs, on_done) for stage in stages]
+        reports = [_check_chunks(stage, max_pixels, jobs, on_done) for stage in stages]
         return SetReport(
             tuple(scene for report in reports for scene in report.scenes),
             tuple(finding for report in reports for finding in report.findings),
         )
     refs = find_scenes(path, "path")
     scenes: dict[int, SceneReport] = {}
-    for index, answer in run_each(_check_ref, refs, choose_jobs(jobs, len(refs))):
+    for index, answer in run_each(partial(_check_ref, max_pixels), refs, choose_jobs(jobs, len(refs))):
         name = refs[index].name
         scenes[index] = _failed(name, answer.reason) if isinstance(answer, Lost) else answer
         on_done(name, len(refs))
@@ -80,8 +87,8 @@ def _failed(name: str, reason: str) -> SceneReport:
     return SceneReport(name, (Finding("error", reason),))
 
 
-def _check_ref(ref: SceneRef) -> SceneReport:
-    return report_scene(ref.name, lambda: read_source(ref.path, ref.key))
+def _check_ref(max_pixels: int | None, ref: SceneRef) -> SceneReport:
+    return report_scene(ref.name, lambda: read_source(ref.path, ref.key), max_pixels)
 
 
 def _repeated_paths(refs: Sequence[SceneRef]) -> Iterator[Finding]:
@@ -93,12 +100,14 @@ def _repeated_paths(refs: Sequence[SceneRef]) -> Iterator[Finding]:
 # --- chunks ---------------------------------------------------------------------------------------------------------
 
 
-def _check_chunks(path: Path, jobs: int | None, on_done: Callable[[str, int], object]) -> SetReport:
+def _check_chunks(
+    path: Path, max_pixels: int | None, jobs: int | None, on_done: Callable[[str, int], object]
+) -> SetReport:
     """One stage, or a single chunk file."""
     files = [path] if paths.is_file(path) else paths.entries(path, "*.torch")
     reports: dict[str, list[SceneReport]] = {}
     findings: list[Finding] = []
-    for index, answer in run_each(_check_chunk, files, choose_jobs(jobs, len(files))):
+    for index, answer in run_each(partial(_check_chunk, max_pixels), files, choose_jobs(jobs, len(files))):
         file = files[index]
         if isinstance(answer, list):
             reports[file.name] = answer
@@ -117,13 +126,15 @@ def _check_chunks(path: Path, jobs: int | None, on_done: Callable[[str, int], ob
     return SetReport(tuple(scenes), tuple(findings))
 
 
-def _check_chunk(file: Path) -> list[SceneReport] | str:
+def _check_chunk(max_pixels: int | None, file: Path) -> list[SceneReport] | str:
     """The scenes of a chunk, or why it cannot be read."""
     try:
         chunk = open_chunk(file)
     except SceneError as error:
         return str(error)
-    return [report_scene(key, lambda key=key: chunk.scene(key).source()) for key in dict.fromkeys(chunk.keys)] + [
+    return [
+        report_scene(key, lambda key=key: chunk.scene(key).source(), max_pixels) for key in dict.fromkeys(chunk.keys)
+    ] + [
         _failed(key, f"the key {key} stands in {file} more than once; only the first scene of it can be read")
         for key, times in Counter(chunk.keys).items()
         if times > 1

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ilrm.errors import ConfigError, SceneError, hear_warnings
 from ilrm.files import as_json, check_apart, claim_names, write_owned
+from ilrm.image_files import MAX_PIXELS
 from ilrm.paths import is_dir, portable
 from ilrm.scene import Scene
 from ilrm.scenes.camera_findings import camera_warnings
@@ -36,10 +37,12 @@ class Fit:
         max_side: longer side at most so many pixels.
         size: (width, height) of all: photos are scaled to cover it, then centre-cropped. Without either, photos keep
             the most common size of their scene.
+        max_pixels: refuse photos of more pixels, see ``load_scene``.
     """
 
     max_side: int | None = None
     size: Size | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.max_side is not None and self.size is not None:
@@ -127,7 +130,7 @@ def _load(ref: SceneRef, fit: Fit, form: Literal["chunks", "json"]) -> tuple[Sce
     found: list[str] = []
     with hear_warnings(found.append):
         source = _open(ref, fit)
-        scene = assemble(source, max_side=fit.max_side, size=fit.size)
+        scene = assemble(source, max_side=fit.max_side, size=fit.size, max_pixels=fit.max_pixels)
     found += [*camera_warnings(source, scene), *_enlarged(source, scene, fit)]
     if form == "chunks" and (origin := scene.cameras.local_origin()).any():
         offset = " ".join(repr(x) for x in origin.tolist())
@@ -140,7 +143,7 @@ def _load(ref: SceneRef, fit: Fit, form: Literal["chunks", "json"]) -> tuple[Sce
 def _open(ref: SceneRef, fit: Fit) -> Source:
     """The scene with the smallest copies of its photos that are large enough; as listed if none are."""
     folder = ref.path if is_dir(ref.path) else ref.path.parent
-    if fit != Fit():
+    if fit.max_side is not None or fit.size is not None:
         for images in sorted(REDUCED_FOLDERS, reverse=True):
             if not is_dir(folder / images):
                 continue

@@ -36,7 +36,7 @@ def load_depth(files: Sequence[Path | None], framings: Sequence[Framing], max_pi
             problems.append(error.problem)
     listed = sum(file is not None for file in files)
     if problems:
-        warn(f"The depth of {len(problems)} of {listed} photos is left out: {problems[0]}")
+        warn(f"the depth of {len(problems)} of {listed} photos is left out: {problems[0]}")
     return out if listed > len(problems) else None
 
 

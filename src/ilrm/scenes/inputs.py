@@ -12,10 +12,10 @@ _CAMERA_SUFFIXES = (".json", ".ply", ".torch")
 
 
 def input_paths(path: Path | str) -> tuple[Path, ...]:
-    """Everything that loading the scene at ``path`` reads: its camera files, photos, depth maps and points.
+    """Everything that loading the scene at ``path`` reads: its camera files, photos, masks, depth maps and points.
 
-    Folders stand for all that is in them: those that hold photos or depth, and the scene's own one where photos lie
-    in it directly.
+    Folders stand for all that is in them: those that hold photos, masks or depth, and the scene's own one where photos
+    lie in it directly.
 
     Raises:
         SceneError, CameraError: there is no scene that can be loaded.
@@ -23,7 +23,7 @@ def input_paths(path: Path | str) -> tuple[Path, ...]:
     path = Path(path)
     found = {path} if paths.is_file(path) else _beside_the_cameras(path)
     for frame in read_source(path).frames:
-        for file in (frame.photo.source, frame.depth):
+        for file in (frame.photo.source, frame.depth, *(mask.path for mask in frame.masks)):
             if isinstance(file, Path):
                 found |= {file, file.parent}
     return tuple(sorted(found))

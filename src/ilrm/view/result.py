@@ -16,7 +16,7 @@ from ilrm.export import load_gaussians
 from ilrm.export.beside import SCENE_FILE, cameras_beside, find_splats, folder_of
 from ilrm.files import settle
 from ilrm.gaussians import Gaussians
-from ilrm.image_files import open_image
+from ilrm.image_files import MAX_PIXELS, open_image
 from ilrm.reading import read_json
 from ilrm.scenes.save import image_names
 from ilrm.view.splats import Array
@@ -173,8 +173,12 @@ def _resized(photo: Array, cameras: Cameras) -> Array:
     return photo if photo.shape[1::-1] == size else np.asarray(Image.fromarray(photo).resize(size))
 
 
-def photos_of(scene_path: Path | str, names: Sequence[str], cameras: Cameras) -> tuple[Array, ...]:
+def photos_of(
+    scene_path: Path | str, names: Sequence[str], cameras: Cameras, max_pixels: int | None = MAX_PIXELS
+) -> tuple[Array, ...]:
     """The photos of the cameras' names out of the scene that they came from, in the cameras' size.
+
+    ``max_pixels`` is that of ``load_scene``.
 
     Raises:
         SceneError: the scene cannot be read, or lacks some of them.
@@ -182,7 +186,7 @@ def photos_of(scene_path: Path | str, names: Sequence[str], cameras: Cameras) ->
     """
     from ilrm.scenes import load_scene
 
-    scene = load_scene(scene_path, max_side=max(cameras.width, cameras.height))
+    scene = load_scene(scene_path, max_side=max(cameras.width, cameras.height), max_pixels=max_pixels)
     if missing := [name for name in names if name not in scene.names]:
         raise SceneError(
             f"{scene_path} lacks {len(missing)} of {len(names)} input photos, the first is {missing[0]}.",

@@ -286,12 +286,12 @@ def test_disk_full(scene_folder: Path, weights: Path, tmp_path: Path, monkeypatc
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return written(self, data)
 
-    (tmp_path / "scene.ply").write_bytes(b"earlier")
+    (tmp_path / "notes.txt").write_bytes(b"mine")
     monkeypatch.setattr(Path, "write_bytes", full_at_the_images)
     arguments = ["reconstruct", str(scene_folder), "-o", str(tmp_path), "--weights", str(weights)]
     expect_failure(arguments, ["no space left on device", "free some space", str(tmp_path / "renders")], capsys)
-    assert tree(tmp_path) == {"scene.ply": b"earlier"}
-    assert [p.name for p in tmp_path.iterdir()] == ["scene.ply"]
+    assert tree(tmp_path) == {"notes.txt": b"mine"}
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_file_size_limit(scene_folder: Path, weights: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ilrm.cli.arguments import PrecisionName, Watch, check_at_least, check_size,
 from ilrm.cli.console import Console
 from ilrm.cli.extras import FILES, INPUTS, ExportName, as_result, save_extras, save_inputs
 from ilrm.cli.views import ViewSplit, split_views
-from ilrm.files import atomic_folder, check_apart, write_json
+from ilrm.files import atomic_folder, check_apart, check_folder, write_json
 from ilrm.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     device = find_device(options.device)
     from ilrm.scenes.inputs import input_paths
 
+    check_folder(options.output)
     check_apart(options.output, [*input_paths(options.input), options.weights])
     names = (SCENE_FILE, METRICS_FILE, CAMERAS_FILE, f"{RENDERS}/", f"{INPUTS}/", *FILES.values())
     with atomic_folder(options.output, names, overwrite=options.overwrite) as folder:

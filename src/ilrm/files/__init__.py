@@ -5,7 +5,7 @@ which files are ours, ``swap`` completes what a dead process has left half-way, 
 """
 
 from ilrm.files.atomic import as_json, atomic_file, check_writable, output_error, write_bytes, write_json, write_text
-from ilrm.files.claims import check_apart, claim_file, claim_names, note_written, output_file, write_owned
+from ilrm.files.claims import check_apart, check_folder, claim_file, claim_names, note_written, output_file, write_owned
 from ilrm.files.folders import atomic_folder, only_writer, resumable_folder
 from ilrm.files.swap import settle
 from ilrm.files.temporary import remove_abandoned
@@ -15,6 +15,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "check_apart",
+    "check_folder",
     "check_writable",
     "claim_file",
     "claim_names",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,14 @@ def check_apart(output: Path | str, reads: Iterable[Path | str]) -> None:
             expected="an output apart from the input, so that nothing of the input can be lost",
             fix="choose another place to write to",
         )
+
+
+def check_folder(output: Path | str) -> None:
+    """Refuse an output folder that is a file. Raises OutputError."""
+    target = absolute(output)
+    with explained(target):
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
 
 
 def _lies_in(path: str, folder: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ilrm.errors import OutputError
 from ilrm.files.atomic import explained, output_error, parents_made
-from ilrm.files.claims import claim_names
+from ilrm.files.claims import check_folder, claim_names
 from ilrm.files.manifest import MANIFEST, Entry, Files, files_at, manifest_text, read_manifest, state
 from ilrm.files.swap import NEW, Swap, carry_out, settle
 from ilrm.files.temporary import (
@@ -78,10 +78,9 @@ def atomic_folder(
 
 def _opened(target: Path, stack: ExitStack) -> bool:
     """Whether the folder exists; then it is ours alone until the stack unwinds. Raises OutputError."""
+    check_folder(target)
     with explained(target):
         existed = target.is_dir()
-        if target.exists() and not existed:
-            raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
         if existed and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     if existed:

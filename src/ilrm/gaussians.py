@@ -54,10 +54,12 @@ class Gaussians:
                     f"Gaussians were given {name} of shape {tuple(getattr(self, name).shape)}.",
                     expected=f"{size}, to go with means {tuple(self.means.shape)}",
                 )
-        if tuple(self.origin.shape) != (3,) or not torch.isfinite(self.origin).all():
-            given = self.origin.tolist()
-            raise GaussiansError(f"Gaussians were given the origin {given}.", expected="three finite numbers")
-        object.__setattr__(self, "origin", self.origin.detach().to("cpu", torch.float64))
+        # The default is right, and a real tensor even where all others only pretend to hold values (estimates).
+        if self.origin is not _WORLD_ORIGIN:
+            if tuple(self.origin.shape) != (3,) or not torch.isfinite(self.origin).all():
+                given = self.origin.tolist()
+                raise GaussiansError(f"Gaussians were given the origin {given}.", expected="three finite numbers")
+            object.__setattr__(self, "origin", self.origin.detach().to("cpu", torch.float64))
         coefficients = self.sh.shape[-2] if self.sh.ndim >= 2 else 0
         if tuple(self.sh.shape) != (*shape, coefficients, 3) or coefficients not in (1, 4, 9, 16):
             raise GaussiansError(

@@ -204,4 +204,4 @@ def test_out_of_memory_says_what_to_do(
 
     monkeypatch.setattr("ilrm.train.engine.train", exhausted)
     assert main(["train", "smoke", "-o", str(tmp_path / "out")]) == 1
-    assert "raise --accumulate, or choose --checkpoint-layers" in capsys.readouterr().err
+    assert "raise --accumulate, or give --checkpoint-layers" in capsys.readouterr().err

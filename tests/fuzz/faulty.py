@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ilrm.errors import SceneError
 from tests.fuzz.mutations import BINARY
-from tests.fuzz.readers import Reader
+from tests.fuzz.reader import Reader
 
 _VALID = b"valid"
 

@@ -10,7 +10,6 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,31 +30,13 @@ from ilrm.train.serialise import from_json, to_dict, to_json
 from ilrm.view.result import load_result
 from ilrm.weights import load_weights, official, save_weights
 from tests.conftest import make_cameras, make_gaussians
-from tests.fuzz.mutations import BINARY, JSON, TEXT, Mutation
+from tests.fuzz.mutations import BINARY, JSON, TEXT
+from tests.fuzz.reader import Reader
 from tests.scenes.files import smooth, transforms, write_scene, write_transforms
 from tests.scenes.test_chunks import write_chunks
 from tests.scenes.test_colmap import write_model
 
 VIEWS, WIDTH, HEIGHT = 3, 32, 24
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A reader and its input.
-
-    Attributes:
-        make: writes a valid input into a folder, and returns the files of it that are to be spoiled (one at a time).
-        read: reads the input in that folder, given the spoiled file.
-        kinds: how the content is spoiled.
-        unpack: takes what is to be spoiled out of a file: the whole of it by default.
-        pack: puts it back into the bytes of the file, with sizes and checksums that fit.
-    """
-
-    make: Callable[[Path], list[Path]]
-    read: Callable[[Path, Path], object]
-    kinds: tuple[Mutation, ...]
-    unpack: Callable[[bytes], bytes] = lambda data: data
-    pack: Callable[[bytes, bytes], bytes] = lambda file, content: content
 
 
 # --- splats, cameras and results ------------------------------------------------------------------------------------

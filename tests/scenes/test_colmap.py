@@ -233,3 +233,35 @@ def test_focal_lengths_that_no_lens_has(tmp_path: Path, focal: float) -> None:
     file.write_text(text.replace(" 80 ", f" {focal} "))
     with pytest.raises(IlrmError):
         load_scene(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(pycolmap, "Rig"), reason="pycolmap before 3.12 knows no rigs")
+@pytest.mark.parametrize("suffix", [".bin", ".txt"])
+def test_poses_of_rigs_are_those_of_colmap(tmp_path: Path, suffix: str) -> None:
+    """A second camera on a rig, turned and moved: its images carry their own poses in the files."""
+    model = pycolmap.Reconstruction()
+    sensors = [pycolmap.sensor_t(pycolmap.SensorType.CAMERA, number) for number in (1, 2)]
+    for number in (1, 2):
+        camera = {"model": "PINHOLE", "width": WIDTH, "height": HEIGHT, "params": LENSES["PINHOLE"]}
+        model.add_camera(pycolmap.Camera(camera_id=number, **camera))
+    rig = pycolmap.Rig(rig_id=1)
+    rig.add_ref_sensor(sensors[0])
+    turned = pycolmap.Rotation3d(np.array([0, 0.6, 0, 0.8]))
+    rig.add_sensor(sensors[1], pycolmap.Rigid3d(turned, np.array([0.3, 0, 0])))
+    model.add_rig(rig)
+    pose = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0.28, 0, 0, 0.96])), np.array([0, 0.5, 1.0]))
+    frame = pycolmap.Frame(frame_id=1, rig_id=1, rig_from_world=pose)
+    for number, sensor in enumerate(sensors, 1):
+        frame.add_data_id(pycolmap.data_t(sensor, number))
+    model.add_frame(frame)
+    for number in (1, 2):
+        image = pycolmap.Image(name=f"{number}.png", camera_id=number, image_id=number)
+        image.frame_id = 1
+        model.add_image(image)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / f"{number}.png")
+    model.register_frame(1)
+    (model.write_binary if suffix == ".bin" else model.write_text)(str(tmp_path))
+    scene = load_scene(tmp_path)
+    for number in (1, 2):
+        expected = np.linalg.inv(np.vstack([model.images[number].cam_from_world().matrix(), [0, 0, 0, 1]]))
+        assert_close(scene.cameras.c2w[number - 1], torch.from_numpy(expected), atol=1e-12, rtol=0)

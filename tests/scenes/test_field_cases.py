@@ -203,8 +203,10 @@ def test_test_poses_that_were_never_rendered(tmp_path: Path) -> None:
 def test_intrinsics_of_other_photos_without_their_size(tmp_path: Path, factor: float, off: float) -> None:
     centre = {"cx": WIDTH / 2 * factor * (1 + off), "cy": HEIGHT / 2 * factor * (1 + off)}
     write_capture(tmp_path, 2, drop=("w", "h"), fl_x=FOCAL * factor, fl_y=FOCAL * factor, **centre)
-    with pytest.warns(IlrmWarning, match=f"principal point is that of {WIDTH * factor:.0f}x{HEIGHT * factor:.0f}"):
+    size = f"{WIDTH * factor:.0f}x{HEIGHT * factor:.0f}"
+    with pytest.warns(IlrmWarning, match=f"principal point is that of {size}") as heard:
         scene = load_scene(tmp_path)
+    assert len(heard) == 1, "once for all photos"
     assert scene.cameras.K[0, 0, 0].item() == pytest.approx(FOCAL, rel=1e-6)
     if off == 0:
         assert min(agreement(scene)) > EXACT

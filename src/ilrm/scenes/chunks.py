@@ -102,6 +102,8 @@ class ChunkScene:
     def source(self, views: Sequence[int] | None = None) -> Source:
         """All frames or some of them, their images not decoded. Raises SceneError as ``c2w``, or for a non-image."""
         poses = self.c2w.double().numpy()
+        if (self.cameras[:, 4:6] != 0).any():  # RealEstate10K's places for distortion
+            warn(f"{self.label} has values where distortion would stand; they are not read")
         centres = poses[:, :3, 3]
         spread = np.abs(centres - centres.mean(0)).max(initial=0)
         step = float(np.finfo(np.float32).eps * np.abs(self.cameras[:, 6:].numpy()).max(initial=0))

@@ -59,9 +59,11 @@ def load_scene(
 
     Warns (IlrmWarning) of what was left out, assumed, or is odd with the cameras, a line each.
     """
-    source = read_source(Path(path), key)
-    scene = assemble(source, max_side=max_side, size=size, max_pixels=max_pixels)
-    for message in camera_warnings(source, scene):
+    heard: list[str] = []
+    with hear_warnings(heard.append):
+        source = read_source(Path(path), key)
+        scene = assemble(source, max_side=max_side, size=size, max_pixels=max_pixels)
+    for message in dict.fromkeys([*heard, *camera_warnings(source, scene)]):  # once, though many frames may say it
         warn(message)
     return scene
 

@@ -164,3 +164,12 @@ def test_antialiased_is_kept_and_never_mixed() -> None:
         Gaussians.cat([plain, marked])
     with pytest.raises(GaussiansError, match="no Gaussians to join"):
         Gaussians.cat([])
+
+
+def test_an_index_out_of_range_is_told_and_ends_loops() -> None:
+    gaussians = make_gaussians(3)
+    for index in (3, -4, 10**9):
+        with pytest.raises(GaussiansError, match=f"no Gaussian {index} among 3"):
+            gaussians[index]
+    assert torch.equal(gaussians[-1].means, gaussians.means[2:])
+    assert [len(one) for one in gaussians] == [1, 1, 1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ilrm.cameras import Similarity, normalise
-from ilrm.errors import ConfigError, GaussiansError, SceneError
+from ilrm.errors import ConfigError, GaussiansError, IlrmWarning, SceneError
 from ilrm.gaussians import Gaussians
 from ilrm.refine import LearningRates, RefineConfig, RefineResult, RefineStep, mean_psnr, refine
 from ilrm.render import render
@@ -246,3 +246,33 @@ def test_a_wholly_masked_scene_moves_nothing() -> None:
     result = refine(start, replace(scene, mask=torch.zeros(2, 32, 40, dtype=torch.bool)), 3)
     assert (result.gaussians.means - start.means).abs().max() < 1e-5
     assert math.isnan(result.history[0].psnr)
+
+
+def _cloud_and_photos() -> tuple[Gaussians, Scene]:
+    """Coloured Gaussians, and photos of them on white."""
+    gaussians = make_gaussians(400, seed=3, scale=0.08)
+    cameras = make_cameras(3, 48, 40)
+    images = render(gaussians, cameras).rgb.clamp(0, 1)
+    return gaussians, Scene(images, cameras, ("a", "b", "c"))
+
+
+def test_splats_in_another_world_frame_are_told(recwarn: pytest.WarningsRecorder) -> None:
+    gaussians, scene = _cloud_and_photos()
+    result = refine(gaussians, scene, 1)
+    assert not [w for w in recwarn if issubclass(w.category, IlrmWarning)]
+    assert result.psnr_inputs_before > 40
+    away = replace(gaussians, means=gaussians.means - torch.tensor([0.0, 0.0, 100.0]))
+    with pytest.warns(IlrmWarning, match="0 % of the splats in sight"):
+        refine(away, scene, 0)
+    black, white = replace(gaussians, sh=gaussians.sh - 9), replace(scene, images=torch.ones(3, 40, 48, 3))
+    with pytest.warns(IlrmWarning, match="do not fit together"):
+        refine(black, white, 0)
+
+
+def test_splats_of_a_part_of_the_scene_are_no_reason_to_warn(recwarn: pytest.WarningsRecorder) -> None:
+    """The photos are black around them, and what is drawn is white: few decibels, but the splats are in place."""
+    gaussians, scene = _cloud_and_photos()
+    black = render(gaussians, scene.cameras, (0, 0, 0)).rgb.clamp(0, 1)
+    result = refine(gaussians, replace(scene, images=black), 0)
+    assert result.psnr_inputs_before < 10
+    assert not [w for w in recwarn if issubclass(w.category, IlrmWarning)]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -103,6 +104,8 @@ class Cameras:
                 f"Cameras were given c2w {tuple(self.c2w.shape)} and K {tuple(self.K.shape)}.",
                 expected="c2w (V, 4, 4) and K (V, 3, 3) with the same V",
             )
+        if not all(isinstance(side, int | np.integer) for side in (self.width, self.height)):
+            raise CameraError(f"Image size {self.width!r} x {self.height!r}.", expected="whole numbers of pixels")
         if self.width < 1 or self.height < 1:
             raise CameraError(f"Image size {self.width}x{self.height} is empty.", expected="at least 1x1 pixel")
 

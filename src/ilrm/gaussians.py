@@ -22,6 +22,10 @@ PER_GAUSSIAN = ("means", "scales", "quats", "opacities", "sh")
 _WORLD_ORIGIN = torch.zeros(3, dtype=torch.float64)
 
 
+class NoSuchGaussian(GaussiansError, IndexError):
+    """An index out of range; ends loops like any IndexError."""
+
+
 @dataclass(frozen=True, eq=False)
 class Gaussians:
     """N Gaussians, optionally with leading batch dimensions.
@@ -85,8 +89,12 @@ class Gaussians:
 
     def __getitem__(self, index: int | slice | Tensor) -> Gaussians:
         """Index the first dimension: a batch element of batched Gaussians, else a selection (mask, indices, slice)."""
-        if isinstance(index, int) and self.means.ndim == 2:
-            index = slice(index, index + 1)
+        if isinstance(index, int):
+            if not -self.means.shape[0] <= index < self.means.shape[0]:
+                raise NoSuchGaussian(f"There is no Gaussian {index} among {self.means.shape[0]}.")
+            index %= self.means.shape[0]
+            if self.means.ndim == 2:
+                index = slice(index, index + 1)
         return self._map(lambda x: x[index])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Gaussians:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ilrm.cameras import Cameras
-from ilrm.errors import ConfigError, GaussiansError, MissingExtraError
+from ilrm.errors import CameraError, ConfigError, GaussiansError, MissingExtraError
 from ilrm.gaussians import Gaussians
 from ilrm.render import render
 from tests.conftest import ROOT, make_cameras, make_gaussians
@@ -182,6 +182,37 @@ def test_batched_gaussians_are_refused() -> None:
 def test_impossible_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         render(make_gaussians(2), make_cameras(1, 8, 8), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_single(backend: str, dtype: torch.dtype) -> None:
+    gaussians, cameras = make_gaussians(30, 1).to(dtype=dtype), make_cameras(1, 20, 16)
+    expected = render(gaussians.to(dtype=torch.float32), cameras, backend=backend)  # type: ignore[arg-type]
+    assert torch.equal(render(gaussians, cameras, backend=backend).rgb, expected.rgb)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda g: replace(g, scales=-g.scales), "negative scales"),
+        (lambda g: replace(g, quats=0 * g.quats), "rotation 0 0 0 0"),
+        (lambda g: g.to("meta"), "without values"),
+        (lambda g: g.to(dtype=torch.int64), "int64"),
+    ],
+)
+def test_gaussians_that_cannot_be_drawn(spoil: Callable[[Gaussians], Gaussians], message: str) -> None:
+    with pytest.raises(GaussiansError, match=message):
+        render(spoil(make_gaussians(3)), make_cameras(1, 8, 8))
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_cameras_without_a_focal_length(backend: str) -> None:
+    cameras = make_cameras(1, 8, 8)
+    with pytest.raises(CameraError, match="focal lengths 0 and 0"):
+        render(make_gaussians(3), replace(cameras, K=0 * cameras.K), backend=backend)  # type: ignore[arg-type]
+    with pytest.raises(CameraError, match="whole numbers"):
+        replace(cameras, width=8.5)  # pyright: ignore[reportArgumentType]
 
 
 def test_gsplat_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,10 +55,12 @@ def render(
         background: three numbers.
         near, far: camera z between which Gaussians are drawn, in world units.
         backend: "auto" takes "gsplat" for CUDA tensors and "numba" otherwise. "numba" runs on the CPU in float32,
-            whatever the dtype; "reference" is slow and keeps the dtype.
+            whatever the dtype; "reference" is slow and keeps the dtype. Half precision is computed in float32.
 
     Raises:
-        GaussiansError: batched Gaussians.
+        GaussiansError: batched Gaussians, ones without values (the device "meta"); on the CPU, where looking costs
+            nothing, also negative scales and rotations 0 0 0 0.
+        CameraError: focal lengths that are not positive.
         ConfigError: an unknown backend, a background that is not three numbers, near or far out of order.
         MissingExtraError: backend "gsplat" without the package.
     """
@@ -68,6 +70,7 @@ def render(
             expected="one set: means (N, 3)",
             fix="render the batch elements one by one: render(gaussians[b], cameras)",
         )
+    gaussians = _drawable(gaussians)
     if not 0 < near < far:
         raise ConfigError(f"render was given near = {near} and far = {far}.", expected="0 < near < far")
     colour = torch.as_tensor(background, device=gaussians.device).detach().to(gaussians.means.dtype)
@@ -79,6 +82,28 @@ def render(
     rgb, alpha, weighted_depth = _render_with(backend)(gaussians, local, colour, near, far)
     depth = weighted_depth / alpha.clamp_min(DEPTH_ALPHA_MIN)
     return Rendering(rgb, alpha, torch.where(alpha > 0, depth, 0.0))
+
+
+def _drawable(gaussians: Gaussians) -> Gaussians:
+    """The Gaussians in single or double precision. Raises GaussiansError where they cannot be drawn."""
+    if gaussians.device.type == "meta":
+        raise GaussiansError(
+            "render was given Gaussians without values, on the device 'meta'.",
+            fix="load weights before the model runs",
+        )
+    if not gaussians.means.is_floating_point():
+        raise GaussiansError(f"render was given Gaussians of {gaussians.means.dtype}.", expected="floating point")
+    if gaussians.device.type == "cpu" and len(gaussians) > 0:
+        scales, quats = gaussians.scales.detach(), gaussians.quats.detach()
+        if scales.amin() < 0 or (quats.abs().amax(-1) == 0).any():
+            raise GaussiansError(
+                "render was given Gaussians with negative scales or the rotation 0 0 0 0.",
+                expected="scales of 0 or more, quaternions wxyz of any length but 0",
+                fix="keep only gaussians[gaussians.possible()]",
+            )
+    if gaussians.means.dtype in (torch.float32, torch.float64):
+        return gaussians
+    return gaussians.to(dtype=torch.float32)
 
 
 def _render_with(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from ilrm import spherical_harmonics
 from ilrm.cameras import Cameras
+from ilrm.errors import CameraError
 from ilrm.gaussians import Gaussians, quaternion_to_matrix
 from ilrm.render.rules import ALPHA_MIN, BLUR, COMPENSATION_MIN, JACOBIAN_MARGIN
 
@@ -35,6 +37,10 @@ class Pinhole:
         views = []
         for i in range(len(cameras)):
             (fx, _, cx), (_, fy, cy), _ = K[i].tolist()
+            if not (0 < fx < math.inf and 0 < fy < math.inf):
+                raise CameraError(
+                    f"View {i} has the focal lengths {fx:g} and {fy:g}.", expected="positive ones, in pixels"
+                )
             centre = c2w[i, :3, 3].to(dtype)
             views.append(Pinhole(w2c[i], centre, fx, fy, cx, cy, cameras.width, cameras.height))
         return views

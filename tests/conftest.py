@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 # Before torch is loaded: see ilrm/__init__.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Containers often forbid bytecode files. Every process that a test starts would then compile torch again, for seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import pytest
 import torch

@@ -322,7 +322,7 @@ def test_bad_renders(name: str, result: Path, tmp_path: Path, capsys) -> None:
 
 
 SPLATS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "NaN": (nan_ply, ["1 of 10 Gaussians"]),
+    "NaN": (nan_ply, ["10 of 10 Gaussians"]),
     "absent": (lambda path: None, ["no such file"]),
 }
 

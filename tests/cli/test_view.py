@@ -76,7 +76,7 @@ def test_port_in_use(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_hosts_that_cannot_be(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for host in ("a" * 300, "", "no.such.host.invalid"):
+    for host in ("a" * 300, "no.such.host.invalid"):
         refused([str(result), "--host", host, "--port", "0"], capsys, "cannot listen", "--host")
 
 

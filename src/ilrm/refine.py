@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 from ilrm.cameras import Cameras, normalise
-from ilrm.errors import ConfigError, GaussiansError, SceneError, warn
+from ilrm.errors import ConfigError, GaussiansError, SceneError
+from ilrm.evaluate.agreement import warn_if_apart
 from ilrm.evaluate.metrics import SSIM_WINDOW, masked_mean, mean_of_known, psnr, ssim_map, whole_windows
 from ilrm.gaussians import Gaussians
 from ilrm.render import render
 from ilrm.scene import Scene
 
 _OPACITY_RANGE = (1e-6, 1 - 1e-6)
-# Photos that are measured before and after, and below what photos and Gaussians are told to be of different worlds.
-_MOST_PROBES, _LEAST_PSNR, _LEAST_IN_SIGHT = 16, 10.0, 0.1
-# Where splats stand before another part of the same pictures they reach 11 to 13 dB; in their places, 18 and more.
-_LEAST_WHERE_OPAQUE = 15.0
+# Photos that are measured before the first step and after the last.
+_MOST_PROBES = 16
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def refine(
     best = _Best(start, config.patience)
     probes = photos.select(_evenly(len(photos), _MOST_PROBES))
     before = mean_psnr(start, probes)
-    _warn_if_apart(start, probes, before)
+    warn_if_apart(start, probes, before)
     if watched is not None:
         best.measured(0, mean_psnr(best.gaussians, watched), best.gaussians)
     history: list[RefineStep] = []
@@ -253,45 +252,6 @@ def _evenly(count: int, most: int) -> list[int]:
     if count <= most:
         return list(range(count))
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
-
-
-def _warn_if_apart(gaussians: Gaussians, photos: Scene, decibels: float) -> None:
-    """Warn where the photos show something else than the Gaussians, or look elsewhere: the world frames differ."""
-    share = _share_in_sight(gaussians, photos.cameras)
-    # Splats of a part of the scene leave most of the photos white, which is no reason to warn.
-    if share < _LEAST_IN_SIGHT or (
-        decibels < _LEAST_PSNR and _psnr_where_opaque(gaussians, photos) < _LEAST_WHERE_OPAQUE
-    ):
-        warn(
-            f"photos and splats do not fit together: {decibels:.1f} dB before the first step, {100 * share:.0f} % of "
-            "the splats in sight. Are they in one world frame? Trainers often write their own, moved and scaled "
-            "(nerfstudio: dataparser_transforms.json)"
-        )
-
-
-@torch.no_grad()
-def _psnr_where_opaque(gaussians: Gaussians, photos: Scene) -> float:
-    """PSNR in dB over all pixels that the Gaussians cover by half; minus infinity if there are none."""
-    error, count = 0.0, 0
-    for view in range(len(photos)):
-        seen = render(gaussians, photos.cameras[view])
-        opaque, mask = (seen.alpha > 0.5).cpu(), photos.mask_of([view])
-        opaque = opaque if mask is None else opaque & mask.cpu()
-        difference = seen.rgb.cpu().clamp(0, 1)[opaque] - photos.images[[view]].cpu()[opaque]
-        error, count = error + difference.square().sum().item(), count + difference.numel()
-    return -10 * math.log10(max(error / count, 1e-12)) if count else -math.inf
-
-
-@torch.no_grad()
-def _share_in_sight(gaussians: Gaussians, cameras: Cameras) -> float:
-    """Share of the Gaussians whose centre at least one camera sees."""
-    cameras = cameras.relative_to(gaussians.origin).to(gaussians.device, torch.float32)
-    seen = torch.zeros(len(gaussians), dtype=torch.bool, device=gaussians.device)
-    for w2c, K in zip(cameras.w2c, cameras.K, strict=True):
-        x, y, z = (gaussians.means @ w2c[:3, :3].T + w2c[:3, 3]).unbind(-1)
-        u, v = K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
-        seen |= (z > 0) & (u >= 0) & (u < cameras.width) & (v >= 0) & (v < cameras.height)
-    return seen.float().mean().item()
 
 
 def _view_rounds(count: int, per_step: int | None, generator: torch.Generator) -> Iterator[list[int]]:

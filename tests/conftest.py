@@ -24,6 +24,9 @@ from ilrm.gaussians import Gaussians
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ILRM_SHARED", ROOT.parent / "shared"))
+# For processes whose files may hold only a few bytes. Python replaces bytecode by what such a write leaves of it, and
+# every later process would fail to import that module.
+NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 # How long a test waits for what must come. It only ends what hangs: an idle machine is done long before, and one that
 # computes for others as well may be ten times slower.
 PATIENCE_S = 600.0

@@ -21,6 +21,7 @@ from PIL import Image
 from ilrm.errors import ConfigError, IlrmError, OutputError
 from ilrm.export import video
 from ilrm.export.video import save_video
+from tests.conftest import NO_BYTECODE
 
 
 def frames(count: int = 7, height: int = 48, width: int = 64) -> Iterator[torch.Tensor]:
@@ -165,7 +166,11 @@ def test_full_disk_is_told_in_words(tmp_path: Path) -> None:
         "try:\n    save_video(noise, sys.argv[1])\nexcept OutputError as error:\n    print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a.mp4")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(tmp_path / "a.mp4")],
+        env={**os.environ, **NO_BYTECODE},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "a.mp4: file too large" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -28,7 +28,7 @@ from ilrm.train.checkpoint import (
 from ilrm.train.config import OptimiserConfig, TrainConfig
 from ilrm.train.optim import Average, make_optimiser
 from ilrm.train.serialise import to_dict
-from tests.conftest import PATIENCE_S
+from tests.conftest import NO_BYTECODE, PATIENCE_S
 from tests.train.runs import MODEL, STAGE, environment, tiny
 
 PROGRESS = Progress(step=7, seconds=1.5, seen=14, unusable=1, skipped=2, best_psnr=20.25)
@@ -213,7 +213,7 @@ def test_full_disk_leaves_the_earlier_checkpoint(file: Path) -> None:
     before = file.read_bytes()
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(file)],
-        env=environment(),
+        env={**environment(), **NO_BYTECODE},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

@@ -19,7 +19,7 @@ from ilrm.errors import ConfigError
 from ilrm.train.config import LossConfig
 from ilrm.train.engine import train
 from ilrm.train.log import Table, active_terms
-from tests.conftest import PATIENCE_S
+from tests.conftest import NO_BYTECODE, PATIENCE_S
 from tests.train.runs import environment, rows, tiny
 
 
@@ -80,7 +80,7 @@ except OutputError as error:
 def test_full_disk_is_told(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path / "t.csv")],
-        env=environment(),
+        env={**environment(), **NO_BYTECODE},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

@@ -15,7 +15,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -31,7 +30,7 @@ _COLUMNS = ("read", "refused", "foreign", "hang", "memory")
 class Options:
     """Spoil the input of every reader, and count what comes of it."""
 
-    readers: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    readers: tuple[str, ...] = ()
     """Some of the readers, by name; all by default."""
     mutations: int = 3000
     """Spoiled files for each reader."""

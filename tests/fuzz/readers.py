@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from plyfile import PlyData
 
 from ilrm.export import load_gaussians, save_gaussians
 from ilrm.export.camera_path import load_path
@@ -50,6 +51,14 @@ def _splats(name: str, degree: int = 1) -> Callable[[Path], list[Path]]:
     return make
 
 
+def _ply_in_words(folder: Path) -> list[Path]:
+    save_gaussians(make_gaussians(40, 1), folder / "binary.ply")
+    vertices = PlyData.read(folder / "binary.ply")["vertex"]
+    (folder / "binary.ply").unlink()
+    PlyData([vertices], text=True).write(folder / "x.ply")
+    return [folder / "x.ply"]
+
+
 def _glb_json(data: bytes) -> bytes:
     return data[20 : 20 + struct.unpack_from("<I", data, 12)[0]]
 
@@ -71,6 +80,17 @@ def _camera_path(folder: Path) -> list[Path]:
 def _cameras(folder: Path) -> list[Path]:
     names = [f"{view}.png" for view in range(VIEWS)]
     save_cameras(make_cameras(VIEWS, WIDTH, HEIGHT), names, folder / "cameras.json")
+    return [folder / "cameras.json"]
+
+
+def _cameras_of_inria(folder: Path) -> list[Path]:
+    cameras = make_cameras(VIEWS, WIDTH, HEIGHT).c2w.double()
+    views = [
+        {"id": view, "img_name": f"{view}", "width": WIDTH, "height": HEIGHT, "fx": 30.0, "fy": 31.5}
+        | {"position": cameras[view, :3, 3].tolist(), "rotation": cameras[view, :3, :3].tolist()}
+        for view in range(VIEWS)
+    ]
+    (folder / "cameras.json").write_text(json.dumps(views))
     return [folder / "cameras.json"]
 
 
@@ -315,6 +335,7 @@ def _file(read: Callable[[Path], object]) -> Callable[[Path, Path], object]:
 
 READERS: dict[str, Reader] = {
     "ply": Reader(_splats("x.ply"), _file(load_gaussians), TEXT),
+    "ascii ply": Reader(_ply_in_words, _file(load_gaussians), TEXT),
     "compressed ply": Reader(_splats("x.compressed.ply"), _file(load_gaussians), TEXT),
     "splat": Reader(_splats("x.splat", 0), _file(load_gaussians), BINARY),
     "spz": Reader(_splats("x.spz"), _file(load_gaussians), BINARY),
@@ -325,6 +346,7 @@ READERS: dict[str, Reader] = {
     "glb json": Reader(_splats("x.glb"), _file(load_gaussians), JSON, _glb_json, _with_glb_json),
     "camera path": Reader(_camera_path, _file(load_path), JSON),
     "cameras.json": Reader(_cameras, _file(load_cameras), JSON),
+    "cameras.json of INRIA": Reader(_cameras_of_inria, _file(load_cameras), JSON),
     "transforms.json": Reader(_transforms, _read_scene, JSON),
     "opencv_cameras.json": Reader(_opencv, _read_scene, JSON),
     "COLMAP binary": Reader(_colmap(text=False), _read_scene, BINARY),

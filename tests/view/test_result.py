@@ -14,6 +14,7 @@ import torch
 from ilrm.errors import GaussiansError, IlrmWarning, SceneError
 from ilrm.evaluate import psnr
 from ilrm.export import save_ply
+from ilrm.export.cameras import find_names
 from ilrm.view import Result, load_result
 from ilrm.view.layers import update_layers
 from ilrm.view.pictures import picture
@@ -41,6 +42,17 @@ def test_a_file_alone(tmp_path: Path) -> None:
     result = load_result(tmp_path / "thing.ply")
     assert (result.title, result.cameras, result.photos, result.mesh) == ("thing", None, (), None)
     assert result.numbers == {"Gaussians": "5"}
+
+
+def test_names_of_another_trainer_mean_photos_by_their_stems(capture: Result) -> None:
+    """INRIA's trainer writes names without folder and suffix."""
+    assert capture.cameras is not None
+    stems = [Path(name).stem for name in capture.names]
+    assert np.array_equal(
+        photos_of(CAPTURE, stems, capture.cameras), photos_of(CAPTURE, capture.names, capture.cameras)
+    )
+    assert find_names(["a", "b", "c"], ["x/a.png", "b.jpg", "y/b.png"]) == [0, None, None]
+    assert find_names(["a.png", "b"], ["a.png", "b.png"]) == [0, None]
 
 
 def test_what_strangers_write_becomes_plain_text(tmp_path: Path) -> None:

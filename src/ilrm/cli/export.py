@@ -212,16 +212,15 @@ class Export:
 def _check_same_world(scene: Scene, gaussians: Path, photos: Path) -> None:
     """Refuse photos whose poses are not those beside the Gaussians, if there are any. Raises SceneError."""
     from ilrm.export.beside import cameras_beside, cameras_file
+    from ilrm.export.cameras import find_names
 
     beside = cameras_beside(gaussians)
     if beside is None:
         return
     cameras, names = beside
-    places = {name: view for view, name in enumerate(scene.names)}
-    if not any(name in places for name in names):  # INRIA's trainer leaves folder and suffix out
-        places = {Path(name).stem: view for name, view in places.items()}
-    known = [view for view, name in enumerate(names) if name in places]
-    of_scene = scene.cameras[[places[names[view]] for view in known]].c2w.double()
+    places = find_names(names, scene.names)
+    known = [view for view, place in enumerate(places) if place is not None]
+    of_scene = scene.cameras[[place for place in places if place is not None]].c2w.double()
     spread, distance = cameras.centers.std(dim=0, correction=0).norm(), cameras.centers.abs().max()
     extent = max(spread.item(), 1e-9 * distance.item(), 1e-12)  # cameras may all stand at one point
     error = (of_scene - cameras[known].c2w.double()).abs()

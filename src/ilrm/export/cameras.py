@@ -88,6 +88,18 @@ def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
     return Cameras(c2w, K, width, height).check(names), names
 
 
+def find_names(names: Sequence[str], photos: Sequence[str]) -> list[int | None]:
+    """The photo that each camera's name means, as an index into ``photos``; None for those that are not there.
+
+    INRIA's trainer leaves folder and suffix out: where no name is a photo's, the photos' stems are compared.
+    """
+    places = {photo: index for index, photo in enumerate(photos)}
+    if not any(name in places for name in names):
+        stems = Counter(Path(photo).stem for photo in photos)
+        places = {Path(photo).stem: index for index, photo in enumerate(photos) if stems[Path(photo).stem] == 1}
+    return [places.get(name) for name in names]
+
+
 _View = tuple[Tensor, Tensor, tuple[int, int]]  # c2w (4, 4), K (3, 3), size
 
 

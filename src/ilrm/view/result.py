@@ -14,6 +14,7 @@ from ilrm.cameras import Cameras
 from ilrm.errors import CameraError, SceneError, warn
 from ilrm.export import load_gaussians
 from ilrm.export.beside import SCENE_FILE, cameras_beside, find_splats, folder_of
+from ilrm.export.cameras import find_names
 from ilrm.files import settle
 from ilrm.gaussians import Gaussians
 from ilrm.image_files import MAX_PIXELS, open_image
@@ -187,7 +188,8 @@ def photos_of(
     from ilrm.scenes import load_scene
 
     scene = load_scene(scene_path, max_side=max(cameras.width, cameras.height), max_pixels=max_pixels)
-    if missing := [name for name in names if name not in scene.names]:
+    places = find_names(names, scene.names)
+    if missing := [name for name, place in zip(names, places, strict=True) if place is None]:
         raise SceneError(
             f"{scene_path} lacks {len(missing)} of {len(names)} input photos, the first is {missing[0]}.",
             fix="give the scene that the result was made from",
@@ -198,5 +200,5 @@ def photos_of(
             f"{cameras.width}x{cameras.height}.",
             fix="give the scene that the result was made from",
         )
-    images = scene.select([scene.names.index(name) for name in names]).images[:]
+    images = scene.select([place for place in places if place is not None]).images[:]
     return tuple(images.mul(255).round().byte().cpu().numpy())

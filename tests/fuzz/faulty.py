@@ -44,6 +44,6 @@ READERS = {
     "refuses": Reader(_make, _if_spoiled(_refuse), BINARY),
     "raises": Reader(_make, _if_spoiled(_raise), BINARY),
     "spins": Reader(_make, _if_spoiled(_spin), BINARY),
-    "grows": Reader(_make, _if_spoiled(lambda: b"x" * (1 << 30)), BINARY),
+    "grows": Reader(_make, _if_spoiled(lambda: b"x" * (400 << 20)), BINARY),
     "dies": Reader(_make, _if_spoiled(_die), BINARY),
 }

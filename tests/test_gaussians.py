@@ -80,7 +80,8 @@ def test_selection_and_concatenation() -> None:
     joined = Gaussians.cat([kept, gaussians[2:4]])
     assert len(joined) == len(kept) + 2
     batched = Gaussians(*(torch.stack([x, x]) for x in (getattr(gaussians, name) for name in PER_GAUSSIAN)))
-    assert len(batched) == 10
+    assert len(batched) == 2
+    assert batched.count == 10
     assert len(batched.flatten()) == 20
     torch.testing.assert_close(batched[1].means, gaussians.means)
 

@@ -82,13 +82,20 @@ class Similarity:
         return out
 
 
+class NoSuchCamera(CameraError, IndexError):
+    """An index out of range; ends loops like any IndexError."""
+
+
 @dataclass(frozen=True, eq=False)
 class Cameras:
-    """V pinhole cameras that share one image size.
+    """V pinhole cameras that share one image size, optionally with leading batch dimensions.
+
+    Like a tensor, cameras have the length of their first dimension and are indexed along it: views, or the batch
+    elements of a batch.
 
     Attributes:
-        c2w: (V, 4, 4) camera-to-world, OpenCV axes: columns right, down, forward, centre.
-        K: (V, 3, 3) intrinsics in pixels.
+        c2w: (..., V, 4, 4) camera-to-world, OpenCV axes: columns right, down, forward, centre.
+        K: (..., V, 3, 3) intrinsics in pixels.
         width, height: image size in pixels.
     """
 
@@ -98,11 +105,11 @@ class Cameras:
     height: int
 
     def __post_init__(self) -> None:
-        views = self.c2w.shape[0] if self.c2w.ndim == 3 else -1
-        if tuple(self.c2w.shape) != (views, 4, 4) or tuple(self.K.shape) != (views, 3, 3):
+        shape = tuple(self.c2w.shape[:-2])
+        if not shape or tuple(self.c2w.shape[-2:]) != (4, 4) or tuple(self.K.shape) != (*shape, 3, 3):
             raise CameraError(
                 f"Cameras were given c2w {tuple(self.c2w.shape)} and K {tuple(self.K.shape)}.",
-                expected="c2w (V, 4, 4) and K (V, 3, 3) with the same V",
+                expected="c2w (..., V, 4, 4) and K (..., V, 3, 3) with the same V and batch dimensions",
             )
         if not all(isinstance(side, int | np.integer) for side in (self.width, self.height)):
             raise CameraError(f"Image size {self.width!r} x {self.height!r}.", expected="whole numbers of pixels")
@@ -112,9 +119,27 @@ class Cameras:
     def __len__(self) -> int:
         return self.c2w.shape[0]
 
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The leading dimensions; empty for the cameras of one scene."""
+        return self.c2w.shape[:-3]
+
+    @property
+    def views(self) -> int:
+        """V, the number of cameras (of one batch element)."""
+        return self.c2w.shape[-3]
+
+    @property
+    def device(self) -> torch.device:
+        return self.c2w.device
+
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Cameras:
-        """A selection of the views; an integer gives cameras of length one."""
+        """A selection of the views; an integer gives cameras of length one. Of a batch: of its elements, or the one."""
         if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise NoSuchCamera(f"There is no camera {index} among {len(self)}.")
+            if self.batch_shape:
+                return replace(self, c2w=self.c2w[index], K=self.K[index])
             index = [index]
         if not isinstance(index, slice | Tensor):
             index = torch.as_tensor(list(index), dtype=torch.long, device=self.c2w.device)
@@ -122,18 +147,35 @@ class Cameras:
 
     @property
     def centers(self) -> Tensor:
-        """(V, 3) camera centres in the world."""
-        return self.c2w[:, :3, 3]
+        """(..., V, 3) camera centres in the world."""
+        return self.c2w[..., :3, 3]
 
     @property
     def forward(self) -> Tensor:
-        """(V, 3) unit viewing directions in the world."""
-        return self.c2w[:, :3, 2]
+        """(..., V, 3) unit viewing directions in the world."""
+        return self.c2w[..., :3, 2]
 
     @property
     def w2c(self) -> Tensor:
-        """(V, 4, 4) world-to-camera matrices."""
+        """(..., V, 4, 4) world-to-camera matrices."""
         return torch.linalg.inv(self.c2w)
+
+    @staticmethod
+    def from_w2c(w2c: Tensor, K: Tensor, width: int, height: int) -> Cameras:
+        """Cameras of world-to-camera matrices (..., V, 4, 4), as COLMAP, gsplat and VGGT have them (OpenCV axes)."""
+        if tuple(w2c.shape[-2:]) == (3, 4):
+            last = w2c.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*w2c.shape[:-2], 1, 4)
+            w2c = torch.cat([w2c, last], dim=-2)
+        return Cameras(torch.linalg.inv(w2c.double()).to(w2c.dtype), K, width, height)
+
+    @staticmethod
+    def stack(parts: Sequence[Cameras]) -> Cameras:
+        """A batch of cameras of the same number and image size. Raises CameraError."""
+        if len({(part.c2w.shape, part.width, part.height) for part in parts}) != 1:
+            given = [f"{tuple(part.c2w.shape)} of {part.width}x{part.height}" for part in parts]
+            raise CameraError(f"Cameras of several shapes are no batch: {', '.join(given)}.", expected="one shape")
+        c2w, K = (torch.stack([getattr(part, name) for part in parts]) for name in ("c2w", "K"))
+        return replace(parts[0], c2w=c2w, K=K)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
         """The same cameras on another device or in another precision."""
@@ -146,12 +188,17 @@ class Cameras:
             CameraError: NaN or infinite values, a rotation that is not orthonormal (tolerance 1e-3) or mirrored,
                 a focal length that is not positive. The message names the view.
         """
-        label = list(names) if names is not None else [f"view {i}" for i in range(len(self))]
-        rotation = self.c2w[:, :3, :3].double()
-        gram_error = (rotation.transpose(1, 2) @ rotation - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
+        label = list(names) if names is not None else [f"view {i}" for i in range(self.views)]
+        if self.batch_shape:
+            for one in self:
+                one.check(names)
+            return self
+        c2w, K = self.c2w.double().cpu(), self.K.double().cpu()
+        rotation = c2w[:, :3, :3]
+        gram_error = (rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
         determinant = torch.linalg.det(rotation.nan_to_num(0.0, 0.0, 0.0))
         for i, name in enumerate(label):
-            if not torch.isfinite(self.c2w[i]).all():
+            if not torch.isfinite(c2w[i]).all():
                 raise CameraError(
                     f"The pose of {name} holds NaN or infinite values.",
                     expected="a finite 4x4 camera-to-world matrix",
@@ -169,11 +216,11 @@ class Cameras:
                     expected="determinant +1",
                     fix="flip two axes when converting conventions, not one",
                 )
-            focal = self.K[i, [0, 1], [0, 1]]
-            if not torch.isfinite(self.K[i]).all() or (focal <= 0).any():
+            focal = K[i, [0, 1], [0, 1]]
+            if not torch.isfinite(K[i]).all() or (focal <= 0).any():
                 raise CameraError(
                     f"The intrinsics of {name} are impossible: fx = {focal[0]:.6g}, fy = {focal[1]:.6g}, "
-                    f"cx = {self.K[i, 0, 2]:.6g}, cy = {self.K[i, 1, 2]:.6g}.",
+                    f"cx = {K[i, 0, 2]:.6g}, cy = {K[i, 1, 2]:.6g}.",
                     expected="finite values and positive focal lengths in pixels",
                     fix="correct fl_x / fl_y / camera_angle_x of that view",
                 )
@@ -201,7 +248,7 @@ class Cameras:
         if not origin.any():
             return self
         c2w = self.c2w.double().clone()
-        c2w[:, :3, 3] -= origin.to(c2w)
+        c2w[..., :3, 3] -= origin.to(c2w)
         return replace(self, c2w=c2w)
 
     def resize(self, width: int, height: int) -> Cameras:
@@ -212,16 +259,16 @@ class Cameras:
     def crop(self, left: int, top: int, width: int, height: int) -> Cameras:
         """Cameras of the images cut to the box that starts at (left, top); the principal point moves along."""
         K = self.K.clone()
-        K[:, 0, 2] -= left
-        K[:, 1, 2] -= top
+        K[..., 0, 2] -= left
+        K[..., 1, 2] -= top
         return replace(self, K=K, width=width, height=height)
 
     def rays(self) -> tuple[Tensor, Tensor]:
-        """Origins and unit directions of the rays through all pixel centres, each (V, H, W, 3), in the world."""
+        """Origins and unit directions of the rays through all pixel centres, each (..., V, H, W, 3), in the world."""
         return rays(self.c2w, self.K, self.width, self.height)
 
     def plucker(self) -> Tensor:
-        """(V, H, W, 6) Pluecker coordinates: moment o x d, then direction d."""
+        """(..., V, H, W, 6) Pluecker coordinates: moment o x d, then direction d."""
         origins, directions = self.rays()
         return torch.cat([torch.linalg.cross(origins, directions, dim=-1), directions], dim=-1)
 

@@ -30,6 +30,9 @@ class NoSuchGaussian(GaussiansError, IndexError):
 class Gaussians:
     """N Gaussians, optionally with leading batch dimensions.
 
+    Like a tensor, they have the length of their first dimension and are indexed along it: Gaussians, or the batch
+    elements of a batch.
+
     Attributes:
         means: (..., N, 3) centres in world units, counted from ``origin``: the place in the world is origin + means.
         scales: (..., N, 3) standard deviations along the own axes in world units (linear, positive).
@@ -72,6 +75,15 @@ class Gaussians:
             )
 
     def __len__(self) -> int:
+        return self.means.shape[0]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The leading dimensions; empty for one set."""
+        return self.means.shape[:-2]
+
+    @property
+    def count(self) -> int:
         """N, the number of Gaussians (of one batch element)."""
         return self.means.shape[-2]
 
@@ -84,7 +96,8 @@ class Gaussians:
     def device(self) -> torch.device:
         return self.means.device
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
+        """The same function of each of the five tensors."""
         return replace(self, **{name: change(getattr(self, name)) for name in PER_GAUSSIAN})
 
     def __getitem__(self, index: int | slice | Tensor) -> Gaussians:
@@ -95,20 +108,20 @@ class Gaussians:
             index %= self.means.shape[0]
             if self.means.ndim == 2:
                 index = slice(index, index + 1)
-        return self._map(lambda x: x[index])
+        return self.map(lambda x: x[index])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Gaussians:
         """The same Gaussians on another device or in another precision."""
-        return self._map(lambda x: x.to(device, dtype))
+        return self.map(lambda x: x.to(device, dtype))
 
     def detach(self) -> Gaussians:
         """The same values without a gradient."""
-        return self._map(lambda x: x.detach())
+        return self.map(lambda x: x.detach())
 
     def flatten(self) -> Gaussians:
         """All batch elements as one set (B * N)."""
         lead = self.means.ndim - 1
-        return self._map(lambda x: x.flatten(0, lead - 1))
+        return self.map(lambda x: x.flatten(0, lead - 1))
 
     @property
     def world_means(self) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -29,11 +30,39 @@ def resolve(precision: Precision, device: torch.device, parameters: int) -> Lite
     return "bf16" if worth_it and has_bf16(device) else "fp32"
 
 
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Keep convolutions of fp32 tensors on CUDA in fp32; torch's own default, TF32, has 10 bits instead of 23.
+
+    Matrix products are exact unless ``torch.set_float32_matmul_precision`` was called, which is the caller's choice.
+    """
+    cudnn = torch.backends.cudnn
+    if hasattr(cudnn, "conv"):  # from torch 2.9 on, where the other name must not be mixed with these
+        switches = [(cudnn.conv, "fp32_precision", "ieee"), (cudnn.rnn, "fp32_precision", "ieee")]
+    else:
+        switches = [(cudnn, "allow_tf32", False)]
+    before = [getattr(place, name) for place, name, _ in switches]
+    for place, name, value in switches:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for (place, name, _), value in zip(switches, before, strict=True):
+            setattr(place, name, value)
+
+
 def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> AbstractContextManager[object]:
-    """Run matrix products and attention in that format.
+    """Run matrix products, convolutions and attention in that format.
 
     Without gradients a weight is used once, so its bf16 copy is not kept: it would cost half the weights in memory.
     """
-    if precision == "fp32":
-        return nullcontext()
+    if precision == "fp32" or not torch.amp.is_autocast_available(device.type):
+        return exact_fp32()
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=torch.is_grad_enabled())
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in the tensors' own formats, whatever is around: geometry needs all of its digits."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()  # "meta"
+    return torch.autocast(device.type, enabled=False)

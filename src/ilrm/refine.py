@@ -1,7 +1,7 @@
 """Post-prediction optimisation: Gaussians are fitted further to the photos they came from.
 
-Works in the unit frame of the input cameras, so that nothing depends on the scale of the world. Views are rendered
-one by one and their gradients summed: memory does not grow with the number of views.
+Works in the unit frame of the input cameras, so that nothing depends on the scale of the world. Only so many views are
+rendered at once, and their gradients summed: memory does not grow with the number of views.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch import Tensor
 from ilrm.cameras import Cameras, normalise
 from ilrm.errors import ConfigError, GaussiansError, SceneError
 from ilrm.evaluate.agreement import warn_if_apart
-from ilrm.evaluate.metrics import SSIM_WINDOW, masked_mean, mean_of_known, psnr, ssim_map, whole_windows
+from ilrm.evaluate.metrics import SSIM_WINDOW, mean_of_known, psnr, ssim_map, whole_windows
 from ilrm.gaussians import Gaussians
 from ilrm.render import render
 from ilrm.scene import Scene
 
 _OPACITY_RANGE = (1e-6, 1 - 1e-6)
+# Of the photos that a step renders at once, about: what renderings and gradients need of memory follows.
+_MOST_PIXELS = 1 << 21
 # Photos that are measured before the first step and after the last.
 _MOST_PROBES = 16
 
@@ -339,15 +341,15 @@ class _State:
             group["lr"] = getattr(self.config.rates, group["name"]) * decay
         self.optimiser.zero_grad(set_to_none=True)
         loss, decibels = 0.0, []
-        for view in views:
-            rgb = render(self._gaussians(), photos.cameras[view]).rgb
-            truth = photos.images[[view]].to(rgb)
-            mask = photos.mask_of([view])
+        together = max(1, _MOST_PIXELS // (photos.cameras.width * photos.cameras.height))
+        for group in (views[i : i + together] for i in range(0, len(views), together)):
+            rgb = render(self._gaussians(), photos.cameras[group]).rgb
+            truth, mask = photos.images[group].to(rgb), photos.mask_of(group)
             mask = None if mask is None else mask.to(rgb.device)
-            view_loss = _photometric(rgb, truth, mask, self.config)
-            (view_loss / len(views)).backward()
-            loss += view_loss.item() / len(views)
-            decibels.append(psnr(rgb.detach(), truth, mask).item())
+            group_loss = _photometric(rgb, truth, mask, self.config) * (len(group) / len(views))
+            group_loss.backward()
+            loss += group_loss.item()
+            decibels += psnr(rgb.detach(), truth, mask).tolist()
         gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
         if all(torch.isfinite(gradient).all() for gradient in gradients):
             self.optimiser.step()
@@ -376,7 +378,7 @@ class _State:
 
 
 def _photometric(rgb: Tensor, truth: Tensor, mask: Tensor | None, config: RefineConfig) -> Tensor:
-    """Of one view (1, H, W, 3); pixels outside the mask (1, H, W) count in none of the terms."""
+    """Mean over views (V, H, W, 3); pixels outside the mask (V, H, W) count in none of the terms."""
     difference = rgb - truth
     loss = (1 - config.l1) * _mean(difference.square(), mask)
     if config.l1:
@@ -388,7 +390,8 @@ def _photometric(rgb: Tensor, truth: Tensor, mask: Tensor | None, config: Refine
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """As ``masked_mean``, but 0 where nothing counts: such a view pulls at nothing."""
-    if mask is not None and not mask.any():
-        return values.sum() * 0.0
-    return masked_mean(values, mask)
+    """Mean over the views of each one's mean over the pixels that count; 0 for a view in which none does."""
+    if mask is None:
+        return values.mean()
+    counted = torch.where(mask[..., None], values, 0.0).sum((1, 2, 3))
+    return (counted / (values.shape[-1] * mask.sum((1, 2))).clamp_min(1)).mean()

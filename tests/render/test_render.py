@@ -164,12 +164,6 @@ def test_expanded_image_gradient() -> None:
     assert torch.equal(by_sum, by_hand)
 
 
-def test_batched_gaussians_are_refused() -> None:
-    batched = change(make_gaussians(4), lambda _, x: x[None])
-    with pytest.raises(GaussiansError, match="batched"):
-        render(batched, make_cameras(1, 8, 8))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ilrm.precision import without_autocast
+
 # Base of the rotary frequencies; patch grids are at most some hundred tokens wide.
 _ROTARY_BASE = 100.0
 
@@ -38,7 +40,7 @@ class CameraEncoding:
             height, width: of the grid in pixels.
         """
         rows, columns = height // patch_size, width // patch_size
-        with torch.autocast(c2w.device.type, enabled=False):
+        with without_autocast(c2w.device):
             lift = torch.eye(4, device=c2w.device).repeat(*K.shape[:2], 1, 1)
             # Image coordinates from -1 to 1, so that no entry depends on the resolution.
             to_unit = torch.tensor([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1.0]], device=K.device)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ilrm.model.config import FootprintDecoder
 from ilrm.model.matching import AGREEMENT_TOLERANCE, Match
 from ilrm.model.view_geometry import Views, at_a_time
+from ilrm.precision import without_autocast
 
 # Errors in log-distance below this are no contradiction.
 _SLACK = 0.05
@@ -78,7 +79,7 @@ def cross_check(
         hidden: (B, V, H, W) bool, pixels that say nothing.
     """
     B, V, H, W = match.fraction.shape
-    with torch.autocast(rgb.device.type, enabled=False):
+    with without_autocast(rgb.device):
         views = Views.of(c2w.float(), K.float(), W, H, V - 1, hidden)
         counted = _count(match.fraction.flatten(0, 1).float(), rgb.flatten(0, 1).float(), views, decoder)
     return Consistency(*(x.unflatten(0, (B, V)) for x in counted))

@@ -17,6 +17,7 @@ from ilrm.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply
 from ilrm.model.config import CHANNEL_WIDTH, FootprintDecoder, ILRMConfig, ReleasedDecoder
 from ilrm.model.consistency import Consistency
 from ilrm.model.matching import Match
+from ilrm.precision import without_autocast
 from ilrm.spherical_harmonics import C0
 
 # A matched depth at the very end of the range has no finite logit.
@@ -95,7 +96,7 @@ class PixelHead(nn.Module):
 
 def decode(raw_BVHWC: Tensor, inputs: DecoderInputs, config: ILRMConfig) -> GaussianLogits:
     """Gaussians in view, row, column order, in the frame of the cameras; fp32 whatever the autocast."""
-    with torch.autocast(raw_BVHWC.device.type, enabled=False):
+    with without_autocast(raw_BVHWC.device):
         parts = raw_BVHWC.float().split(config.raw_split(), dim=-1)
         if isinstance(config.decoder, ReleasedDecoder):
             return _decode_released(parts, inputs, config, config.decoder)

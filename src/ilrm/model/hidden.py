@@ -26,7 +26,7 @@ def fill_hidden(images_BVHW3: Tensor, mask_BVHW: Tensor) -> Tensor:
 
 def _fill(sums: Tensor, counts: Tensor) -> Tensor:
     """Means (N, C, H, W) of sums (N, C, H, W) over counts (N, 1, H, W); from half the resolution where counts are 0."""
-    if counts.all() or max(counts.shape[-2:]) == 1:
+    if max(counts.shape[-2:]) == 1:
         return torch.where(counts > 0, sums / counts.clamp_min(1e-6), 0.5)
     halves = [F.avg_pool2d(x, 2, ceil_mode=True) for x in (sums, counts)]
     around = F.interpolate(_fill(*halves), counts.shape[-2:], mode="bilinear", align_corners=False)

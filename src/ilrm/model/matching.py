@@ -26,6 +26,7 @@ from ilrm.errors import ConfigError
 from ilrm.model.config import FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.model.matching_net import MatchingNet
 from ilrm.model.view_geometry import Views, at_a_time
+from ilrm.precision import without_autocast
 
 # Variance of grey values below which a window counts as plain: (two grey levels of 255) squared.
 _PLAIN_VARIANCE = (2 / 255) ** 2
@@ -107,12 +108,12 @@ def match_depth(
         middle = torch.full((B, V, H, W), 0.5, device=rgb.device)
         return Match(middle, torch.full_like(middle, _UNSEEN), torch.zeros_like(middle))
     rgb_NHW3 = rgb.flatten(0, 1)
-    with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(rgb.device):
         views = Views.of(c2w.float(), K.float(), W, H, matching.sources, hidden)
         correlation = _Correlation(rgb_NHW3.float().mean(-1), views, matching.window)
         volume = _sweep(correlation, matching.planes, decoder)
     logits = None if net is None else net(volume, rgb_NHW3)
-    with torch.autocast(rgb.device.type, enabled=False):
+    with without_autocast(rgb.device):
         if net is None or logits is None:
             fraction, score = _winner(volume[:, 0])
         else:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ilrm.cameras import rays
 from ilrm.model.config import CHANNEL_WIDTH
+from ilrm.precision import without_autocast
 
 LAYER_NORM_EPS = 1e-5
 
@@ -55,7 +56,7 @@ def channel_count(names: Sequence[str]) -> int:
 @torch.no_grad()
 def ray_maps(c2w_BV44: Tensor, K_BV33: Tensor, width: int, height: int) -> dict[str, Tensor]:
     """Origin, direction and moment of every pixel's ray, each (B, V, H, W, 3), in fp32 whatever the autocast."""
-    with torch.autocast(c2w_BV44.device.type, enabled=False):
+    with without_autocast(c2w_BV44.device):
         origin, direction = rays(c2w_BV44.float(), K_BV33.float(), width, height)
         moment = torch.linalg.cross(origin, direction, dim=-1)
     return {"origin": origin, "direction": direction, "moment": moment}

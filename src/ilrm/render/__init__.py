@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,12 +22,12 @@ __all__ = ["Backend", "Rendering", "render"]
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
-    """What V cameras see.
+    """What V cameras see, with the batch dimensions of Gaussians and cameras in front.
 
     Attributes:
-        rgb: (V, H, W, 3), background included; not clamped, can exceed 1.
-        alpha: (V, H, W) in [0, 1].
-        depth: (V, H, W) expected z-depth in world units, sum(w z) / alpha; 0 where alpha is 0.
+        rgb: (..., V, H, W, 3), background included; not clamped, can exceed 1.
+        alpha: (..., V, H, W) in [0, 1].
+        depth: (..., V, H, W) expected z-depth in world units, sum(w z) / alpha; 0 where alpha is 0.
     """
 
     rgb: Tensor
@@ -43,33 +44,29 @@ def render(
     far: float = 1e6,
     backend: Backend = "auto",
 ) -> Rendering:
-    """Render one set of Gaussians into V cameras.
+    """Render N Gaussians into V cameras, or batches of both element by element.
 
     The rules are those of ``ilrm.render.rules``. Gradients flow from all three outputs to means, scales, quats,
     opacities and sh, and to nothing else. Quaternions are normalised inside. Gaussians with NaN or infinite
     values are not drawn and get no gradient. Skew in K is ignored.
 
     Args:
-        gaussians: N Gaussians without batch dimensions; N may be 0.
-        cameras: in the world of the Gaussians, moved to their device and to their ``origin`` if need be.
+        gaussians: (..., N); N may be 0.
+        cameras: (..., V) in the world of the Gaussians, moved to their device and to their ``origin`` if need be. Batch
+            dimensions of both are broadcast: one set of cameras may see several sets of Gaussians, and the reverse.
         background: three numbers.
         near, far: camera z between which Gaussians are drawn, in world units.
         backend: "auto" takes "gsplat" for CUDA tensors and "numba" otherwise. "numba" runs on the CPU in float32,
             whatever the dtype; "reference" is slow and keeps the dtype. Half precision is computed in float32.
 
     Raises:
-        GaussiansError: batched Gaussians, ones without values (the device "meta"); on the CPU, where looking costs
-            nothing, also negative scales and rotations 0 0 0 0.
-        CameraError: focal lengths that are not positive.
+        GaussiansError: batch dimensions that do not fit those of the cameras, Gaussians without values (the device
+            "meta"); on the CPU, where looking costs nothing, also negative scales and rotations 0 0 0 0.
+        CameraError: focal lengths that are not positive (looked for on the CPU alone).
         ConfigError: an unknown backend, a background that is not three numbers, near or far out of order.
         MissingExtraError: backend "gsplat" without the package.
     """
-    if gaussians.means.ndim != 2:
-        raise GaussiansError(
-            f"render was given batched Gaussians, means {tuple(gaussians.means.shape)}.",
-            expected="one set: means (N, 3)",
-            fix="render the batch elements one by one: render(gaussians[b], cameras)",
-        )
+    shape = _batch_shape(gaussians, cameras)
     gaussians = _drawable(gaussians)
     if not 0 < near < far:
         raise ConfigError(f"render was given near = {near} and far = {far}.", expected="0 < near < far")
@@ -79,9 +76,36 @@ def render(
     if backend == "auto":
         backend = "gsplat" if gaussians.device.type == "cuda" else "numba"
     local = cameras.relative_to(gaussians.origin)
-    rgb, alpha, weighted_depth = _render_with(backend)(gaussians, local, colour, near, far)
+    flat_gaussians, flat_cameras = _flattened(gaussians, shape), _flattened_cameras(local, shape)
+    images = _render_with(backend)(flat_gaussians, flat_cameras, colour, near, far)
+    rgb, alpha, weighted_depth = (image.reshape(*shape, *image.shape[1:]) for image in images)
     depth = weighted_depth / alpha.clamp_min(DEPTH_ALPHA_MIN)
     return Rendering(rgb, alpha, torch.where(alpha > 0, depth, 0.0))
+
+
+def _batch_shape(gaussians: Gaussians, cameras: Cameras) -> tuple[int, ...]:
+    """The batch dimensions of both, broadcast. Raises GaussiansError."""
+    try:
+        return tuple(torch.broadcast_shapes(gaussians.batch_shape, cameras.batch_shape))
+    except RuntimeError:
+        raise GaussiansError(
+            f"render was given Gaussians with batch dimensions {tuple(gaussians.batch_shape)} and cameras with "
+            f"{tuple(cameras.batch_shape)}.",
+            expected="the same, or some of them 1 or missing",
+        ) from None
+
+
+def _flattened(gaussians: Gaussians, shape: tuple[int, ...]) -> Gaussians:
+    """(B, N) for batch dimensions of any number."""
+    lead = len(gaussians.batch_shape)
+    return gaussians.map(lambda x: x.expand(*shape, *x.shape[lead:]).reshape(math.prod(shape), *x.shape[lead:]))
+
+
+def _flattened_cameras(cameras: Cameras, shape: tuple[int, ...]) -> Cameras:
+    """(B, V) for batch dimensions of any number."""
+    tensors = (x.expand(*shape, *x.shape[-3:]) for x in (cameras.c2w, cameras.K))
+    c2w, K = (x.reshape(math.prod(shape), *x.shape[-3:]) for x in tensors)
+    return replace(cameras, c2w=c2w, K=K)
 
 
 def _drawable(gaussians: Gaussians) -> Gaussians:
@@ -93,7 +117,7 @@ def _drawable(gaussians: Gaussians) -> Gaussians:
         )
     if not gaussians.means.is_floating_point():
         raise GaussiansError(f"render was given Gaussians of {gaussians.means.dtype}.", expected="floating point")
-    if gaussians.device.type == "cpu" and len(gaussians) > 0:
+    if gaussians.device.type == "cpu" and gaussians.opacities.numel() > 0:
         scales, quats = gaussians.scales.detach(), gaussians.quats.detach()
         if scales.amin() < 0 or (quats.abs().amax(-1) == 0).any():
             raise GaussiansError(
@@ -107,7 +131,7 @@ def _drawable(gaussians: Gaussians) -> Gaussians:
 
 
 def _render_with(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """The backend's function (gaussians, cameras, background, near, far) -> rgb, alpha, sum of weight times depth."""
+    """The backend's function for a batch, in the order of ``render``: rgb, alpha, and the sum of weight times depth."""
     # Imported here so that `import ilrm` does not wait for numba, and works without gsplat.
     if backend == "numba":
         from ilrm.render.numba_cpu import render_views

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from ilrm import spherical_harmonics
 from ilrm.cameras import Cameras
 from ilrm.errors import ConfigError, MissingExtraError
 from ilrm.gaussians import Gaussians
@@ -14,7 +19,7 @@ from ilrm.render.rules import BLUR
 def render_views(
     gaussians: Gaussians, cameras: Cameras, background: Tensor, near: float, far: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour (V, H, W, 3), alpha (V, H, W) and sum of weight times depth (V, H, W), float32."""
+    """Of a batch (B, N), (B, V): colour (B, V, H, W, 3), alpha and sum of weight times depth (B, V, H, W), float32."""
     try:
         from gsplat import rasterization  # type: ignore[import-not-found]
     except ImportError as error:
@@ -25,30 +30,63 @@ def render_views(
             expected="a CUDA device",
             fix="move them with gaussians.to('cuda'), or leave the backend at 'auto'",
         )
-    drawn = gaussians.to(dtype=torch.float32)[gaussians.finite()]
-    views, height, width = len(cameras), cameras.height, cameras.width
-    colour = background.float().expand(views, 3)
-    if len(drawn) == 0:
+    return draw(rasterization, gaussians, cameras, background, near, far)
+
+
+def draw(
+    rasterization: Callable[..., tuple[Tensor, Tensor, object]],
+    gaussians: Gaussians,
+    cameras: Cameras,
+    background: Tensor,
+    near: float,
+    far: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``render_views`` with gsplat's function of that name, or another that keeps its promises."""
+    drawn = _without_broken(gaussians.to(dtype=torch.float32))
+    (batch, views), height, width = cameras.c2w.shape[:2], cameras.height, cameras.width
+    colour = background.float().expand(batch, views, 3)
+    if drawn.count == 0:
         # gsplat's kernels do not take empty sets.
-        empty = drawn.means.sum() + colour.new_zeros(views, height, width)
-        return colour[:, None, None].expand(views, height, width, 3) + empty[..., None], empty, empty
+        empty = drawn.means.sum() + colour.new_zeros(batch, views, height, width)
+        return colour[:, :, None, None].expand(*empty.shape, 3) + empty[..., None], empty, empty
+    c2w = cameras.c2w.detach().to(drawn.device, torch.float64)
+    # Evaluated here: how gsplat takes batches of harmonics differs between its releases.
+    directions = F.normalize(drawn.means[:, None] - c2w[:, :, None, :3, 3].to(drawn.means), dim=-1)
+    colours = spherical_harmonics.colours(drawn.sh[:, None], directions)
     images, alpha, _ = rasterization(
         means=drawn.means,
         quats=drawn.quats,
         scales=drawn.scales,
         opacities=drawn.opacities,
-        colors=drawn.sh,
-        viewmats=cameras.c2w.detach().double().inverse().to(drawn.means),
+        colors=colours,
+        viewmats=_rigid_inverse(c2w).to(drawn.means),
         Ks=cameras.K.detach().to(drawn.means),
         width=width,
         height=height,
         near_plane=near,
         far_plane=far,
         eps2d=BLUR,
-        sh_degree=drawn.sh_degree,
+        sh_degree=None,
         packed=False,
         backgrounds=colour,
         render_mode="RGB+D",
         rasterize_mode="antialiased" if drawn.antialiased else "classic",
     )
     return images[..., :3], alpha[..., 0], images[..., 3]
+
+
+def _without_broken(gaussians: Gaussians) -> Gaussians:
+    """Gaussians with NaN or infinite values become invisible ones without a gradient; nothing waits for the GPU."""
+    sound = gaussians.finite()
+    shown = gaussians.map(lambda x: torch.where(sound.reshape(sound.shape + (1,) * (x.ndim - sound.ndim)), x, 0.0))
+    upright = shown.quats.new_tensor([1.0, 0.0, 0.0, 0.0])
+    return replace(shown, quats=torch.where(sound[..., None], shown.quats, upright))
+
+
+def _rigid_inverse(c2w: Tensor) -> Tensor:
+    """World-to-camera matrices of camera-to-world matrices (..., 4, 4)."""
+    rotation = c2w[..., :3, :3].mT
+    w2c = torch.eye(4, dtype=c2w.dtype, device=c2w.device).repeat(*c2w.shape[:-2], 1, 1)
+    w2c[..., :3, :3] = rotation
+    w2c[..., :3, 3:] = -rotation @ c2w[..., :3, 3:]
+    return w2c

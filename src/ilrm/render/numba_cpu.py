@@ -55,8 +55,12 @@ def _threads() -> Iterator[None]:
 def render_views(
     gaussians: Gaussians, cameras: Cameras, background: Tensor, near: float, far: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour (V, H, W, 3), alpha (V, H, W) and sum of weight times depth (V, H, W), float32."""
-    views = [view_vector(v, near, far, gaussians.antialiased) for v in Pinhole.of(cameras, torch.float64)]
+    """Of a batch (B, N), (B, V): colour (B, V, H, W, 3), alpha and sum of weight times depth (B, V, H, W), float32."""
+    like = torch.empty(0, dtype=torch.float64)
+    views = [
+        [view_vector(view, near, far, gaussians.antialiased) for view in Pinhole.of(element, like)]
+        for element in cameras
+    ]
     g = gaussians.to("cpu", torch.float32)
     job = _Job(views, cameras.width, cameras.height, background.numpy(force=True).astype(np.float32))
     return _Rasterise.apply(g.means, g.scales, g.quats, g.opacities, g.sh, job)  # type: ignore[misc]
@@ -64,12 +68,16 @@ def render_views(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What a call renders besides the Gaussians."""
+    """What a call renders besides the Gaussians: V views for each of B sets."""
 
-    views: list[np.ndarray]
+    views: list[list[np.ndarray]]
     width: int
     height: int
     background: np.ndarray
+
+    def each(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Batch element, view, and the view's numbers."""
+        return ((b, v, view) for b, views in enumerate(self.views) for v, view in enumerate(views))
 
     @property
     def tiles_x(self) -> int:
@@ -97,12 +105,12 @@ class _Rasterise(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         *parameters, job = args
         arrays = [np.ascontiguousarray(p.detach().numpy()) for p in parameters]
-        size = (len(job.views), job.height, job.width)
+        size = (len(job.views), len(job.views[0]), job.height, job.width)
         rgb, alpha, depth = np.empty((*size, 3), np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
         traces = []
         with _threads():
-            for i, view in enumerate(job.views):
-                trace = _render(arrays, view, job, rgb[i], alpha[i], depth[i])
+            for b, v, view in job.each():
+                trace = _render([array[b] for array in arrays], view, job, rgb[b, v], alpha[b, v], depth[b, v])
                 if any(ctx.needs_input_grad):
                     traces.append(trace)
         ctx.save_for_backward(*parameters)
@@ -116,8 +124,9 @@ class _Rasterise(torch.autograd.Function):
         gradients = [np.zeros(a.shape, np.float32) for a in arrays]
         images = [np.ascontiguousarray(v.numpy()) for v in image_gradients]
         with _threads():
-            for i, (view, trace) in enumerate(zip(ctx.job.views, ctx.traces, strict=True)):
-                _add_gradient(arrays, view, ctx.job, trace, [v[i] for v in images], gradients)
+            for (b, v, view), trace in zip(ctx.job.each(), ctx.traces, strict=True):
+                of_element = [array[b] for array in arrays], view, ctx.job, trace
+                _add_gradient(*of_element, [image[b, v] for image in images], [x[b] for x in gradients])
         needed = zip(gradients, ctx.needs_input_grad[:-1], strict=True)
         return (*(torch.from_numpy(g) if wanted else None for g, wanted in needed), None)
 

@@ -30,10 +30,10 @@ class Pinhole:
     height: int
 
     @staticmethod
-    def of(cameras: Cameras, dtype: torch.dtype) -> list[Pinhole]:
-        """One for each camera; poses are inverted in float64 and then rounded to ``dtype``."""
+    def of(cameras: Cameras, like: Tensor) -> list[Pinhole]:
+        """One for each of V cameras; poses are inverted in float64, then get dtype and device of ``like``."""
         c2w, K = cameras.c2w.detach().double().cpu(), cameras.K.detach().double().cpu()
-        w2c = torch.linalg.inv(c2w).to(dtype)
+        w2c = torch.linalg.inv(c2w).to(like)
         views = []
         for i in range(len(cameras)):
             (fx, _, cx), (_, fy, cy), _ = K[i].tolist()
@@ -41,7 +41,7 @@ class Pinhole:
                 raise CameraError(
                     f"View {i} has the focal lengths {fx:g} and {fy:g}.", expected="positive ones, in pixels"
                 )
-            centre = c2w[i, :3, 3].to(dtype)
+            centre = c2w[i, :3, 3].to(like)
             views.append(Pinhole(w2c[i], centre, fx, fy, cx, cy, cameras.width, cameras.height))
         return views
 

@@ -17,10 +17,11 @@ _CHUNK = 1024
 def render_views(
     gaussians: Gaussians, cameras: Cameras, background: Tensor, near: float, far: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour (V, H, W, 3), alpha (V, H, W) and sum of weight times depth (V, H, W)."""
-    views = Pinhole.of(cameras, gaussians.means.dtype)
-    images = [_render_view(gaussians, view, background, near, far) for view in views]
-    rgb, alpha, depth = (torch.stack(x) for x in zip(*images, strict=True))
+    """Of a batch (B, N), (B, V): colour (B, V, H, W, 3), alpha and sum of weight times depth (B, V, H, W)."""
+    elements = zip(gaussians, cameras, strict=True)
+    views = [(one, view) for one, seen_by in elements for view in Pinhole.of(seen_by, gaussians.means)]
+    images = [_render_view(one, view, background, near, far) for one, view in views]
+    rgb, alpha, depth = (torch.stack(x).unflatten(0, (len(gaussians), -1)) for x in zip(*images, strict=True))
     return rgb, alpha, depth
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ilrm.cameras import Cameras
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -52,6 +54,17 @@ class Batch:
     def targets(self) -> int:
         """Number of target views."""
         return self.images.shape[1] - self.inputs
+
+    @property
+    def target_cameras(self) -> Cameras:
+        """(B, T) cameras of the target views."""
+        height, width = self.images.shape[2:4]
+        return Cameras(self.c2w[:, self.inputs :], self.K[:, self.inputs :], width, height)
+
+    @property
+    def target_images(self) -> Tensor:
+        """(B, T, H, W, 3) photos of the target views."""
+        return self.images[:, self.inputs :]
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -16,6 +16,7 @@ from typing import Literal
 from ilrm import paths
 from ilrm.errors import OutputError
 from ilrm.files import check_writable
+from ilrm.precision import exact_fp32
 from ilrm.train.checkpoint import Checkpoint, check_same_run, read_checkpoint
 from ilrm.train.config import TrainConfig
 from ilrm.train.distributed import StrategyName, launch, together
@@ -89,17 +90,20 @@ def train(
         stored = together(fabric, lambda: _stored(output, config))
         run = Run(fabric, config, output, stored)
         first_step, record, stopped_by = run.progress.step, None, "steps"
-        with worker_deaths_explained(), closing(run), _Signals() as signals:
+        # Gradients are computed outside of the network's own context.
+        exact = exact_fp32() if config.precision == "fp32" else nullcontext()
+        with worker_deaths_explained(), closing(run), exact, _Signals() as signals:
             if first_step < config.steps:
                 run.open()
             while run.progress.step < config.steps and stopped_by == "steps":
                 record = run.step()
                 stopped_by = run.agree_to_stop(signals.asked is not None, time.monotonic() + run.reserve > deadline)
                 complete, step = run.progress.step == config.steps, run.progress.step
-                improved = (complete or _due(step, config.validate_every)) and run.validate()
-                keep = _due(step, config.keep_every)
-                if complete or stopped_by != "steps" or improved or keep or _due(step, config.save_every):
-                    run.save(best=improved, keep=keep)
+                keep, validates = _due(step, config.keep_every), complete or _due(step, config.validate_every)
+                if validates or stopped_by != "steps" or keep or _due(step, config.save_every):
+                    run.save(best=False, keep=keep)
+                if validates and run.validate():  # after saving: what fails here costs no step
+                    run.save(best=True, keep=keep)
                 if on_step is not None and fabric.is_global_zero:
                     on_step(record)
         return TrainResult(

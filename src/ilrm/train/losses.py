@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras
 from ilrm.errors import ConfigError
 from ilrm.gaussians import Gaussians
 from ilrm.model import FootprintDecoder, ILRMConfig
@@ -80,7 +79,7 @@ def losses(
     every_layer = output if wanted["iterations"] else None
     gaussians = output[-1] if wanted["iterations"] else output
     rendered = render_targets(gaussians, batch)
-    truth = batch.images[:, batch.inputs :]
+    truth = batch.target_images
 
     terms: dict[str, tuple[float, Tensor]] = {}
     if config.mse > 0:
@@ -113,15 +112,12 @@ def losses(
 
 def render_targets(gaussians: Gaussians, batch: Batch) -> Tensor:
     """(B, T, H, W, 3) renderings of the target views on white, not clamped."""
-    height, width = batch.images.shape[2:4]
-    targets = slice(batch.inputs, None)
-    cameras = [Cameras(batch.c2w[b, targets], batch.K[b, targets], width, height) for b in range(len(batch))]
-    return torch.stack([render(gaussians[b], cameras[b]).rgb for b in range(len(batch))])
+    return render(gaussians, batch.target_cameras).rgb
 
 
 def iterations_term(earlier: Sequence[Gaussians], batch: Batch, decay: float) -> Tensor:
     """Sum over the update layers before the last of decay^(distance to the last) times the layer's squared error."""
-    truth = batch.images[:, batch.inputs :]
+    truth = batch.target_images
     errors = [(render_targets(gaussians, batch) - truth).square().mean() for gaussians in earlier]
     weighted = [decay ** (len(errors) - i) * error for i, error in enumerate(errors)]
     return torch.stack(weighted).sum() if weighted else truth.new_zeros(())

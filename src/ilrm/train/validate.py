@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras
 from ilrm.evaluate import depth_abs_rel, psnr, ssim
 from ilrm.evaluate.metrics import SSIM_WINDOW
 from ilrm.files import write_bytes
@@ -51,19 +50,18 @@ def validate(reconstruct: Callable[[Batch], Gaussians], batches: Sequence[Batch]
     psnrs, ssims, errors, rows = [], [], [], []
     for batch in batches:
         gaussians = reconstruct(batch)
-        height, width = batch.images.shape[2:4]
-        targets = slice(batch.inputs, None)
+        batch = batch.to(gaussians.device)
+        seen, truth = render(gaussians, batch.target_cameras), batch.target_images
+        psnrs += psnr(seen.rgb.flatten(0, 1), truth.flatten(0, 1)).tolist()
+        if min(truth.shape[2:4]) >= SSIM_WINDOW:
+            ssims += ssim(seen.rgb.clamp(0, 1).flatten(0, 1), truth.flatten(0, 1)).tolist()
+        if batch.depth is not None:
+            true_depth = batch.depth[:, batch.inputs :].flatten(0, 1)
+            known = (true_depth > 0).flatten(1).any(1)
+            errors += depth_abs_rel(seen.depth.flatten(0, 1)[known], true_depth[known]).tolist() if known.any() else []
         for b in range(len(batch)):
-            seen = render(gaussians[b], Cameras(batch.c2w[b, targets], batch.K[b, targets], width, height))
-            truth = batch.images[b, targets]
-            psnrs += psnr(seen.rgb, truth).tolist()
-            if min(height, width) >= SSIM_WINDOW:
-                ssims += ssim(seen.rgb.clamp(0, 1), truth).tolist()
-            if batch.depth is not None:
-                known = (batch.depth[b, targets] > 0).flatten(1).any(1)
-                if known.any():
-                    errors += depth_abs_rel(seen.depth[known], batch.depth[b, targets][known]).tolist()
-            rows.append(torch.cat([truth[0], seen.rgb[0].clamp(0, 1), colour_depth(seen.depth[0])], dim=1).cpu())
+            depth = colour_depth(seen.depth[b, 0])
+            rows.append(torch.cat([truth[b, 0], seen.rgb[b, 0].clamp(0, 1), depth], dim=1).cpu())
     return Validation(_mean(psnrs), _mean(ssims) if ssims else None, _mean(errors) if errors else None, torch.cat(rows))
 
 

@@ -7,16 +7,19 @@ TORCH_ARGS ?=
 # Bytecode of what is imported is made on first use; compiling all of it at once would add 100 MB.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
+# Test files are shared out among so many processes.
+WORKERS ?= 2
+
 .PHONY: demo test test-fast lint format bench lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/ilrm demo -o outputs/demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ the image, and the centre of the pixel in row i, column j at (j + 0.5, i + 0.5).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -118,6 +118,9 @@ class Cameras:
 
     def __len__(self) -> int:
         return self.c2w.shape[0]
+
+    def __iter__(self) -> Iterator[Cameras]:
+        return (self[index] for index in range(len(self)))
 
     @property
     def batch_shape(self) -> torch.Size:

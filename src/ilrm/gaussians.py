@@ -6,7 +6,7 @@ a point of the world, ``origin``, that is known in float64; zeros wherever the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -76,6 +76,9 @@ class Gaussians:
 
     def __len__(self) -> int:
         return self.means.shape[0]
+
+    def __iter__(self) -> Iterator[Gaussians]:
+        return (self[index] for index in range(len(self)))
 
     @property
     def batch_shape(self) -> torch.Size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -36,7 +36,7 @@ def exact_fp32() -> Iterator[None]:
 
     Matrix products are exact unless ``torch.set_float32_matmul_precision`` was called, which is the caller's choice.
     """
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     if hasattr(cudnn, "conv"):  # from torch 2.9 on, where the other name must not be mixed with these
         switches = [(cudnn.conv, "fp32_precision", "ieee"), (cudnn.rnn, "fp32_precision", "ieee")]
     else:

@@ -223,7 +223,7 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(GaussiansError, match="no Gaussians"):
         save_ply(gaussians[:0], tmp_path / "a.ply")
     with pytest.raises(GaussiansError, match="flatten"):
-        save_ply(Gaussians.cat([gaussians])._map(lambda x: x[None]), tmp_path / "a.ply")
+        save_ply(Gaussians.cat([gaussians]).map(lambda x: x[None]), tmp_path / "a.ply")
     gaussians.means[2, 1] = float("nan")
     with pytest.raises(GaussiansError, match="1 of 4"):
         save_ply(gaussians, tmp_path / "a.ply")

@@ -71,7 +71,7 @@ def test_what_cannot_be_saved(tmp_path: Path, extension: str) -> None:
     with pytest.raises(GaussiansError, match="no Gaussians"):
         save_gaussians(gaussians[:0], path)
     with pytest.raises(GaussiansError, match="flatten"):
-        save_gaussians(gaussians._map(lambda x: x[None]), path)
+        save_gaussians(gaussians.map(lambda x: x[None]), path)
     gaussians.sh[2, 0, 1] = float("nan")
     with pytest.raises(GaussiansError, match="1 of 4"):
         save_gaussians(gaussians, path)

@@ -76,6 +76,6 @@ def test_what_cannot_be_drawn() -> None:
     with pytest.raises(GaussiansError, match="N above 0"):
         check_drawable(g[:0])
     with pytest.raises(GaussiansError, match="cannot be shown"):
-        check_drawable(g._map(lambda x: x[None]))
+        check_drawable(g.map(lambda x: x[None]))
     with pytest.raises(GaussiansError, match="1 of 3"):
         check_drawable(replace(g, opacities=torch.tensor([0.5, torch.nan, 0.5])))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +80,24 @@ def run(arguments: Sequence[str]) -> int:
         return console.settle(0)
     console = Console(quiet=command.json)
     with _explained_warnings(console), hear_warnings(console.warn):
-        return console.settle(_run(command, console))
+        try:
+            status = _run(command, console)
+        except SystemExit as asked:
+            _end_beside_gloo(console.settle(asked.code if isinstance(asked.code, int) else FAILED))
+            raise
+        status = console.settle(status)
+        _end_beside_gloo(status)
+        return status
+
+
+def _end_beside_gloo(status: int) -> None:
+    """End one of several training processes on the CPU here and now, without Python's own end.
+
+    There the threads of gloo may be waited for without end, or end the process by SIGABRT after all is done.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        os._exit(status)
 
 
 def _run(command: Any, console: Console) -> int:

@@ -12,9 +12,11 @@ from typing import IO, Any, Literal, Protocol, cast
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from ilrm.cli import BROKEN_PIPE, FAILED
+
+_WIDEST = 10_000
 
 
 class Advance(Protocol):
@@ -91,9 +93,9 @@ class Console:
         self._errors = Stream("stderr")
         # Rich takes whatever has the methods of a file.
         self._messages = rich.console.Console(file=cast(IO[str], self._errors), highlight=False, soft_wrap=True)
-        self._tables = rich.console.Console(
-            file=cast(IO[str], self.results), quiet=quiet, highlight=False, soft_wrap=True
-        )
+        self._tables = rich.console.Console(file=cast(IO[str], self.results), quiet=quiet, highlight=False)
+        if not self._tables.is_terminal:
+            self._tables.width = _WIDEST  # what a program reads, or a person later, is not cut
 
     @property
     def is_terminal(self) -> bool:
@@ -113,7 +115,8 @@ class Console:
 
     def show(self, title: str, rows: Mapping[str, object]) -> None:
         """A result, as a table of names and values; values of None are left out."""
-        table = Table("", "", title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+        columns = (Column(no_wrap=True), Column(overflow="fold"))
+        table = Table(*columns, title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
         for name, value in rows.items():
             if value is not None:
                 table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))

@@ -27,7 +27,8 @@ from PIL import Image
 from ilrm.export import save_ply
 from ilrm.gaussians import Gaussians
 from ilrm.render import render
-from ilrm.view import Result, load_result, save_page
+from ilrm.results import Result, load_result
+from ilrm.view import save_page
 from ilrm.view.live import Viewer
 from ilrm.view.server import serve, show_layout, show_splats
 from ilrm.view.splats import arrange, splat_arrays

@@ -29,7 +29,6 @@ import tyro
 
 from ilrm import ILRM, Gaussians, Scene, load_scene, reconstruct, refine, render
 from ilrm.cameras import normalise
-from ilrm.cli.images import near_plane
 from ilrm.evaluate import depth_abs_rel, psnr, ssim
 from ilrm.refine import RefineConfig
 from ilrm.scenes import select_inputs, split_holdout
@@ -156,7 +155,7 @@ def _unconnected(points: torch.Tensor, rgb: torch.Tensor | None) -> Gaussians:
 
 def measure(method: Method, inputs: Scene, held_out: Scene, options: Options, allowed: float | None) -> dict[str, Any]:
     """Scores after the start and the steps, and the processor seconds used (of one thread)."""
-    near = near_plane(inputs.cameras)
+    near = inputs.cameras.near_plane()
     begin = time.process_time()
     gaussians = start(method, inputs, options)
     used = time.process_time() - begin
@@ -164,8 +163,8 @@ def measure(method: Method, inputs: Scene, held_out: Scene, options: Options, al
     if not options.steps:
         return result
     config = RefineConfig.long()
-    if method in ("trained", "untrained"):
-        config = replace(config, widen=1.75)  # as ``ilrm reconstruct`` does with this network
+    if method not in ("trained", "untrained"):
+        config = replace(config, footprint=None)  # as ``ilrm refine`` does with Gaussians that no network made
     if allowed is None:
         for steps in options.steps:
             begin = time.process_time()

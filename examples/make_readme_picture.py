@@ -19,7 +19,7 @@ inputs = scene.select([i for i, name in enumerate(scene.names) if name not in te
 held_out = scene.select([i for i, name in enumerate(scene.names) if name in test])
 
 gaussians = ilrm.reconstruct(inputs, ilrm.ILRM.from_pretrained("ilrm-small"))
-refined = ilrm.refine(gaussians, inputs, steps=100, config=ilrm.RefineConfig.long(widen=1.75)).gaussians
+refined = ilrm.refine(gaussians, inputs, steps=100, config=ilrm.RefineConfig.long()).gaussians
 rows = [held_out.images[:]]
 with torch.no_grad():
     rows += [ilrm.render(g, held_out.cameras).rgb.clamp(0, 1) for g in (gaussians, refined)]

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch is loaded: see ilrm/__init__.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -22,7 +22,11 @@ import torch
 from ilrm.cameras import Cameras
 from ilrm.gaussians import Gaussians
 
+if TYPE_CHECKING:
+    from ilrm.results import Result
+
 ROOT = Path(__file__).resolve().parents[1]
+CAPTURE = ROOT / "src" / "ilrm" / "assets" / "capture"
 SHARED = Path(os.environ.get("ILRM_SHARED", ROOT.parent / "shared"))
 # For processes whose files may hold only a few bytes. Python replaces bytecode by what such a write leaves of it, and
 # every later process would fail to import that module.
@@ -86,3 +90,22 @@ def make_gaussians(count: int, sh_degree: int = 0, seed: int = 0, scale: float =
         opacities=torch.rand(count, generator=g),
         sh=0.5 * torch.randn(count, (sh_degree + 1) ** 2, 3, generator=g),
     )
+
+
+@pytest.fixture(scope="session")
+def capture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `ilrm reconstruct` writes for three small photos."""
+    out = tmp_path_factory.mktemp("view") / "capture"
+    from ilrm.cli import main
+
+    options = ["--views", "3", "--size", "96", "--device", "cpu", "--export"]
+    assert main(["reconstruct", str(CAPTURE), "-o", str(out), *options]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def capture(capture_folder: Path) -> Result:
+    """The same, read."""
+    from ilrm.results import load_result
+
+    return load_result(capture_folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -14,7 +15,7 @@ from ilrm.errors import ConfigError, GaussiansError, IlrmWarning, SceneError
 from ilrm.gaussians import Gaussians
 from ilrm.refine import LearningRates, RefineConfig, RefineResult, RefineStep, mean_psnr, refine
 from ilrm.render import render
-from ilrm.scene import Scene
+from ilrm.scene import LazyImages, Scene
 from tests.conftest import make_cameras, make_gaussians
 
 ATTRIBUTES = ("means", "scales", "quats", "opacities", "sh")
@@ -192,13 +193,24 @@ def test_no_steps_change_nothing() -> None:
         torch.testing.assert_close(getattr(result.gaussians, name), getattr(start, name), atol=1e-5, rtol=1e-5)
 
 
-def test_wider_gaussians_start_the_steps_but_are_no_result_of_their_own() -> None:
+def test_gaussians_below_the_footprint_start_wider() -> None:
     start, scene = setup(views=3, count=60)
     still = LearningRates(*[1e-12] * 5)
-    config = RefineConfig(still, widen=3.0)
+
+    def median_pixels(scales: torch.Tensor) -> float:
+        distance = torch.cdist(start.means, scene.cameras.centers.float()).amin(1)
+        across = scales.sort(dim=-1).values[:, 1:].prod(-1).sqrt()
+        return (across / distance).median().item() * scene.cameras.K[:, 0, 0].mean().item()
+
+    pixels = median_pixels(start.scales)
+    config = RefineConfig(still, footprint=1.5 * pixels)
     moved = refine(start, scene, 1, config=config).gaussians
-    torch.testing.assert_close(moved.scales, 3 * start.scales, atol=1e-5, rtol=1e-4)
-    for steps, watch in ((0, None), (1, scene)):  # the photos like the given ones better
+    torch.testing.assert_close(moved.scales, 1.5 * start.scales, atol=1e-5, rtol=1e-3)
+    assert median_pixels(moved.scales) == pytest.approx(1.5 * pixels, rel=1e-3)
+    for footprint, factor in ((0.5 * pixels, 1.0), (100 * pixels, 1.75)):  # never smaller, never more than that
+        found = refine(start, scene, 1, config=RefineConfig(still, footprint=footprint)).gaussians
+        torch.testing.assert_close(found.scales, factor * start.scales, atol=1e-5, rtol=1e-3)
+    for steps, watch in ((0, None), (1, scene)):  # wider is no result of its own: the photos like the given ones better
         result = refine(start, scene, steps, config=config, watch=watch)
         assert result.best_step == 0
         torch.testing.assert_close(result.gaussians.scales, start.scales, atol=1e-5, rtol=1e-5)
@@ -216,8 +228,8 @@ def test_what_cannot_be_refined() -> None:
         RefineConfig(views_per_step=0)
     with pytest.raises(ConfigError, match="l1 = 2"):
         RefineConfig(l1=2.0)
-    with pytest.raises(ConfigError, match="widen = 0"):
-        RefineConfig(widen=0.0)
+    with pytest.raises(ConfigError, match="footprint = 0"):
+        RefineConfig(footprint=0.0)
     start.means[3] = float("nan")
     with pytest.raises(GaussiansError, match="NaN"):
         refine(start, scene, 1)
@@ -277,3 +289,17 @@ def test_splats_of_a_part_of_the_scene_are_no_reason_to_warn(recwarn: pytest.War
     result = refine(solid, replace(scene, images=black), 0)
     assert result.psnr_inputs_before < 10
     assert not [w for w in recwarn if issubclass(w.category, IlrmWarning)]
+
+
+def test_photos_are_decoded_once() -> None:
+    start, scene = setup(views=3, count=30)
+    reads: list[int] = []
+
+    def reader(view: int) -> torch.Tensor:
+        reads.append(view)
+        return (scene.images[view] * 255).byte()
+
+    height, width = scene.cameras.height, scene.cameras.width
+    lazy = replace(scene, images=LazyImages([partial(reader, view) for view in range(3)], height, width))
+    refine(start, lazy, 5, watch=lazy.select([0]))
+    assert sorted(reads) == [0, 0, 1, 2]

@@ -1,11 +1,12 @@
 """iLRM: photos with cameras in, 3D Gaussians out, in one forward pass.
 
-from ilrm import ILRM, load_scene, reconstruct, render, save_ply
+import ilrm
 
-scene = load_scene("my_capture")
-gaussians = reconstruct(scene, ILRM.from_pretrained("ilrm-small"))
-save_ply(gaussians, "scene.ply")
-images = render(gaussians, scene.cameras).rgb
+result = ilrm.run("my_capture", "out", refine=300)          # everything, as the command does it
+
+scene = ilrm.load_scene("my_capture")                       # or step by step
+gaussians = ilrm.reconstruct(scene, ilrm.ILRM.from_pretrained("ilrm-small"))
+images = ilrm.render(gaussians, scene.cameras).rgb
 """
 
 import os
@@ -21,16 +22,37 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras, Similarity, normalise
     from ilrm.errors import IlrmError
-    from ilrm.export import load_ply, save_ply
+    from ilrm.evaluate import psnr, ssim
+    from ilrm.export import load_gaussians, load_ply, save_gaussians, save_ply
     from ilrm.gaussians import Gaussians
     from ilrm.model import ILRM, ILRMConfig
+    from ilrm.pipeline.run import run
     from ilrm.reconstruct import reconstruct
     from ilrm.refine import RefineConfig, refine
     from ilrm.render import Rendering, render
+    from ilrm.results import Result, load_result
     from ilrm.scene import Scene
     from ilrm.scenes import load_scene
+    from ilrm.view import save_page
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "cameras": ("Cameras", "Similarity", "normalise"),
+    "errors": ("IlrmError",),
+    "evaluate": ("psnr", "ssim"),
+    "export": ("load_gaussians", "load_ply", "save_gaussians", "save_ply"),
+    "gaussians": ("Gaussians",),
+    "model": ("ILRM", "ILRMConfig"),
+    "pipeline.run": ("run",),
+    "reconstruct": ("reconstruct",),
+    "refine": ("RefineConfig", "refine"),
+    "render": ("Rendering", "render"),
+    "results": ("Result", "load_result"),
+    "scene": ("Scene",),
+    "scenes": ("load_scene",),
+    "view": ("save_page",),
+}
 
 __all__ = [
     "ILRM",
@@ -40,29 +62,24 @@ __all__ = [
     "IlrmError",
     "RefineConfig",
     "Rendering",
+    "Result",
     "Scene",
     "Similarity",
+    "load_gaussians",
     "load_ply",
+    "load_result",
     "load_scene",
     "normalise",
+    "psnr",
     "reconstruct",
     "refine",
     "render",
+    "run",
+    "save_gaussians",
+    "save_page",
     "save_ply",
+    "ssim",
 ]
-
-_HOMES = {
-    "cameras": ("Cameras", "Similarity", "normalise"),
-    "errors": ("IlrmError",),
-    "export": ("load_ply", "save_ply"),
-    "gaussians": ("Gaussians",),
-    "model": ("ILRM", "ILRMConfig"),
-    "reconstruct": ("reconstruct",),
-    "refine": ("RefineConfig", "refine"),
-    "render": ("Rendering", "render"),
-    "scene": ("Scene",),
-    "scenes": ("load_scene",),
-}
 
 
 class _Package(ModuleType):

@@ -26,6 +26,7 @@ _DEGENERATE_DIRECTION = 1e-4
 # Camera centres closer together than this share of their distance to the origin count as one point: some hundred
 # roundings of float64. A thing of 1 cm in UTM or ECEF coordinates has cameras a billionth of that distance apart.
 _COINCIDENT_CENTRES = 1e-13
+_NEAR = 0.01
 # Within so many extents of the world's origin single precision keeps 6e-5 of the extent or better: part of a pixel.
 _FARTHEST_ORIGIN = 1e3
 
@@ -242,6 +243,13 @@ class Cameras:
         """(3,) float64 point that positions around these cameras are counted from, see ``local_origin``."""
         to_world = normalise(self)[1]
         return local_origin(to_world.translation, to_world.scale)
+
+    def near_plane(self) -> float:
+        """Distance in world units nearer than which nothing is drawn: 1 % of the cameras' extent.
+
+        The rule of the released network, whatever the world's unit is.
+        """
+        return _NEAR * normalise(self)[1].scale
 
     def relative_to(self, origin: Tensor) -> Cameras:
         """The same cameras in a world whose origin is the point ``origin`` (3,) of this one, subtracted in float64.

@@ -104,3 +104,19 @@ def hear_warnings(tell: Callable[[str], object]) -> Iterator[None]:
         warnings.showwarning = show
         warnings.simplefilter("always", IlrmWarning)
         yield
+
+
+@contextmanager
+def note_warnings(notes: list[str]) -> Iterator[None]:
+    """Keep the text of each IlrmWarning in a list, once; all warnings go their usual way."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if issubclass(category, IlrmWarning) and str(message) not in notes:
+            notes.append(str(message))
+        usual(message, category, *place, **options)
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.showwarning = show
+        warnings.simplefilter("always", IlrmWarning)
+        yield

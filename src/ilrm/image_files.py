@@ -16,9 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ilrm.errors import IlrmError, SceneError
+from ilrm.files import write_bytes
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 # Photos of 100-megapixel cameras pass; decoding one of this size takes about 1 GB.
@@ -181,3 +184,10 @@ def _exif_behind_pixels(file: IO[bytes] | None) -> bytes | None:
         return None
     finally:
         file.seek(before)
+
+
+def save_png(pixels: NDArray[np.uint8], path: Path) -> None:
+    """Write an image (H, W, 3) uint8 as a PNG file, whole or not at all. Raises OutputError."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())

@@ -47,7 +47,8 @@ class _LazyViews:
             assert tuple(array.shape) == (self.height, self.width, *self.channels), array.shape
             return array
         views = range(len(self))[index] if isinstance(index, slice) else index
-        return torch.stack([self._read(int(i)) for i in views])
+        found = [self._read(int(i)) for i in views]
+        return torch.stack(found) if found else torch.empty((0, *self.shape[1:]), dtype=self.dtype)
 
     def select(self, views: Sequence[int]) -> Self:
         """The same for some of the views, still unread."""
@@ -136,8 +137,15 @@ class Scene:
         """(v, H, W) bool of these views; None where all pixels of the scene count."""
         return None if self.mask is None else self.mask[list(views)]
 
-    def loaded(self) -> Scene:
-        """The scene with all its images and masks decoded in memory: what is looked at again and again should be."""
+    def loaded(self, most_bytes: int | None = None) -> Scene:
+        """The scene with all its images and masks decoded in memory: what is looked at again and again should be.
+
+        Args:
+            most_bytes: a scene that needs more is returned as it is.
+        """
+        pixels = len(self) * self.cameras.height * self.cameras.width
+        if most_bytes is not None and (12 + (self.mask is not None)) * pixels > most_bytes:
+            return self
         return replace(self, images=self.images[:], mask=None if self.mask is None else self.mask[:])
 
     def transform(self, similarity: Similarity) -> Scene:

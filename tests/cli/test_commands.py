@@ -21,8 +21,8 @@ from ilrm.evaluate import psnr
 from ilrm.export import load_gaussians, load_ply
 from ilrm.export.cameras import load_cameras
 from ilrm.model.ilrm import ILRM
+from ilrm.results import load_result
 from ilrm.scenes import load_scene
-from ilrm.view import load_result
 from tests.cli.conftest import tree, visible
 from tests.conftest import PATIENCE_S, wait_until
 

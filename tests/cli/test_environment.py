@@ -140,7 +140,7 @@ def test_a_refusal_of_the_system_is_one_line(scene_folder, weights, tmp_path, mo
     def refused(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/some/file")
 
-    monkeypatch.setattr(import_module("ilrm.reconstruct"), "reconstruct", refused)
+    monkeypatch.setattr(import_module("ilrm.pipeline.run"), "reconstruct", refused)
     arguments = ["reconstruct", str(scene_folder), "-o", str(tmp_path / "out"), "--weights", str(weights)]
     assert main(arguments) == 1
     assert "ilrm: The system refuses /some/file: too many open files." in capsys.readouterr().err
@@ -187,7 +187,7 @@ def test_a_module_of_unix_is_not_needed(monkeypatch) -> None:
     """Windows has no ``resource``."""
     import torch
 
-    from ilrm.cli.pipeline import peak_memory_gb
+    from ilrm.pipeline.run import peak_memory_gb
 
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory_gb(torch.device("cpu")) is None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ilrm.cli import main
-from ilrm.cli.images import file_stems
+from ilrm.results.names import file_stems
 from ilrm.scenes import load_scene
 from ilrm.scenes.chunks import list_keys
 from ilrm.scenes.save import image_names

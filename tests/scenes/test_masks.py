@@ -217,3 +217,10 @@ def test_a_scene_refuses_masks_of_another_shape_or_type() -> None:
     for mask in (torch.ones(2, 24, 31, dtype=torch.bool), torch.ones(2, 24, 32)):
         with pytest.raises(SceneError, match="given a mask"):
             replace(scene, mask=mask)
+
+
+def test_no_views_are_a_scene_too(tmp_path: Path) -> None:
+    write_scene(tmp_path, 2, 32, 24)
+    none = load_scene(tmp_path).select([]).loaded()
+    assert none.images[:].shape == (0, 24, 32, 3)
+    assert none.images[:].dtype == torch.float32

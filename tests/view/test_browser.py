@@ -25,8 +25,9 @@ from ilrm.export import load_ply, save_ply
 from ilrm.export.cameras import save_cameras
 from ilrm.gaussians import Gaussians, quaternion_to_matrix
 from ilrm.render import render
+from ilrm.results import Result, load_result
 from ilrm.spherical_harmonics import C0
-from ilrm.view import Result, load_result, save_page
+from ilrm.view import save_page
 from ilrm.view.controls import FRAMES_PER_SECOND, add_controls
 from ilrm.view.live import Viewer, pose_of
 from ilrm.view.server import serve

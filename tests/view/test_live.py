@@ -21,7 +21,7 @@ import viser
 from ilrm.cameras import Similarity
 from ilrm.errors import ConfigError, GaussiansError, MissingExtraError, OutputError, SceneError
 from ilrm.export import load_ply
-from ilrm.view import Result
+from ilrm.results import Result
 from ilrm.view.client import repaired
 from ilrm.view.controls import add_controls, comparison, count_text, edited_ply, save_flight
 from ilrm.view.live import Viewer

@@ -8,21 +8,16 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import IO, Any, Literal, Protocol, cast
+from typing import IO, Any, Literal, cast
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from ilrm.cli import BROKEN_PIPE, FAILED
+from ilrm.reporting import Advance
 
 _WIDEST = 10_000
-
-
-class Advance(Protocol):
-    """Takes a step, or several, and shows a note beside the bar; says the total where it was not known before."""
-
-    def __call__(self, note: str = "", steps: int = 1, total: int | None = None) -> None: ...
 
 
 class Stream:

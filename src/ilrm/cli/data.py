@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ilrm import paths
-from ilrm.cli.arguments import MaxPixels, Output, check_at_least, check_size, check_suffix
+from ilrm.cli.arguments import MaxPixels, Output, check_suffix
 from ilrm.cli.console import Console
 from ilrm.errors import CameraError, ConfigError, SceneError
 from ilrm.image_files import MAX_PIXELS
+from ilrm.pipeline.options import check_at_least, check_size
 
 if TYPE_CHECKING:
     from ilrm.scenes.check import Finding

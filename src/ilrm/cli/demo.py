@@ -9,7 +9,7 @@ from typing import Any
 
 from ilrm.cli.arguments import Output
 from ilrm.cli.console import Console
-from ilrm.cli.pipeline import Options, run, show_results
+from ilrm.cli.reconstruct import run_and_show
 from ilrm.errors import SceneError
 from ilrm.paths import is_dir
 
@@ -33,8 +33,5 @@ class Demo:
         capture = Path(str(resources.files("ilrm"))) / "assets" / "capture"
         if not is_dir(capture):
             raise SceneError("The bundled capture is missing from this installation.", fix="reinstall ilrm")
-        metrics = run(
-            Options(capture, self.output, refine=self.refine, device=self.device, overwrite=self.overwrite), console
-        )
-        show_results(metrics, console)
-        return metrics
+        options = {"refine": self.refine, "device": self.device, "overwrite": self.overwrite}
+        return run_and_show(console, input=capture, output=self.output, **options)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ilrm import paths
-from ilrm.cli.arguments import MaxPixels, check_at_least, read_with
+from ilrm.cli.arguments import MaxPixels, read_with
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError, GaussiansError, SceneError
 from ilrm.image_files import MAX_PIXELS
+from ilrm.pipeline.options import check_at_least
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +74,7 @@ class Export:
     def run(self, console: Console) -> dict[str, Any]:
         self._check()
         from ilrm.export import load_gaussians
-        from ilrm.export.beside import cameras_beside, find_splats
+        from ilrm.results.beside import cameras_beside, find_splats
 
         file = find_splats(self.gaussians)
         self._claim(file)
@@ -211,8 +212,8 @@ class Export:
 
 def _check_same_world(scene: Scene, gaussians: Path, photos: Path) -> None:
     """Refuse photos whose poses are not those beside the Gaussians, if there are any. Raises SceneError."""
-    from ilrm.export.beside import cameras_beside, cameras_file
     from ilrm.export.cameras import find_names
+    from ilrm.results.beside import cameras_beside, cameras_file
 
     beside = cameras_beside(gaussians)
     if beside is None:

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 import ilrm
 from ilrm import paths
 from ilrm.cameras import Cameras
-from ilrm.cli.console import Advance, Console
-from ilrm.cli.images import file_stems, save_png
+from ilrm.cli.console import Console
 from ilrm.export.camera_path import nearest_views
 from ilrm.export.frames import Picture, render_frame
 from ilrm.export.video import as_image8, save_video
 from ilrm.files import atomic_folder, check_apart, claim_file, note_written, resumable_folder
 from ilrm.gaussians import Gaussians
-from ilrm.image_files import open_image
+from ilrm.image_files import open_image, save_png
+from ilrm.reporting import Advance
+from ilrm.results.names import file_stems
 from ilrm.scenes import load_scene
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def render_to(
     else:
         check_apart(output, reads)
     if suffix == ".png":
-        save_png(torch.from_numpy(shot.frame(0, gaussians)), output)
+        save_png(shot.frame(0, gaussians), output)
         note_written(output)
         return {**report, "files": [output.name], "num_gaussians": len(gaussians)}
     with resumable_folder(output, shot.fingerprint(gaussians)) as kept:
@@ -180,7 +180,7 @@ class _Store:
             with open_image(file) as image:
                 return np.asarray(image.convert("RGB"))
         image = self.shot.frame(number, self.gaussians)
-        save_png(torch.from_numpy(image), file)
+        save_png(image, file)
         return image
 
     def played(self, loops: int, ping_pong: bool, advance: Advance) -> Iterator[NDArray[np.uint8]]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from ilrm.cli.arguments import LARGEST_SIDE, Output, check_at_least, find_device, read_with
+from ilrm.cli.arguments import Output, read_with
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError
+from ilrm.pipeline.options import LARGEST_SIDE, check_at_least, find_device
 
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras
@@ -52,9 +53,9 @@ class Mesh:
 
     def run(self, console: Console) -> dict[str, Any]:
         from ilrm.export import load_gaussians
-        from ilrm.export.beside import find_splats
         from ilrm.export.mesh_files import check_mesh_packages, check_mesh_path, save_surface
         from ilrm.files import output_file
+        from ilrm.results.beside import find_splats
 
         self._check()
         check_mesh_path(self.output, textured=self.texture is not None)
@@ -84,9 +85,9 @@ class Mesh:
 
     def _cameras(self, path: Path, gaussians: Gaussians) -> Cameras:
         from ilrm.cli.picture_options import at_most
-        from ilrm.cli.views import given_cameras
-        from ilrm.export.beside import cameras_beside
         from ilrm.export.viewpoints import cameras_around
+        from ilrm.pipeline.views import given_cameras
+        from ilrm.results.beside import cameras_beside
 
         if self.cameras is not None:
             return at_most(LARGEST_SIDE, given_cameras(self.cameras)[0])
@@ -95,12 +96,11 @@ class Mesh:
 
     def _make(self, gaussians: Gaussians, cameras: Cameras, console: Console) -> tuple[dict[str, Any], Any, Any]:
         """The report, the surface and, if one was asked for, the texture."""
-        from ilrm.cli.images import near_plane
         from ilrm.export.mesh import fuse_surface, is_watertight, plan, see_surface
         from ilrm.export.texture import bake
 
         with console.progress("rendering depth", len(cameras)) as advance:
-            views = see_surface(gaussians, cameras, near=near_plane(cameras), progress=advance)
+            views = see_surface(gaussians, cameras, near=cameras.near_plane(), progress=advance)
         if len(views.depth) < len(cameras):
             console.warn(
                 f"{len(cameras)} cameras are more than memory is meant to hold; used {len(views.depth)} of them"

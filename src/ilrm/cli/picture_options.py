@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ilrm.cli.arguments import LARGEST_SIDE, SMALLEST_SIDE, check_size
 from ilrm.errors import ConfigError, OutputError
+from ilrm.pipeline.options import LARGEST_SIDE, SMALLEST_SIDE, check_size
 
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras

@@ -8,11 +8,10 @@ from typing import Any
 
 import tyro
 
-from ilrm.cli.arguments import MaxPixels, Output, PrecisionName, Watch
+from ilrm.cli.arguments import MaxPixels, Output
 from ilrm.cli.console import Console
-from ilrm.cli.extras import ExportName
-from ilrm.cli.pipeline import Options, run, show_results
 from ilrm.image_files import MAX_PIXELS
+from ilrm.pipeline.options import ExportName, PrecisionName, WatchName
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Reconstruct:
     """Optimise the result for so many steps on the input photos."""
     export: tuple[ExportName, ...] = ("html", "video")
     """What to write beside scene.ply; give it without a name for nothing more."""
-    watch: Watch = "spare"
+    watch: WatchName = "spare"
     """Photos that stop the refinement when they get worse: those neither input nor held out, or the held-out ones
     (their score is then no longer independent), or none."""
     size: int = 256
@@ -57,6 +56,33 @@ class Reconstruct:
     """Print one JSON object on stdout and nothing else."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        metrics = run(Options(**{f.name: getattr(self, f.name) for f in fields(Options)}), console)
-        show_results(metrics, console)
-        return metrics
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "json"}
+        return run_and_show(console, **options)
+
+
+def run_and_show(console: Console, **options: Any) -> dict[str, Any]:
+    """``ilrm.run``, and the numbers that matter on the screen; the report of the command."""
+    from ilrm.pipeline.run import run
+
+    metrics = {**run(**options, reporter=console).metrics, "output": str(options["output"])}
+    output, memory = Path(metrics["output"]), metrics["peak_memory_gb"]
+    rows = {
+        "held-out PSNR": _with_before(metrics, "psnr", "{:.2f} dB"),
+        "held-out SSIM": _with_before(metrics, "ssim", "{:.3f}"),
+        "Gaussians": f"{metrics['num_gaussians']:,} from {metrics['num_inputs']} photos",
+        "seconds": f"{sum(metrics['seconds'].values()):.1f}",
+        "peak memory": None if memory is None else f"{memory:.2f} GB",
+        **{name: output / file for name, file in metrics["files"].items()},
+        "input photos": output / "inputs",
+        "renderings": output / "renders",
+        "numbers": output / "metrics.json",
+    }
+    console.show("", rows)
+    return metrics
+
+
+def _with_before(metrics: dict[str, Any], name: str, form: str) -> str | None:
+    if metrics[name] is None:
+        return None
+    before = metrics[f"{name}_before_refine"]
+    return form.format(metrics[name]) + ("" if before is None else f" (before refinement {form.format(before)})")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from ilrm.cli.arguments import MaxPixels, Output, check_at_least, check_size, check_suffix, find_device
+from ilrm.cli.arguments import MaxPixels, Output, check_suffix
 from ilrm.cli.console import Console
 from ilrm.image_files import MAX_PIXELS
 
@@ -37,8 +36,6 @@ class Refine:
     size: int = 256
     """Longer side of the photos in pixels; larger ones are reduced."""
     max_pixels: MaxPixels = MAX_PIXELS
-    widen: float = 1.0
-    """Start from Gaussians this many times as large: 1.75 is good for a forward pass of ilrm-small."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
@@ -51,64 +48,10 @@ class Refine:
     """Print one JSON object on stdout and nothing else."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        check_size(self.size)
-        check_at_least("--steps", self.steps, 1)
-        check_at_least("--max-pixels", self.max_pixels, 1)
         check_suffix(self.output, ".ply")
-        device = find_device(self.device)
-        from ilrm.cli.images import near_plane, score
-        from ilrm.cli.views import split_views
-        from ilrm.export import load_gaussians, save_ply
-        from ilrm.export.beside import find_splats
-        from ilrm.files import output_file
-        from ilrm.refine import RefineConfig, refine
-        from ilrm.scenes import load_scene
-        from ilrm.scenes.inputs import input_paths
+        from ilrm.pipeline.refinement import refine_file
 
-        config = replace(RefineConfig.for_steps(self.steps, self.seed), widen=self.widen)
-        file = find_splats(self.gaussians)
-        reads = [file, *input_paths(self.scene)]
-        gaussians = load_gaussians(file, self.antialiased or None).to(device)
-        scene = load_scene(self.scene, max_side=self.size, max_pixels=self.max_pixels)
-        split = split_views(scene, self.scene, self.views, self.holdout, seed=self.seed)
-        inputs, held_out = scene.select(split.inputs), scene.select(split.held_out)
-        near = near_plane(inputs.cameras)
-        with output_file(self.output, reads=reads, overwrite=self.overwrite) as temporary:
-            before = score(gaussians, held_out, near)
-            with console.progress("refining", self.steps) as advance:
-                result = refine(
-                    gaussians,
-                    inputs,
-                    self.steps,
-                    config=config,
-                    watch=scene.select(split.spare),
-                    progress=lambda step: advance(f"loss {step.loss:.4f}  inputs {step.psnr:.2f} dB"),
-                )
-            after = score(result.gaussians, held_out, near)
-            save_ply(result.gaussians, temporary)
-        report = {
-            "output": str(self.output),
-            "psnr": after and after[0],
-            "ssim": after and after[1],
-            "psnr_before_refine": before and before[0],
-            "ssim_before_refine": before and before[1],
-            "psnr_inputs": _finite(result.psnr_inputs),
-            "psnr_inputs_before_refine": _finite(result.psnr_inputs_before),
-            "num_gaussians": len(result.gaussians),
-            "world_offset": result.gaussians.origin.tolist(),
-            "num_inputs": len(inputs),
-            "input_names": list(inputs.names),
-            "held_out_names": list(held_out.names),
-            "refine_steps": self.steps,
-            "refine_steps_done": len(result.history),
-            "refine_best_step": result.best_step,
-            "early_stop": result.stopped_early,
-            "warnings": list(console.warnings),
-        }
+        options = {field.name: getattr(self, field.name) for field in fields(self)[3:] if field.name != "json"}
+        report = refine_file(self.gaussians, self.scene, self.output, **options, reporter=console)
         console.show("", {k: v for k, v in report.items() if not isinstance(v, list)})
         return report
-
-
-def _finite(decibels: float) -> float | None:
-    """None for photos that are matched exactly: JSON knows no infinity."""
-    return decibels if math.isfinite(decibels) else None

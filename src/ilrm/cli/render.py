@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from ilrm.cli.arguments import MaxPixels, Output, check_at_least, find_device, read_with
+from ilrm.cli.arguments import MaxPixels, Output, read_with
 from ilrm.cli.console import Console
 from ilrm.cli.picture_options import check_output, parse_colour, parse_size, resized
 from ilrm.errors import ConfigError
 from ilrm.image_files import MAX_PIXELS
+from ilrm.pipeline.options import check_at_least, find_device
 
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras
@@ -76,7 +77,7 @@ class Render:
         device = find_device(self.device)
         from ilrm.cli.frame_store import render_to
         from ilrm.export import load_gaussians
-        from ilrm.export.beside import find_splats
+        from ilrm.results.beside import find_splats
 
         file = find_splats(self.gaussians)
         gaussians = load_gaussians(file, self.antialiased or None)
@@ -119,7 +120,6 @@ class Render:
     def _shot(self, file: Path, gaussians: Gaussians, console: Console) -> tuple[Shot, tuple[str, ...] | None, float]:
         """What to render, the names of the frames if they have any, and the frame rate."""
         from ilrm.cli.frame_store import Photos, Shot
-        from ilrm.cli.images import near_plane
         from ilrm.export.frames import Picture, clear_near_plane, path_depth_range
         from ilrm.trajectories import stabilise
 
@@ -127,7 +127,7 @@ class Render:
         taken = self._path(given, names, gaussians)
         cameras = stabilise(taken.cameras, closed=taken.closed) if self.stabilise else taken.cameras
         cameras = resized(cameras, self.size, even=self.output.suffix.lower() == ".mp4")
-        near = near_plane(given)
+        near = given.near_plane()
         if taken.names is None:  # not at the photos' own places
             near = clear_near_plane(gaussians, given, near)
         limits = path_depth_range(gaussians, cameras, near)
@@ -140,9 +140,9 @@ class Render:
 
     def _given(self, file: Path, gaussians: Gaussians, console: Console) -> tuple[Cameras, tuple[str, ...]]:
         """The cameras that the Gaussians were seen by, or some that are made up, with their names."""
-        from ilrm.cli.views import given_cameras
-        from ilrm.export.beside import cameras_beside
         from ilrm.export.camera_path import cameras_around
+        from ilrm.pipeline.views import given_cameras
+        from ilrm.results.beside import cameras_beside
 
         if self.cameras is not None:
             return given_cameras(self.cameras)

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
-from ilrm.cli.arguments import MaxPixels, check_suffix, find_device, read_with
+from ilrm.cli.arguments import MaxPixels, check_suffix, read_with
 from ilrm.cli.console import Console
 from ilrm.errors import ConfigError, SceneError, warn
 from ilrm.files import claim_file, note_written
 from ilrm.image_files import MAX_PIXELS
+from ilrm.pipeline.options import find_device
 
 if TYPE_CHECKING:
     import torch
 
     from ilrm.gaussians import Gaussians
-    from ilrm.view import Result
+    from ilrm.results import Result
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class View:
         self._serve(result, layers, device, console)
 
     def _load(self) -> Result:
-        from ilrm.view import load_result
-        from ilrm.view.result import photos_of
+        from ilrm.results import load_result
+        from ilrm.results.result import photos_of
 
         result = load_result(self.input, self.antialiased or None)
         if result.gaussians.antialiased:

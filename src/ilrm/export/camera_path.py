@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ilrm import trajectories
-from ilrm.cameras import Cameras, Similarity, mean_pose, normalise
+from ilrm.cameras import Cameras, Similarity, mean_pose
 from ilrm.errors import CameraError, ConfigError, warn
 from ilrm.export.cameras import MALFORMED, image_size, in_words, load_cameras
 from ilrm.export.frames import surface_depths
@@ -97,7 +97,7 @@ def _interpolate(cameras: Cameras, frames: int | None) -> Cameras:
 def _focus(meeting: Tensor | None, gaussians: Gaussians, cameras: Cameras) -> Tensor:
     """(3,) what cameras on one side look at: where their axes meet, unless nothing is seen at that distance."""
     rotation, centre = (x.cpu() for x in mean_pose(cameras.c2w))
-    depths = surface_depths(gaussians, cameras, _near_plane(cameras))
+    depths = surface_depths(gaussians, cameras, cameras.near_plane())
     if depths.numel() == 0:
         return centre + rotation[:, 2] if meeting is None else meeting
     near, middle, far = torch.quantile(depths[:: max(1, depths.numel() // 10_000)].double(), _QUARTILES).tolist()
@@ -107,11 +107,6 @@ def _focus(meeting: Tensor | None, gaussians: Gaussians, cameras: Cameras) -> Te
 
 
 _QUARTILES = torch.tensor([0.02, 0.5, 0.98], dtype=torch.float64)
-
-
-def _near_plane(cameras: Cameras) -> float:
-    """A near plane in front of everything that matters, in world units."""
-    return 1e-2 * normalise(cameras)[1].scale
 
 
 def nearest_views(path: Cameras, cameras: Cameras, distance: float) -> list[int]:

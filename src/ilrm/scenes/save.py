@@ -75,6 +75,11 @@ def encode_image(scene: Scene, view: int, image_format: ImageFormat) -> bytes:
         pixels = scene.images.readers[view]()
     else:
         pixels = (scene.images[view].clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    return encode_photo(pixels, image_format)
+
+
+def encode_photo(pixels: Tensor, image_format: ImageFormat) -> bytes:
+    """An image (H, W, 3) uint8 on the CPU as the bytes of a file."""
     stream = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(stream, _PILLOW_FORMATS[image_format], quality=_JPEG_QUALITY)
     return stream.getvalue()

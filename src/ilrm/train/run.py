@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ilrm.errors import ConfigError, SceneError, TrainingError
 from ilrm.files import write_json
 from ilrm.gaussians import PER_GAUSSIAN, Gaussians
+from ilrm.image_files import save_png
 from ilrm.model import ILRM
 from ilrm.paths import exists
 from ilrm.precision import autocast
@@ -31,7 +32,7 @@ from ilrm.train.log import PROBLEMS, RunLog, StepRecord
 from ilrm.train.losses import losses
 from ilrm.train.optim import Average, learning_rate, make_optimiser, set_learning_rate
 from ilrm.train.serialise import to_dict
-from ilrm.train.validate import save_picture, validate
+from ilrm.train.validate import validate
 from ilrm.weights import from_pretrained, save_weights
 
 if TYPE_CHECKING:
@@ -309,7 +310,8 @@ class Run:
         if self._log is not None:
             step = self.progress.step
             self._log.validation(step, found.scores, found.picture)
-            save_picture(found.picture, self.output / "validation" / f"step_{step}.png")
+            picture = found.picture.mul(255).round().byte().numpy()
+            save_png(picture, self.output / "validation" / f"step_{step}.png")
         best = self.progress.best_psnr
         if not math.isfinite(found.psnr) or (best is not None and found.psnr <= best):
             return False

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ilrm.evaluate import depth_abs_rel, psnr, ssim
 from ilrm.evaluate.metrics import SSIM_WINDOW
-from ilrm.files import write_bytes
 from ilrm.gaussians import Gaussians
 from ilrm.render import render
 from ilrm.render.depth_colours import colour_depth
@@ -67,12 +64,3 @@ def validate(reconstruct: Callable[[Batch], Gaussians], batches: Sequence[Batch]
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def save_picture(image: Tensor, path: Path) -> None:
-    """Write an image (H, W, 3) in [0, 1] as PNG. Raises OutputError."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image.mul(255).round().byte().numpy()).save(buffer, "PNG")
-    write_bytes(path, buffer.getvalue())

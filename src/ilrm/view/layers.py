@@ -9,8 +9,8 @@ from ilrm.errors import ConfigError, SceneError
 from ilrm.gaussians import Gaussians
 from ilrm.model.ilrm import ILRM
 from ilrm.reconstruct import reconstruct
+from ilrm.results.result import Result
 from ilrm.scene import Scene
-from ilrm.view.result import Result
 
 
 def update_layers(result: Result, device: torch.device | str = "cpu") -> list[tuple[str, Gaussians]]:

@@ -16,10 +16,10 @@ import torch
 from ilrm.cameras import Cameras
 from ilrm.errors import IlrmError, MissingExtraError, SceneError
 from ilrm.gaussians import Gaussians, matrix_to_quaternion, quaternion_to_matrix
+from ilrm.results.result import Result
 from ilrm.view.edit import Box, Session
 from ilrm.view.flight import fly
 from ilrm.view.pictures import Kind, picture
-from ilrm.view.result import Result
 from ilrm.view.server import show_cameras, show_layout, show_splats
 from ilrm.view.splats import Array, Pose, SplatArrays, arrange, check_drawable, splat_arrays
 from ilrm.view.worker import LatestWorker

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ilrm.cli.arguments import check_at_least
 from ilrm.errors import ConfigError, SceneError
 from ilrm.paths import is_file
+from ilrm.pipeline.options import check_at_least
 
 if TYPE_CHECKING:
     from ilrm.cameras import Cameras
@@ -25,8 +25,8 @@ def given_cameras(path: Path) -> tuple[Cameras, tuple[str, ...]]:
         CameraError: a cameras.json that cannot be read.
         SceneError: any other path that is no scene.
     """
-    from ilrm.export.beside import CAMERAS_FILE
     from ilrm.export.cameras import load_cameras
+    from ilrm.results.beside import CAMERAS_FILE
     from ilrm.scenes import load_scene
 
     if path.name == CAMERAS_FILE and is_file(path):

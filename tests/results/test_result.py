@@ -15,12 +15,11 @@ from ilrm.errors import GaussiansError, IlrmWarning, SceneError
 from ilrm.evaluate import psnr
 from ilrm.export import save_ply
 from ilrm.export.cameras import find_names
-from ilrm.view import Result, load_result
+from ilrm.results import Result, load_result
+from ilrm.results.result import photos_of
 from ilrm.view.layers import update_layers
 from ilrm.view.pictures import picture
-from ilrm.view.result import photos_of
-from tests.conftest import make_gaussians
-from tests.view.conftest import CAPTURE
+from tests.conftest import CAPTURE, make_gaussians
 
 
 def test_a_whole_folder(capture_folder: Path, capture: Result) -> None:

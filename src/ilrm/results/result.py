@@ -1,4 +1,4 @@
-"""What there is to look at: a splat file, or the folder that ``ilrm reconstruct`` writes."""
+"""A reconstruction in memory and as a folder: splats, cameras, photos and numbers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from ilrm import paths
 from ilrm.cameras import Cameras
 from ilrm.errors import CameraError, SceneError, warn
-from ilrm.export import load_gaussians
-from ilrm.export.beside import SCENE_FILE, cameras_beside, find_splats, folder_of
-from ilrm.export.cameras import find_names
-from ilrm.files import settle
+from ilrm.export import load_gaussians, save_ply
+from ilrm.export.cameras import find_names, save_cameras
+from ilrm.files import atomic_folder, settle, write_bytes, write_json
 from ilrm.gaussians import Gaussians
 from ilrm.image_files import MAX_PIXELS, open_image
 from ilrm.reading import read_json
-from ilrm.scenes.save import image_names
-from ilrm.view.splats import Array
+from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE, cameras_beside, find_splats, folder_of
+from ilrm.scenes.save import encode_photo, image_names
 
-METRICS_FILE, INPUTS = "metrics.json", "inputs"
+Array = NDArray[Any]
+
+METRICS_FILE, INPUTS, RENDERS = "metrics.json", "inputs", "renders"
 # Of the sides of pictures at the cameras; larger photos are shown reduced.
 _LARGEST_SIDE = 4096
 _MESHES = ("mesh.glb", "mesh.ply")
@@ -34,7 +37,7 @@ class Result:
     """A reconstruction and what is known about it.
 
     Attributes:
-        path: where the Gaussians lie.
+        path: where the Gaussians lie, or would: the files that are written are told by ``metrics``.
         gaussians: N Gaussians in the world of the cameras.
         cameras: V input cameras, if known.
         names: of the V inputs.
@@ -50,6 +53,32 @@ class Result:
     photos: tuple[Array | None, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     mesh: Path | None = None
+
+    @staticmethod
+    def load(path: Path | str, antialiased: bool | None = None) -> Result:
+        """``load_result``."""
+        return load_result(path, antialiased)
+
+    def save(self, folder: Path | str, *, overwrite: bool = False) -> None:
+        """Write scene.ply, cameras.json, metrics.json and inputs/ (the photos as JPEG), all of them or none.
+
+        Raises:
+            OutputError: the folder cannot be written, or holds files of these names that we did not write.
+        """
+        names = (SCENE_FILE, CAMERAS_FILE, METRICS_FILE, f"{INPUTS}/")
+        with atomic_folder(folder, names, overwrite=overwrite) as temporary:
+            self.write_splats(temporary)
+            write_json(temporary / METRICS_FILE, self.metrics)
+
+    def write_splats(self, folder: Path) -> None:
+        """Write scene.ply, cameras.json and inputs/ into a folder that ``atomic_folder`` has opened."""
+        save_ply(self.gaussians, folder / SCENE_FILE)
+        if self.cameras is None:
+            return
+        save_cameras(self.cameras, self.names, folder / CAMERAS_FILE, self.gaussians.origin)
+        for photo, name in zip(self.photos, image_names(self.names, "jpg"), strict=False):
+            if photo is not None:
+                write_bytes(folder / INPUTS / name, encode_photo(torch.from_numpy(photo), "jpg"))
 
     def local(self) -> Result:
         """The same result in a world whose origin is the point that its Gaussians are counted from."""

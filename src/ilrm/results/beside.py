@@ -6,9 +6,10 @@ from pathlib import Path
 
 from ilrm import paths
 from ilrm.cameras import Cameras
-from ilrm.errors import CameraError, GaussiansError, warn
+from ilrm.errors import CameraError, GaussiansError, SceneError, warn
 from ilrm.export.cameras import load_cameras
 from ilrm.export.splats import FORMATS
+from ilrm.reading import read_json
 
 SCENE_FILE, CAMERAS_FILE = "scene.ply", "cameras.json"
 # OUTPUT/point_cloud/iteration_30000/point_cloud.ply, with OUTPUT/cameras.json
@@ -73,3 +74,15 @@ def cameras_beside(splats: Path) -> tuple[Cameras, tuple[str, ...]] | None:
     except CameraError as error:
         warn(f"left out the cameras beside the splats: {error.problem}")
         return None
+
+
+def is_forward_pass(splats: Path) -> bool:
+    """Whether the metrics.json beside a splat file says that a network made it and nobody has refined it since."""
+    path = splats.parent / "metrics.json"
+    if splats.name != SCENE_FILE or not paths.is_file(path):
+        return False
+    try:
+        metrics = read_json(path)
+    except SceneError:
+        return False
+    return isinstance(metrics, dict) and metrics.get("refine_steps_done") == 0

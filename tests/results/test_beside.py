@@ -13,9 +13,9 @@ from ilrm.cameras import Cameras
 from ilrm.cli import main
 from ilrm.errors import CameraError, GaussiansError, IlrmWarning
 from ilrm.export import save_ply
-from ilrm.export.beside import cameras_beside, find_splats
 from ilrm.export.camera_path import load_path
 from ilrm.export.cameras import load_cameras, save_cameras
+from ilrm.results.beside import cameras_beside, find_splats
 from tests.conftest import make_cameras, make_gaussians
 
 

@@ -1,0 +1,56 @@
+"""What is written beside the splats: a page, a video, a mesh, other splat formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ilrm.export import save_gaussians
+from ilrm.export.camera_path import make_path
+from ilrm.export.frames import Picture, clear_near_plane, render_path
+from ilrm.export.video import save_video
+from ilrm.pipeline.options import ExportName
+from ilrm.reporting import Reporter
+from ilrm.results import Result
+
+EXPORT_FILES: dict[ExportName, str] = {
+    "html": "viewer.html",
+    "video": "preview.mp4",
+    "mesh": "mesh.glb",
+    "spz": "scene.spz",
+    "splat": "scene.splat",
+    "glb": "scene.glb",
+    "compressed-ply": "scene.compressed.ply",
+}
+_PREVIEW_FRAMES = 90  # three seconds
+
+
+def save_extras(names: tuple[ExportName, ...], result: Result, folder: Path, near: float, reporter: Reporter) -> None:
+    """Write each of the named files into a folder.
+
+    Raises:
+        GaussiansError: Gaussians that a format cannot hold, or no surface for a mesh.
+        MissingExtraError: a mesh without the packages it needs.
+    """
+    with reporter.progress("exporting", len(names)) as advance:
+        for name in names:
+            _save(name, result, folder / EXPORT_FILES[name], near)
+            advance(EXPORT_FILES[name])
+
+
+def _save(name: ExportName, result: Result, path: Path, near: float) -> None:
+    assert result.cameras is not None
+    if name == "html":
+        from ilrm.view import save_page  # starts a server, which not every run needs
+
+        save_page(result.gaussians, path, result.cameras, result.photos, result.title, result.numbers)
+    elif name == "video":
+        cameras = make_path("auto", result.gaussians, result.cameras, _PREVIEW_FRAMES).cameras
+        picture = Picture(near=clear_near_plane(result.gaussians, result.cameras, near))
+        save_video(render_path(result.gaussians, cameras, picture), path)
+    elif name == "mesh":
+        from ilrm.export.mesh import mesh_gaussians  # needs an extra
+        from ilrm.export.mesh_files import save_surface
+
+        save_surface(mesh_gaussians(result.gaussians, result.cameras, near=near), path)
+    else:
+        save_gaussians(result.gaussians, path)

@@ -1,0 +1,235 @@
+"""From posed photos to a folder of results: ``ilrm.run``, which ``ilrm reconstruct`` and ``ilrm demo`` call."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ilrm.errors import note_warnings
+from ilrm.files import atomic_folder, check_apart, check_folder, write_json
+from ilrm.gaussians import Gaussians
+from ilrm.image_files import MAX_PIXELS
+from ilrm.model.ilrm import ILRM
+from ilrm.pipeline.extras import EXPORT_FILES, save_extras
+from ilrm.pipeline.options import ExportName, PrecisionName, RunOptions, WatchName, find_device
+from ilrm.pipeline.scoring import save_comparisons, score
+from ilrm.pipeline.views import ViewSplit, split_views
+from ilrm.reconstruct import reconstruct
+from ilrm.refine import RefineConfig, RefineResult, refine
+from ilrm.reporting import Reporter, Silent
+from ilrm.results import Result
+from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE
+from ilrm.results.result import INPUTS, METRICS_FILE, RENDERS
+from ilrm.scene import Scene
+from ilrm.scenes import load_scene
+from ilrm.scenes.inputs import input_paths
+
+_MOST_WATCHED = 6
+# Pixels that all inputs together may have by default: 16 views of 256x256 on a CPU, 64 on a GPU.
+_PIXEL_BUDGET = {"cpu": 16 * 256 * 256, "cuda": 64 * 256 * 256}
+_MOST_INPUTS = 32
+_MOST_BYTES = 4 << 30  # of decoded photos in memory
+
+
+def run(
+    input: Path | str,
+    output: Path | str | None = None,
+    *,
+    views: int | None = None,
+    holdout: int | None = None,
+    weights: str = "ilrm-small",
+    refine: int = 0,
+    export: Sequence[ExportName] = ("html", "video"),
+    watch: WatchName = "spare",
+    size: int = 256,
+    max_pixels: int = MAX_PIXELS,
+    device: str = "auto",
+    precision: PrecisionName = "auto",
+    seed: int = 0,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Reconstruct posed photos, refine and score the result, and write it: all that ``ilrm reconstruct`` does.
+
+    Args:
+        input: a scene's folder or camera file.
+        output: a folder for scene.ply, cameras.json, metrics.json, inputs/, renders/ and the files of ``export``, all
+            of them or none; None writes nothing (``Result.save`` does later).
+        views, holdout, weights, refine, export, watch, size, max_pixels, device, precision, seed, overwrite: see
+            ``RunOptions``.
+        reporter: is told what goes on.
+
+    Returns:
+        the result; ``metrics`` holds what metrics.json does.
+
+    Raises:
+        IlrmError: input, output or options that cannot be used; its kind says which.
+    """
+    options = RunOptions(
+        input=Path(input),
+        output=None if output is None else Path(output),
+        views=views,
+        holdout=holdout,
+        weights=weights,
+        refine=refine,
+        export=tuple(export),
+        watch=watch,
+        size=size,
+        max_pixels=max_pixels,
+        device=device,
+        precision=precision,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    options.check()
+    return _Run(options, reporter or Silent()).all()
+
+
+class _Run:
+    """One call of ``run``: its options, its clock and the warnings on the way."""
+
+    def __init__(self, options: RunOptions, reporter: Reporter) -> None:
+        self.options, self.reporter = options, reporter
+        self.device = find_device(options.device)
+        self.seconds: dict[str, float] = {}
+        self.warnings: list[str] = []
+
+    def all(self) -> Result:
+        options = self.options
+        if "mesh" in options.export:
+            from ilrm.export.mesh_files import check_mesh_packages
+
+            check_mesh_packages()
+        with note_warnings(self.warnings):
+            if options.output is None:
+                return self._compute(None)
+            check_folder(options.output)
+            check_apart(options.output, [*input_paths(options.input), options.weights])
+            names = (SCENE_FILE, METRICS_FILE, CAMERAS_FILE, f"{RENDERS}/", f"{INPUTS}/", *EXPORT_FILES.values())
+            with atomic_folder(options.output, names, overwrite=options.overwrite) as folder:
+                return self._compute(folder)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+    def _compute(self, folder: Path | None) -> Result:
+        """The result, written into a folder that is open for it."""
+        options = self.options
+        with self._stage("load"):
+            scene = load_scene(options.input, max_side=options.size, max_pixels=options.max_pixels)
+            split = self._split(scene)
+            inputs, held_out = scene.select(split.inputs).loaded(), scene.select(split.held_out).loaded(_MOST_BYTES)
+            model = ILRM.from_pretrained(options.weights).to(self.device)
+        self.reporter.say(
+            f"{options.input}: {len(inputs)} inputs, {len(held_out)} held out, {len(split.spare)} spare, "
+            f"{scene.cameras.width}x{scene.cameras.height}, {options.weights} on {self.device}"
+        )
+        with self._stage("reconstruct"):
+            gaussians = reconstruct(inputs, model, precision=options.precision)
+        near = inputs.cameras.near_plane()
+        before, refined = None, None
+        if options.refine:
+            with self._stage("score_before_refine"):
+                before = score(gaussians, held_out, near)
+            with self._stage("refine"):
+                refined = self._refine(gaussians, inputs, scene.select(_watched(split, options.watch)))
+            gaussians = refined.gaussians
+        with self._stage("score"):
+            after = score(gaussians, held_out, near)
+        metrics = {
+            "psnr": after and after[0],
+            "ssim": after and after[1],
+            "psnr_before_refine": before and before[0],
+            "ssim_before_refine": before and before[1],
+            "seconds": self.seconds,
+            "peak_memory_gb": peak_memory_gb(self.device),
+            "num_gaussians": len(gaussians),
+            "world_offset": gaussians.origin.tolist(),
+            "num_inputs": len(inputs),
+            "input_names": list(inputs.names),
+            "held_out_names": list(held_out.names),
+            "width": scene.cameras.width,
+            "height": scene.cameras.height,
+            "weights": options.weights,
+            "device": str(self.device),
+            "precision": options.precision,
+            "seed": options.seed,
+            "refine_steps": options.refine,
+            **_refine_report(refined, options.watch),
+            "warnings": self.warnings,
+            "files": {},
+        }
+        photos = tuple(inputs.images[:].mul(255).round().byte().cpu().numpy())
+        path = (options.output or Path(".")) / SCENE_FILE
+        result = Result(path, gaussians.to("cpu"), inputs.cameras.to("cpu"), inputs.names, photos, metrics)
+        if folder is not None:
+            metrics["files"] = {"splats": SCENE_FILE, **{name: EXPORT_FILES[name] for name in options.export}}
+            # Without held-out views the inputs are shown; they are not scored, since they were looked at.
+            self._write(result, gaussians, held_out if split.held_out else inputs, near, folder)
+        return result
+
+    def _write(self, result: Result, gaussians: Gaussians, shown: Scene, near: float, folder: Path) -> None:
+        with self._stage("write"):
+            result.write_splats(folder)
+            save_comparisons(gaussians, shown, folder / RENDERS, near, self.reporter)
+        with self._stage("export"):
+            save_extras(self.options.export, result, folder, near, self.reporter)
+        write_json(folder / METRICS_FILE, result.metrics)
+
+    def _split(self, scene: Scene) -> ViewSplit:
+        options = self.options
+        each = scene.cameras.width * scene.cameras.height
+        most = min(max(_PIXEL_BUDGET[self.device.type] // each, 2), _MOST_INPUTS)
+        return split_views(scene, options.input, options.views, options.holdout, most=most, seed=options.seed)
+
+    def _refine(self, gaussians: Gaussians, inputs: Scene, watched: Scene) -> RefineResult:
+        steps = self.options.refine
+        config = RefineConfig.for_steps(steps, self.options.seed)
+        with self.reporter.progress("refining", steps) as advance:
+            return refine(
+                gaussians,
+                inputs,
+                steps,
+                config=config,
+                watch=watched,
+                progress=lambda step: advance(f"loss {step.loss:.4f}  inputs {step.psnr:.2f} dB"),
+            )
+
+
+def _watched(split: ViewSplit, watch: WatchName) -> list[int]:
+    """At most a handful of the photos that may stop the refinement."""
+    watched = {"spare": split.spare, "held-out": split.held_out, "none": []}[watch]
+    return watched[:: -(-len(watched) // _MOST_WATCHED) if watched else 1]
+
+
+def _refine_report(result: RefineResult | None, watch: WatchName) -> dict[str, Any]:
+    if result is None:
+        return {"refine_steps_done": 0, "refine_best_step": None, "early_stop": None, "watched": None}
+    measured = any(step.watch_psnr is not None for step in result.history)
+    return {
+        "refine_steps_done": len(result.history),
+        "refine_best_step": result.best_step,
+        "early_stop": result.stopped_early,
+        "watched": watch if measured else "none",
+    }
+
+
+def peak_memory_gb(device: torch.device) -> float | None:
+    """The most memory in use so far, in GB: of the GPU if that computes, else of the process; None on Windows."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)

@@ -1,0 +1,160 @@
+"""``ilrm.run`` and the command are one thing: the same defaults, the same files, the same numbers."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ilrm
+from ilrm.cli import main
+from ilrm.cli.reconstruct import Reconstruct
+from ilrm.cli.refine import Refine
+from ilrm.errors import IlrmWarning, OutputError
+from ilrm.pipeline.options import RunOptions
+from ilrm.pipeline.refinement import refine_file
+from ilrm.pipeline.run import run
+from ilrm.results import load_result
+from tests.cli.conftest import tree
+from tests.conftest import CAPTURE
+
+SMALL: dict[str, Any] = {"views": 3, "size": 64, "refine": 2, "export": ("spz",), "device": "cpu"}
+FLAGS = ["--views", "3", "--size", "64", "--refine", "2", "--export", "spz", "--device", "cpu"]
+# What no two runs have in common.
+TIMED = ("seconds", "peak_memory_gb")
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+
+
+def parameters(function: Any) -> dict[str, Any]:
+    found = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in found if p.default is not inspect.Parameter.empty}
+
+
+def test_defaults_are_the_same_everywhere() -> None:
+    python = parameters(run)
+    assert python.pop("reporter") is None
+    assert python.pop("output") is None
+    options = defaults(RunOptions)
+    assert options.pop("output") is None
+    command = defaults(Reconstruct)
+    assert command.pop("json") is False
+    assert python == options == command
+    python, command = parameters(refine_file), defaults(Refine)
+    assert python.pop("reporter") is None
+    assert command.pop("json") is False
+    assert python == command
+
+
+@pytest.fixture(scope="module")
+def by_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("command") / "out"
+    assert main(["reconstruct", str(CAPTURE), "-o", str(out), *FLAGS]) == 0
+    return out
+
+
+def test_python_writes_what_the_command_writes(by_command: Path, tmp_path: Path) -> None:
+    result = ilrm.run(CAPTURE, tmp_path / "out", **SMALL)
+    ours, theirs = tree(tmp_path / "out"), tree(by_command)
+    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if ours[name] != theirs[name]} <= {"metrics.json", ".ilrm.json"}
+    metrics, told = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "out", by_command))
+    assert {k: v for k, v in metrics.items() if k not in TIMED} == {k: v for k, v in told.items() if k not in TIMED}
+    assert metrics == json.loads(json.dumps(result.metrics))
+    assert metrics["seconds"].keys() == told["seconds"].keys()
+
+
+def test_without_a_folder_nothing_is_written(by_command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = ilrm.run(str(CAPTURE), **SMALL)
+    assert not list(tmp_path.iterdir())
+    result.save("later")
+    there = load_result(tmp_path / "later")
+    assert torch.equal(there.gaussians.means, load_result(by_command).gaussians.means)
+    assert there.names == result.names
+    assert there.metrics["psnr"] == result.metrics["psnr"]
+    assert there.cameras is not None
+    assert torch.allclose(there.cameras.c2w, load_result(by_command).cameras.c2w)  # type: ignore[union-attr]
+    for photo, kept in zip(result.photos, there.photos, strict=True):
+        assert photo is not None
+        assert kept is not None
+        assert np.abs(photo.astype(float) - kept).mean() < 4  # JPEG
+    (tmp_path / "later" / "scene.ply").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"scene\.ply"):
+        result.save("later")
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.stages: dict[str, int] = {}
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+    def progress(self, label: str, total: int | None) -> Any:
+        from contextlib import contextmanager
+
+        @contextmanager
+        def stage() -> Any:
+            def advance(note: str = "", steps: int = 1, total: int | None = None) -> None:
+                self.stages[label] = self.stages.get(label, 0) + steps
+
+            yield advance
+
+        return stage()
+
+
+def test_a_reporter_hears_every_stage(tmp_path: Path) -> None:
+    heard = Heard()
+    ilrm.run(CAPTURE, tmp_path / "out", **SMALL, reporter=heard)
+    assert heard.lines[0].startswith(f"{CAPTURE}: 3 inputs")
+    assert heard.stages["refining"] == 2
+    assert heard.stages["exporting"] == 1
+    assert heard.stages["rendering"] > 0
+
+
+def test_warnings_reach_callers_and_the_numbers(tmp_path: Path) -> None:
+    with pytest.warns(IlrmWarning, match="exactly the pose"):
+        result = ilrm.run(twins(tmp_path / "scene"), views=2, holdout=0, size=64, device="cpu")
+    assert [line for line in result.metrics["warnings"] if "exactly the pose" in line]
+
+
+def twins(folder: Path) -> Path:
+    """A scene in which two photos share a pose."""
+    from tests.conftest import make_cameras
+    from tests.scenes.files import transforms, write_scene, write_transforms
+
+    write_scene(folder, 3, 64, 48)
+    cameras = make_cameras(3, 64, 48)[[0, 1, 1]]
+    write_transforms(folder, transforms(cameras, [f"images/{view}.png" for view in range(3)]))
+    return folder
+
+
+def test_splats_of_a_forward_pass_start_wider(
+    by_command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What metrics.json beside the file says decides: results that were refined, and files of others, are left."""
+    from ilrm.pipeline import refinement
+
+    footprints: list[float | None] = []
+    inner = refinement.refine
+
+    def refine(*arguments: Any, config: Any, **options: Any) -> Any:
+        footprints.append(config.footprint)
+        return inner(*arguments, config=config, **options)
+
+    monkeypatch.setattr(refinement, "refine", refine)
+    monkeypatch.setattr(refinement.RefineConfig, "for_steps", lambda steps, seed: refinement.RefineConfig.long(seed))
+    ilrm.run(CAPTURE, tmp_path / "fresh", **{**SMALL, "refine": 0})
+    for number, splats in enumerate((tmp_path / "fresh", by_command, by_command / "scene.spz")):
+        refine_file(splats, CAPTURE, tmp_path / f"{number}.ply", steps=1, views=3, size=64, device="cpu")
+    assert footprints == [refinement.RefineConfig.long().footprint, None, None]

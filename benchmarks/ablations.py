@@ -19,11 +19,11 @@ from typing import Annotated
 import torch
 import tyro
 
+from ilrm.datasets.procedural import ProceduralConfig
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
-from ilrm.scenes.procedural import ProceduralConfig
-from ilrm.train.batch import Batch
-from ilrm.train.batch_maker import BatchMaker
 from ilrm.train.config import LossConfig, OptimiserConfig, Procedural, Spread, Stage, TrainConfig
+from ilrm.train.data.batch import Batch
+from ilrm.train.data.batch_maker import BatchMaker
 from ilrm.train.losses import losses
 from ilrm.train.optim import learning_rate, make_optimiser, set_learning_rate
 

@@ -21,8 +21,8 @@ from typing import Literal
 import torch
 import tyro
 
+from ilrm.core.precision import autocast
 from ilrm.model import ILRM, ILRMConfig
-from ilrm.precision import autocast
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,12 @@ import torch
 import tyro
 from PIL import Image
 
-from ilrm.errors import IlrmError
-from ilrm.export import load_gaussians, save_gaussians
-from ilrm.export.cameras import load_cameras
-from ilrm.export.splats import FORMATS
-from ilrm.gaussians import Gaussians, quaternion_to_matrix
+from ilrm.core.errors import IlrmError
+from ilrm.core.gaussians import Gaussians, quaternion_to_matrix
 from ilrm.render import render
+from ilrm.splats import load_gaussians, save_gaussians
+from ilrm.splats.cameras import load_cameras
+from ilrm.splats.formats import FORMATS
 
 _VIEWS = 4
 _SH_WIDTH = 0.05

@@ -25,16 +25,16 @@ import numpy as np
 import torch
 import tyro
 
-from ilrm.cameras import Cameras
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import Gaussians, matrix_to_quaternion
+from ilrm.core.scene import Scene
+from ilrm.datasets.procedural import ProceduralConfig, layout, make_scene
+from ilrm.datasets.procedural.config import Kind
 from ilrm.evaluate.geometry import SurfaceScore, compare_surfaces
-from ilrm.export.mesh import is_watertight, mesh_gaussians
-from ilrm.export.tsdf import Surface
-from ilrm.gaussians import Gaussians, matrix_to_quaternion
+from ilrm.mesh.fusion import is_watertight, mesh_gaussians
+from ilrm.mesh.tsdf import Surface
 from ilrm.model.ilrm import ILRM
-from ilrm.reconstruct import reconstruct
-from ilrm.scene import Scene
-from ilrm.scenes.procedural import ProceduralConfig, layout, make_scene
-from ilrm.scenes.procedural.config import Kind
+from ilrm.model.reconstruct import reconstruct
 
 _SIZE = 0.3  # standard deviation of a perfect Gaussian, in pixels
 

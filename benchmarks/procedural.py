@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import tyro
 
-from ilrm.scenes.procedural import ProceduralConfig, make_batch
+from ilrm.datasets.procedural import ProceduralConfig, make_batch
 
 
 @dataclass(frozen=True)

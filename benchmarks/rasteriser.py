@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from ilrm.cameras import Cameras
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import Gaussians
 from ilrm.render import Backend, render
 
 

@@ -24,10 +24,10 @@ import viser
 import websockets
 from PIL import Image
 
-from ilrm.export import save_ply
-from ilrm.gaussians import Gaussians
+from ilrm.core.gaussians import Gaussians
 from ilrm.render import render
 from ilrm.results import Result, load_result
+from ilrm.splats import save_ply
 from ilrm.view import save_page
 from ilrm.view.live import Viewer
 from ilrm.view.server import serve, show_layout, show_splats

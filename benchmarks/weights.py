@@ -27,13 +27,14 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from ilrm import ILRM, Gaussians, Scene, load_scene, reconstruct, refine, render
-from ilrm.cameras import normalise
+from ilrm import ILRM, Gaussians, Scene, load_scene, render
+from ilrm.core.cameras import normalise
+from ilrm.core.spherical_harmonics import C0
+from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.evaluate import depth_abs_rel, psnr, ssim
-from ilrm.refine import RefineConfig
+from ilrm.model.reconstruct import reconstruct
+from ilrm.pipeline.refine import RefineConfig, refine
 from ilrm.scenes import select_inputs, split_holdout
-from ilrm.scenes.procedural import ProceduralConfig, make_scene
-from ilrm.spherical_harmonics import C0
 
 Method = Literal["trained", "untrained", "random", "sparse"]
 # Random depths, in units of the normalised frame: from a camera's own reach to far behind everything.

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import tyro
 
+from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.files import write_json
-from ilrm.scenes.procedural import ProceduralConfig, make_scene
 from ilrm.scenes.save import save_scene
 
 HELD_OUT = (2, 4, 7, 9)  # between inputs, never at the ends of the walk

@@ -19,8 +19,8 @@ sys.dont_write_bytecode = False
 import pytest
 import torch
 
-from ilrm.cameras import Cameras
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import Gaussians
 
 if TYPE_CHECKING:
     from ilrm.results import Result

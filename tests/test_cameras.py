@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras, Similarity, local_origin, mean_pose, normalise, rays
-from ilrm.errors import CameraError
-from ilrm.gaussians import quaternion_to_matrix
+from ilrm.core.cameras import Cameras, Similarity, local_origin, mean_pose, normalise, rays
+from ilrm.core.errors import CameraError
+from ilrm.core.gaussians import quaternion_to_matrix
 from tests.conftest import make_cameras, shared_path
 
 

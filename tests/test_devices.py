@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras, Similarity
+from ilrm.core.cameras import Cameras, Similarity
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians, matrix_to_quaternion, quaternion_multiply
 from ilrm.evaluate import psnr, ssim
 from ilrm.evaluate.metrics import ssim_map
-from ilrm.gaussians import PER_GAUSSIAN, Gaussians, matrix_to_quaternion, quaternion_multiply
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
 from ilrm.model.config import MatchingConfig
 from ilrm.render import normals
 from ilrm.render.gsplat_cuda import draw
 from ilrm.train import losses as train_losses
-from ilrm.train.batch import Batch
 from ilrm.train.config import LossConfig
+from ilrm.train.data.batch import Batch
 from ilrm.train.perceptual import LPIPS, VGGDistance
 from tests.conftest import make_cameras, make_gaussians
 

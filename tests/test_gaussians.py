@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ilrm import spherical_harmonics as sh
-from ilrm.cameras import Similarity
-from ilrm.errors import GaussiansError
-from ilrm.gaussians import PER_GAUSSIAN, Gaussians, matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
+from ilrm.core import spherical_harmonics as sh
+from ilrm.core.cameras import Similarity
+from ilrm.core.errors import GaussiansError
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians, matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
 from tests.conftest import make_gaussians
 from tests.test_cameras import random_similarity
 

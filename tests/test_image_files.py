@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ilrm.errors import SceneError
-from ilrm.image_files import FORMATS, MAX_PIXELS, open_image, read_header
+from ilrm.core.errors import SceneError
+from ilrm.files.image_files import FORMATS, MAX_PIXELS, open_image, read_header
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "ilrm"
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 24\n%%EndComments\nshowpage\n%%EOF\n"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ilrm import paths
-from ilrm.errors import AccessError
+from ilrm.core.errors import AccessError
+from ilrm.files import paths
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "ilrm"
 # ``paths`` asks the system itself; ``files`` is about what may be written, and explains every OSError.
@@ -86,8 +86,8 @@ def closed(tmp_path: Path) -> Iterator[Path]:
 ASK = """
 import os, sys
 from pathlib import Path
-from ilrm import paths
-from ilrm.errors import AccessError
+from ilrm.files import paths
+from ilrm.core.errors import AccessError
 if os.geteuid() == 0:
     os.setuid(65534)  # root is let in everywhere
 folder = Path(sys.argv[1])

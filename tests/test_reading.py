@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ilrm import reading
-from ilrm.errors import CameraError, ConfigError, IlrmError, SceneError
-from ilrm.export.camera_path import load_path
-from ilrm.export.cameras import load_cameras
-from ilrm.reading import parse_json, read_json, read_text
-from ilrm.scenes.records import read_frames
+from ilrm.core.errors import CameraError, ConfigError, IlrmError, SceneError
+from ilrm.files import reading
+from ilrm.files.reading import parse_json, read_json, read_text
+from ilrm.pictures.camera_path import load_path
+from ilrm.scenes.readers.records import read_frames
+from ilrm.splats.cameras import load_cameras
 from ilrm.train.serialise import from_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ilrm import ILRM, Gaussians, Scene, reconstruct, render
-from ilrm.cameras import Cameras, Similarity
-from ilrm.errors import CameraError, SceneError
+from ilrm import ILRM, Gaussians, Scene, render
+from ilrm.core.cameras import Cameras, Similarity
+from ilrm.core.errors import CameraError, SceneError
+from ilrm.core.precision import resolve
+from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.evaluate.metrics import psnr
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
-from ilrm.precision import resolve
-from ilrm.scenes.procedural import ProceduralConfig, make_scene
+from ilrm.model.reconstruct import reconstruct
 from tests.model.test_matching import textured_plane
 from tests.test_cameras import random_similarity
 

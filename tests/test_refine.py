@@ -10,12 +10,12 @@ from importlib import import_module
 import pytest
 import torch
 
-from ilrm.cameras import Similarity, normalise
-from ilrm.errors import ConfigError, GaussiansError, IlrmWarning, SceneError
-from ilrm.gaussians import Gaussians
-from ilrm.refine import LearningRates, RefineConfig, RefineResult, RefineStep, mean_psnr, refine
+from ilrm.core.cameras import Similarity, normalise
+from ilrm.core.errors import ConfigError, GaussiansError, IlrmWarning, SceneError
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.scene import LazyImages, Scene
+from ilrm.pipeline.refine import LearningRates, RefineConfig, RefineResult, RefineStep, mean_psnr, refine
 from ilrm.render import render
-from ilrm.scene import LazyImages, Scene
 from tests.conftest import make_cameras, make_gaussians
 
 ATTRIBUTES = ("means", "scales", "quats", "opacities", "sh")
@@ -160,7 +160,7 @@ def test_steps_without_finite_gradients_change_nothing(monkeypatch: pytest.Monke
         rendering = original(*args, **kwargs)
         return replace(rendering, rgb=rendering.rgb * float("nan"))
 
-    monkeypatch.setattr(import_module("ilrm.refine"), "render", poisoned)
+    monkeypatch.setattr(import_module("ilrm.pipeline.refine"), "render", poisoned)
     result = refine(start, scene, 3)
     assert result.skipped_steps == 3
     assert result.gaussians.finite().all()

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ilrm import ILRM, load_ply, load_scene, reconstruct, render
+from ilrm import ILRM, load_ply, load_scene, render
 from ilrm.cli import main
 from ilrm.evaluate import psnr
-from ilrm.weights import describe
+from ilrm.model.reconstruct import reconstruct
+from ilrm.model.weights import describe
 
 CAPTURE = Path(str(resources.files("ilrm"))) / "assets" / "capture"
 

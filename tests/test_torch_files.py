@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ilrm.torch_files import LazyTensor, load_lazily, share_reasonably
-from ilrm.torch_outline import Opaque
+from ilrm.files.torch_files import LazyTensor, load_lazily, share_reasonably
+from ilrm.files.torch_outline import Opaque
 
 # Instructions of pickle, as torch.save writes them.
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"

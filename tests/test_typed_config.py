@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from ilrm.errors import ConfigError
-from ilrm.typed_config import assign, build, check_finite, check_range, plain
+from ilrm.core.errors import ConfigError
+from ilrm.core.typed_config import assign, build, check_finite, check_range, plain
 
 
 @dataclass(frozen=True)

@@ -20,36 +20,36 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from ilrm.cameras import Cameras, Similarity, normalise
-    from ilrm.errors import IlrmError
+    from ilrm.core.cameras import Cameras, Similarity, normalise
+    from ilrm.core.errors import IlrmError
+    from ilrm.core.gaussians import Gaussians
+    from ilrm.core.scene import Scene
     from ilrm.evaluate import psnr, ssim
-    from ilrm.export import load_gaussians, load_ply, save_gaussians, save_ply
-    from ilrm.gaussians import Gaussians
     from ilrm.model import ILRM, ILRMConfig
+    from ilrm.model.reconstruct import reconstruct
+    from ilrm.pipeline.refine import RefineConfig, refine
     from ilrm.pipeline.run import run
-    from ilrm.reconstruct import reconstruct
-    from ilrm.refine import RefineConfig, refine
     from ilrm.render import Rendering, render
     from ilrm.results import Result, load_result
-    from ilrm.scene import Scene
     from ilrm.scenes import load_scene
+    from ilrm.splats import load_gaussians, load_ply, save_gaussians, save_ply
     from ilrm.view import save_page
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "cameras": ("Cameras", "Similarity", "normalise"),
-    "errors": ("IlrmError",),
+    "core.cameras": ("Cameras", "Similarity", "normalise"),
+    "core.errors": ("IlrmError",),
     "evaluate": ("psnr", "ssim"),
-    "export": ("load_gaussians", "load_ply", "save_gaussians", "save_ply"),
-    "gaussians": ("Gaussians",),
+    "splats": ("load_gaussians", "load_ply", "save_gaussians", "save_ply"),
+    "core.gaussians": ("Gaussians",),
     "model": ("ILRM", "ILRMConfig"),
     "pipeline.run": ("run",),
-    "reconstruct": ("reconstruct",),
-    "refine": ("RefineConfig", "refine"),
+    "model.reconstruct": ("reconstruct",),
+    "pipeline.refine": ("RefineConfig", "refine"),
     "render": ("Rendering", "render"),
     "results": ("Result", "load_result"),
-    "scene": ("Scene",),
+    "core.scene": ("Scene",),
     "scenes": ("load_scene",),
     "view": ("save_page",),
 }
@@ -86,8 +86,8 @@ class _Package(ModuleType):
     """This package, whose names are imported when they are first used.
 
     The command can so be interrupted, and can say what is wrong, before torch is there. The names are properties
-    because three of them are modules, too: importing one of those sets the package's attribute of that name, which
-    has to stay the function.
+    because one of them, ``render``, is a package, too: importing that sets the attribute, which has to stay the
+    function.
     """
 
     def __getattr__(self, name: str) -> object:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ilrm.cli import main
+from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.model.config import FootprintDecoder, ILRMConfig
 from ilrm.model.ilrm import ILRM
+from ilrm.model.weights import save_weights
 from ilrm.scenes import save_scene
-from ilrm.scenes.procedural import ProceduralConfig, make_scene
-from ilrm.weights import save_weights
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from ilrm.cli import main
-from ilrm.export import ply, save_ply
+from ilrm.splats import ply, save_ply
 from tests.cli.conftest import tree
 from tests.conftest import NO_BYTECODE, make_gaussians
 

@@ -18,11 +18,11 @@ from PIL import Image
 
 from ilrm.cli import main
 from ilrm.evaluate import psnr
-from ilrm.export import load_gaussians, load_ply
-from ilrm.export.cameras import load_cameras
 from ilrm.model.ilrm import ILRM
 from ilrm.results import load_result
 from ilrm.scenes import load_scene
+from ilrm.splats import load_gaussians, load_ply
+from ilrm.splats.cameras import load_cameras
 from tests.cli.conftest import tree, visible
 from tests.conftest import PATIENCE_S, wait_until
 
@@ -75,7 +75,7 @@ def test_input_photos_travel_along(result: Path, scene_folder: Path) -> None:
 
 def test_scores_are_those_of_the_written_files(result: Path, scene_folder: Path) -> None:
     """Rendering the written splats at the held-out poses gives the reported PSNR."""
-    from ilrm.refine import mean_psnr
+    from ilrm.pipeline.refine import mean_psnr
 
     metrics = json.loads((result / "metrics.json").read_text())
     scene = load_scene(scene_folder)

@@ -48,7 +48,7 @@ def test_interrupted_make_says_that_it_continues(tmp_path: Path, capsys, monkeyp
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ilrm.scenes.make_set.make_scene", interrupted)
+    monkeypatch.setattr("ilrm.datasets.make_set.make_scene", interrupted)
     assert main(["data", "make", "-o", str(tmp_path), *SMALL]) == 130
     assert "the same command continues" in capsys.readouterr().err
 

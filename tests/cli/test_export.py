@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ilrm.cli import main
-from ilrm.export import load_gaussians, save_ply
-from ilrm.export.cameras import load_cameras
-from ilrm.gaussians import Gaussians
+from ilrm.core.gaussians import Gaussians
 from ilrm.scenes import load_scene
+from ilrm.splats import load_gaussians, save_ply
+from ilrm.splats.cameras import load_cameras
 from tests.cli.conftest import tree
 from tests.conftest import make_gaussians
 from tests.export.compare import differences
@@ -171,8 +171,8 @@ def test_bad_inputs(name: str, tmp_path: Path, capsys) -> None:
 
 
 def test_photos_of_another_scene(result: Path, scene_folder: Path, tmp_path: Path, capsys) -> None:
+    from ilrm.datasets.procedural import ProceduralConfig, make_scene
     from ilrm.scenes import save_scene
-    from ilrm.scenes.procedural import ProceduralConfig, make_scene
 
     save_scene(make_scene(4, ProceduralConfig(views=6, width=64, height=48)), tmp_path / "other")
     options = ["--format", "colmap", "--photos", str(tmp_path / "other")]

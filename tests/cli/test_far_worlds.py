@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.cameras import Similarity
 from ilrm.cli import main
-from ilrm.export import load_gaussians, save_colmap
-from ilrm.export.cameras import load_cameras
+from ilrm.core.cameras import Similarity
+from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.scenes import load_scene, save_scene
-from ilrm.scenes.procedural import ProceduralConfig, make_scene
+from ilrm.splats import load_gaussians, save_colmap
+from ilrm.splats.cameras import load_cameras
 from tests.conftest import make_gaussians
 
 UTM, ECEF = (512345.0, 5432109.0, 250.0), (4027893.0, 306901.0, -4919499.0)

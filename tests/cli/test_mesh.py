@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ilrm.cli import main
-from ilrm.export import save_ply
-from ilrm.export.cameras import save_cameras
+from ilrm.splats import save_ply
+from ilrm.splats.cameras import save_cameras
 from tests.cli.conftest import tree
 from tests.export.solids import cameras_on_sphere, sphere
 

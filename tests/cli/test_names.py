@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ilrm.cli import main
-from ilrm.results.names import file_stems
 from ilrm.scenes import load_scene
-from ilrm.scenes.chunks import list_keys
+from ilrm.scenes.names import file_stems
+from ilrm.scenes.readers.chunks import list_keys
 from ilrm.scenes.save import image_names
 
 CAFE = "caf\udce9"  # the byte E9, which is é in Latin-1

@@ -14,14 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.cli import frame_store, main
-from ilrm.cli.picture_options import resized
-from ilrm.export import save_ply
-from ilrm.export.camera_path import cameras_around, load_path, make_path, nearest_views
-from ilrm.export.cameras import load_cameras
-from ilrm.export.frames import Picture, clear_near_plane, path_depth_range, render_path
-from ilrm.gaussians import Gaussians
+from ilrm.cli import main
+from ilrm.core.gaussians import Gaussians
+from ilrm.pictures import frame_store
+from ilrm.pictures.camera_path import cameras_around, load_path, make_path, nearest_views
+from ilrm.pictures.frames import Picture, clear_near_plane, path_depth_range, render_path
+from ilrm.pictures.options import resized
 from ilrm.scenes import load_scene
+from ilrm.splats import save_ply
+from ilrm.splats.cameras import load_cameras
 from tests.cli.conftest import tree, visible
 from tests.cli.test_bad_input import expect_failure, nan_ply
 from tests.conftest import make_cameras, make_gaussians

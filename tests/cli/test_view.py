@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ilrm.cli import main
-from ilrm.export import save_ply
+from ilrm.splats import save_ply
 from tests.cli.conftest import tree
 from tests.conftest import PATIENCE_S, make_gaussians
 

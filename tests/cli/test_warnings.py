@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ilrm.cli import main
-from ilrm.errors import IlrmWarning
+from ilrm.core.errors import IlrmWarning
 from ilrm.scenes import check_scene, load_scene
 
 

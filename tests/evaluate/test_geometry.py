@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ilrm.errors import SceneError
+from ilrm.core.errors import SceneError
 from ilrm.evaluate.geometry import SurfaceScore, compare_surfaces, nearest_distances
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from ilrm.errors import SceneError
-from ilrm.evaluate import depth_abs_rel, psnr, ssim
+from ilrm.core.errors import SceneError
+from ilrm.evaluate import depth_abs_rel, metrics, psnr, ssim
 from ilrm.evaluate.metrics import mean_of_known, ssim_map
 
 
@@ -106,3 +107,28 @@ def test_a_view_without_counting_pixels_has_no_score() -> None:
     assert ssim(images, images, nothing).isnan().all()
     assert mean_of_known([1.0, float("nan"), 3.0]) == 2.0
     assert mean_of_known([float("nan")]) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_blurs_are_one(dtype: torch.dtype) -> None:
+    """Values and gradients; windows of sizes that no block divides."""
+    image = torch.rand(2, 5, 37, 51, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = torch.randn(2, 5, 27, 41, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    found, gradients = [], []
+    for blur in (metrics._blur_by_convolution, metrics._blur_by_bands):
+        blurred = blur(image)
+        found.append(blurred.detach())
+        gradients.append(torch.autograd.grad((blurred * weights).sum(), image)[0])
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(found[0], found[1], atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=3 * tolerance, rtol=3 * tolerance)
+
+
+def test_large_images_have_the_similarity_of_scikit_image() -> None:
+    structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
+    rng = np.random.default_rng(0)
+    truth = rng.random((430, 450, 3))
+    seen = np.clip(truth + 0.1 * rng.standard_normal(truth.shape), 0, 1)
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": True, "data_range": 1}
+    expected = structural_similarity(seen, truth, channel_axis=-1, **settings)
+    assert ssim(torch.from_numpy(seen)[None], torch.from_numpy(truth)[None]).item() == pytest.approx(expected, abs=1e-9)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from ilrm.export import load_ply
-from ilrm.gaussians import Gaussians
+from ilrm.core.gaussians import Gaussians
+from ilrm.splats import load_ply
 
 
 def differences(back: Gaussians, original: Gaussians) -> dict[str, float]:

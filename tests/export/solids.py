@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras
-from ilrm.export.mesh import pixel_weights
-from ilrm.export.tsdf import DepthViews
-from ilrm.gaussians import Gaussians, matrix_to_quaternion
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import Gaussians, matrix_to_quaternion
+from ilrm.mesh.fusion import pixel_weights
+from ilrm.mesh.tsdf import DepthViews
 from tests.conftest import look_at
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ilrm.cameras import Cameras, Similarity
-from ilrm.export.axes import GLTF, OPENGL, to_frame
-from ilrm.gaussians import quaternion_to_matrix
+from ilrm.core.cameras import Cameras, Similarity
+from ilrm.core.gaussians import quaternion_to_matrix
 from ilrm.render import render
+from ilrm.splats.axes import GLTF, OPENGL, to_frame
 from tests.conftest import make_cameras, make_gaussians
 
 UP = {"y-up": [0.0, 1, 0], "z-up": [0.0, 0, 1]}

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.errors import GaussiansError, OutputError
-from ilrm.export import save_colmap
-from ilrm.scene import Scene
+from ilrm.core.errors import GaussiansError, OutputError
+from ilrm.core.scene import Scene
+from ilrm.core.spherical_harmonics import C0
 from ilrm.scenes import load_scene
-from ilrm.spherical_harmonics import C0
+from ilrm.splats import save_colmap
 from tests.conftest import make_cameras, make_gaussians
 
 WIDTH, HEIGHT = 32, 24

@@ -9,10 +9,10 @@ import pytest
 import torch
 from plyfile import PlyData, PlyElement
 
-from ilrm.errors import GaussiansError, IlrmWarning
-from ilrm.export import load_ply, save_ply
-from ilrm.export.compressed_ply import save_compressed_ply
-from ilrm.gaussians import Gaussians
+from ilrm.core.errors import GaussiansError, IlrmWarning
+from ilrm.core.gaussians import Gaussians
+from ilrm.splats import load_ply, save_ply
+from ilrm.splats.compressed_ply import save_compressed_ply
 from tests.conftest import make_gaussians
 from tests.export.compare import differences, in_order_of, read_by_splat_transform, splat_transform
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ilrm.export import filters
-from ilrm.gaussians import Gaussians
-from ilrm.spherical_harmonics import colours
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.spherical_harmonics import colours
+from ilrm.splats import filters
 from tests.conftest import make_gaussians
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from ilrm.cameras import Similarity
-from ilrm.errors import GaussiansError, IlrmWarning
-from ilrm.export import save_ply
-from ilrm.export.axes import GLTF
-from ilrm.export.glb import load_glb, save_glb
-from ilrm.gaussians import Gaussians, quaternion_to_matrix
-from ilrm.spherical_harmonics import C0
+from ilrm.core.cameras import Similarity
+from ilrm.core.errors import GaussiansError, IlrmWarning
+from ilrm.core.gaussians import Gaussians, quaternion_to_matrix
+from ilrm.core.spherical_harmonics import C0
+from ilrm.splats import save_ply
+from ilrm.splats.axes import GLTF
+from ilrm.splats.glb import load_glb, save_glb
 from tests.conftest import make_gaussians
 from tests.export.compare import differences, gltf_issues, splat_transform
 

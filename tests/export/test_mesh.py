@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from ilrm.cameras import Similarity
-from ilrm.errors import ConfigError, GaussiansError, OutputError
+from ilrm.core.cameras import Similarity
+from ilrm.core.errors import ConfigError, GaussiansError, OutputError
+from ilrm.core.gaussians import Gaussians
 from ilrm.evaluate.geometry import nearest_distances
-from ilrm.export.mesh import (
+from ilrm.mesh.files import save_surface
+from ilrm.mesh.fusion import (
     Lattice,
     fuse_surface,
     is_watertight,
@@ -22,11 +24,9 @@ from ilrm.export.mesh import (
     simplify,
     without_small_pieces,
 )
-from ilrm.export.mesh_files import save_surface
-from ilrm.export.texture import bake
-from ilrm.export.tsdf import CHUNK, Surface, find_chunks, fuse, fuse_block, fuse_block_reference
-from ilrm.export.viewpoints import cameras_around
-from ilrm.gaussians import Gaussians
+from ilrm.mesh.texture import bake
+from ilrm.mesh.tsdf import CHUNK, Surface, find_chunks, fuse, fuse_block, fuse_block_reference
+from ilrm.pictures.viewpoints import cameras_around
 from tests.conftest import make_cameras
 from tests.export.compare import gltf_issues
 from tests.export.solids import cameras_on_sphere, depth_of_plane, paint, sphere
@@ -177,7 +177,7 @@ def test_chunks_hold_all_points_and_their_surroundings(ball_lattice: Lattice) ->
 
 
 def test_many_views_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ilrm.export.mesh.MOST_PIXELS", 3 * 80 * 80)
+    monkeypatch.setattr("ilrm.mesh.fusion.MOST_PIXELS", 3 * 80 * 80)
     views = see_surface(sphere(200), cameras_on_sphere(8))
     assert views.depth.shape == (3, 80, 80)
 

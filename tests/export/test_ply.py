@@ -10,10 +10,10 @@ import pytest
 import torch
 from plyfile import PlyData, PlyElement
 
-from ilrm.errors import GaussiansError
-from ilrm.export import load_ply, ply, save_ply
-from ilrm.gaussians import Gaussians
-from ilrm.spherical_harmonics import C0
+from ilrm.core.errors import GaussiansError
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.spherical_harmonics import C0
+from ilrm.splats import load_ply, ply, save_ply
 from tests.conftest import make_gaussians
 
 ATTRIBUTES = ("means", "scales", "quats", "opacities", "sh")

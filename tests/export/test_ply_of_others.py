@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from ilrm.cli import main
-from ilrm.errors import GaussiansError, IlrmWarning
-from ilrm.export import load_gaussians, load_ply, ply, save_gaussians, save_ply
-from ilrm.export.splats import FORMATS
-from ilrm.gaussians import PER_GAUSSIAN, Gaussians
+from ilrm.core.errors import GaussiansError, IlrmWarning
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.render import render
+from ilrm.splats import load_gaussians, load_ply, ply, save_gaussians, save_ply
+from ilrm.splats.formats import FORMATS
 from tests.conftest import make_cameras, make_gaussians
 
 Columns = dict[str, np.ndarray]

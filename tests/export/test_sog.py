@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ilrm.errors import GaussiansError
-from ilrm.export.sog import load_sog, save_sog
+from ilrm.core.errors import GaussiansError
+from ilrm.splats.sog import load_sog, save_sog
 from tests.conftest import make_gaussians
 from tests.export.compare import differences, in_order_of
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ilrm.errors import GaussiansError
-from ilrm.export.splat import load_splat, save_splat
-from ilrm.gaussians import Gaussians
-from ilrm.spherical_harmonics import C0
+from ilrm.core.errors import GaussiansError
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.spherical_harmonics import C0
+from ilrm.splats.splat import load_splat, save_splat
 from tests.conftest import make_gaussians
 from tests.export.compare import differences, in_order_of, read_by_splat_transform
 

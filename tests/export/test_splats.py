@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ilrm.errors import GaussiansError, IlrmError, OutputError
-from ilrm.export import load_gaussians, save_gaussians
-from ilrm.export.cameras import save_cameras
-from ilrm.export.splats import FORMATS
+from ilrm.core.errors import GaussiansError, IlrmError, OutputError
+from ilrm.splats import load_gaussians, save_gaussians
+from ilrm.splats.cameras import save_cameras
+from ilrm.splats.formats import FORMATS
 from tests.conftest import make_cameras, make_gaussians
 
 OURS = [extension for extension in FORMATS if extension != ".sog"]  # which an external program reads and writes

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from ilrm.errors import GaussiansError, MissingExtraError
-from ilrm.export.axes import OPENGL
-from ilrm.export.spz import load_spz, save_spz
-from ilrm.gaussians import Gaussians
+from ilrm.core.errors import GaussiansError, MissingExtraError
+from ilrm.core.gaussians import Gaussians
+from ilrm.splats.axes import OPENGL
+from ilrm.splats.spz import load_spz, save_spz
 from tests.conftest import make_gaussians
 from tests.export.compare import differences, read_by_splat_transform
 

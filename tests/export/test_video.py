@@ -18,9 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.errors import ConfigError, IlrmError, OutputError
-from ilrm.export import video
-from ilrm.export.video import save_video
+from ilrm.core.errors import ConfigError, IlrmError, OutputError
+from ilrm.pictures import video
+from ilrm.pictures.video import save_video
 from tests.conftest import NO_BYTECODE
 
 
@@ -159,8 +159,8 @@ def test_no_frame_is_made_for_a_place_that_cannot_be_written() -> None:
 def test_full_disk_is_told_in_words(tmp_path: Path) -> None:
     """A real failing write, in another process whose files may hold 4 kB."""
     code = (
-        "import resource, sys, numpy as np\nfrom ilrm.errors import OutputError\n"
-        "from ilrm.export.video import save_video\n"
+        "import resource, sys, numpy as np\nfrom ilrm.core.errors import OutputError\n"
+        "from ilrm.pictures.video import save_video\n"
         "noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
         "try:\n    save_video(noise, sys.argv[1])\nexcept OutputError as error:\n    print(error)\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ilrm import files
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ilrm import files
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 from ilrm.files.manifest import MANIFEST, read_manifest
 from tests.files.test_atomic import tree
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ilrm import files
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 from ilrm.files.manifest import MANIFEST, read_manifest
 from ilrm.files.temporary import PARTIAL, held, is_temporary, temporary_path
 from tests.files.test_atomic import tree

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from ilrm.errors import SceneError
+from ilrm.core.errors import SceneError
 from tests.fuzz.mutations import BINARY
 from tests.fuzz.reader import Reader
 

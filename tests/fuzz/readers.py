@@ -17,19 +17,19 @@ import torch
 from PIL import Image
 from plyfile import PlyData
 
-from ilrm.export import load_gaussians, save_gaussians
-from ilrm.export.camera_path import load_path
-from ilrm.export.cameras import load_cameras, save_cameras
+from ilrm.datasets.indices import read_evaluation_index
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
 from ilrm.model.config import MatchingConfig
+from ilrm.model.weights import load_weights, official, save_weights
+from ilrm.pictures.camera_path import load_path
 from ilrm.results.result import load_result
 from ilrm.scenes import load_scene
-from ilrm.scenes.indices import read_evaluation_index
-from ilrm.scenes.points import read_points
+from ilrm.scenes.readers.points import read_points
+from ilrm.splats import load_gaussians, save_gaussians
+from ilrm.splats.cameras import load_cameras, save_cameras
 from ilrm.train.checkpoint import Checkpoint, Progress, check_same_run, read_checkpoint, write_checkpoint
 from ilrm.train.presets import preset
 from ilrm.train.serialise import from_json, to_dict, to_json
-from ilrm.weights import load_weights, official, save_weights
 from tests.conftest import make_cameras, make_gaussians
 from tests.fuzz.mutations import BINARY, JSON, TEXT
 from tests.fuzz.reader import Reader

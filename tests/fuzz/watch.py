@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from ilrm.errors import IlrmError
+from ilrm.core.errors import IlrmError
 from tests.fuzz.mutations import mutate
 
 # Importing torch and making a valid input, on a busy machine.

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ilrm.errors import ConfigError
+from ilrm.core.errors import ConfigError
 from ilrm.model import ILRM, FootprintDecoder
 from ilrm.model.consistency import Consistency, cross_check
 from ilrm.model.matching import Match

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ilrm.model import ILRM
 from ilrm.model.tokens import patchify, ray_maps, scale_intrinsics
-from ilrm.weights import load_weights
+from ilrm.model.weights import load_weights
 from tests.conftest import shared_path
 
 LOGIT_TOLERANCE = 2e-5

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ilrm.cameras import normalise
-from ilrm.errors import ConfigError
+from ilrm.core.cameras import normalise
+from ilrm.core.errors import ConfigError
+from ilrm.core.precision import autocast
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig, ReleasedDecoder
 from ilrm.model.blocks import _attend_by_products, attend
 from ilrm.model.mini_batch import subset
 from ilrm.model.tokens import fit_size
-from ilrm.precision import autocast
 from tests.conftest import make_cameras
 
 TINY = ILRMConfig(width=32, head_width=16, layers=2, patch_size=4)

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ilrm.cameras import Cameras, normalise
-from ilrm.errors import ConfigError
+from ilrm.core.cameras import Cameras, normalise
+from ilrm.core.errors import ConfigError
+from ilrm.datasets.procedural import ProceduralConfig, make_batch
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.model.consistency import cross_check
 from ilrm.model.hidden import fill_hidden, hidden_pixels
 from ilrm.model.matching import _fill, match_depth
 from ilrm.model.matching_net import MatchingNet
 from ilrm.model.view_geometry import source_views
-from ilrm.scenes.procedural import ProceduralConfig, make_batch
 from tests.launches import Launches
 
 CONFIG = ILRMConfig(

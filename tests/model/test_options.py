@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ilrm.cameras import Similarity
-from ilrm.errors import ConfigError
+from ilrm.core.cameras import Similarity
+from ilrm.core.errors import ConfigError
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.model.blocks import UpdateLayer, attend
 from ilrm.model.camera_encoding import CameraEncoding

@@ -16,7 +16,7 @@ import ilrm
 from ilrm.cli import main
 from ilrm.cli.reconstruct import Reconstruct
 from ilrm.cli.refine import Refine
-from ilrm.errors import IlrmWarning, OutputError
+from ilrm.core.errors import IlrmWarning, OutputError
 from ilrm.pipeline.options import RunOptions
 from ilrm.pipeline.refinement import refine_file
 from ilrm.pipeline.run import run

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras
-from ilrm.gaussians import PER_GAUSSIAN, Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.render import Backend, Rendering, render
 
 PARAMETERS = PER_GAUSSIAN

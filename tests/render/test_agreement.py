@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilrm.gaussians import Gaussians
+from ilrm.core.gaussians import Gaussians
 from ilrm.render import render
 from tests.conftest import make_cameras, make_gaussians
 from tests.render.scenes import (

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras
-from ilrm.errors import CameraError, GaussiansError
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import CameraError, GaussiansError
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.spherical_harmonics import C0
 from ilrm.render import Backend, render
 from ilrm.render.gsplat_cuda import draw
-from ilrm.spherical_harmonics import C0
 from tests.conftest import make_cameras, make_gaussians
 from tests.render.scenes import IMAGES, PARAMETERS, change, image_weights, render_with_gradients
 

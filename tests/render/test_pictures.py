@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ilrm.cameras import Cameras
+from ilrm.core.cameras import Cameras
 from ilrm.render.depth_colours import colour_depth, depth_range
 from ilrm.render.normals import colour_normals, normals
 from tests.conftest import make_cameras

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ilrm.cameras import Cameras
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import Gaussians
 from ilrm.render import Backend, render
 from tests.conftest import make_cameras, make_gaussians
 from tests.render.scenes import PARAMETERS, front_camera, image_weights, one_gaussian, render_with_gradients

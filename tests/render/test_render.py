@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ilrm.cameras import Cameras
-from ilrm.errors import CameraError, ConfigError, GaussiansError, MissingExtraError
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import CameraError, ConfigError, GaussiansError, MissingExtraError
+from ilrm.core.gaussians import Gaussians
 from ilrm.render import render
 from tests.conftest import ROOT, make_cameras, make_gaussians
 from tests.render.scenes import IMAGES, PARAMETERS, change, image_weights, render_with_gradients
@@ -126,8 +126,8 @@ def test_background_shows_through_what_is_left() -> None:
 
 def test_world_frame_does_not_matter() -> None:
     """Moving, turning and scaling the world with the cameras leaves the image; depth scales."""
-    from ilrm.cameras import Similarity
-    from ilrm.gaussians import quaternion_to_matrix
+    from ilrm.core.cameras import Similarity
+    from ilrm.core.gaussians import quaternion_to_matrix
 
     turn = quaternion_to_matrix(torch.tensor([0.5, 0.3, -0.7, 0.2], dtype=torch.float64))
     move = Similarity(3.0, turn, torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ilrm.cameras import Cameras
 from ilrm.cli import main
-from ilrm.errors import CameraError, GaussiansError, IlrmWarning
-from ilrm.export import save_ply
-from ilrm.export.camera_path import load_path
-from ilrm.export.cameras import load_cameras, save_cameras
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import CameraError, GaussiansError, IlrmWarning
+from ilrm.pictures.camera_path import load_path
 from ilrm.results.beside import cameras_beside, find_splats
+from ilrm.splats import save_ply
+from ilrm.splats.cameras import load_cameras, save_cameras
 from tests.conftest import make_cameras, make_gaussians
 
 

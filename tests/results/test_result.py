@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from ilrm.errors import GaussiansError, IlrmWarning, SceneError
+from ilrm.core.errors import GaussiansError, IlrmWarning, SceneError
 from ilrm.evaluate import psnr
-from ilrm.export import save_ply
-from ilrm.export.cameras import find_names
 from ilrm.results import Result, load_result
 from ilrm.results.result import photos_of
+from ilrm.splats import save_ply
+from ilrm.splats.cameras import find_names
 from ilrm.view.layers import update_layers
 from ilrm.view.pictures import picture
 from tests.conftest import CAPTURE, make_gaussians
@@ -138,7 +138,7 @@ def test_update_layers_lead_to_the_result(capture: Result) -> None:
 def test_update_layers_need_photos_and_weights(capture: Result) -> None:
     from dataclasses import replace
 
-    from ilrm.errors import ConfigError
+    from ilrm.core.errors import ConfigError
 
     with pytest.raises(SceneError, match="--photos"):
         update_layers(replace(capture, photos=()))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ilrm.scene import Scene
+from ilrm.core.scene import Scene
 
 WIDTH, HEIGHT, FOCAL = 160, 120, 150.0
 _SKY = 0.9

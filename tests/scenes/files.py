@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ilrm.cameras import Cameras
+from ilrm.core.cameras import Cameras
 from tests.conftest import make_cameras
 
 FLIP = np.diag([1.0, -1.0, -1.0, 1.0])

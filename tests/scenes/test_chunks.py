@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.cameras import Cameras
-from ilrm.errors import CameraError, SceneError
-from ilrm.scenes import chunks, list_keys, load_scene
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import CameraError, SceneError
+from ilrm.scenes import list_keys, load_scene
+from ilrm.scenes.readers import chunks
 from tests.conftest import make_cameras
 from tests.scenes.files import assert_close, smooth
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.cameras import Cameras
-from ilrm.errors import IlrmError, IlrmWarning, SceneError
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import IlrmError, IlrmWarning, SceneError
 from ilrm.scenes import load_scene
 from tests.conftest import make_cameras
 from tests.scenes.files import assert_close, transforms, write_transforms

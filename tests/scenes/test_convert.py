@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ilrm.cameras import Cameras
-from ilrm.errors import ConfigError, SceneError
-from ilrm.scene import Scene
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import ConfigError, SceneError
+from ilrm.core.scene import Scene
+from ilrm.datasets.convert import Fit, convert_scenes, find_inputs
+from ilrm.datasets.dataset import find_scenes
+from ilrm.datasets.layouts import Form
+from ilrm.datasets.make_set import make_set
+from ilrm.datasets.procedural import ProceduralConfig
+from ilrm.datasets.save_set import Outcome
 from ilrm.scenes import list_keys, load_scene, save_scene
-from ilrm.scenes.convert import Fit, convert_scenes, find_inputs
-from ilrm.scenes.dataset import find_scenes
-from ilrm.scenes.layouts import Form
-from ilrm.scenes.lenses import Lens
-from ilrm.scenes.make_set import make_set
-from ilrm.scenes.procedural import ProceduralConfig
-from ilrm.scenes.save_set import Outcome
+from ilrm.scenes.lenses.models import Lens
 from tests.cli.conftest import tree
 from tests.conftest import look_at, make_cameras, shared_path
 from tests.scenes.files import assert_close, transforms, write_scene, write_transforms

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ilrm.errors import SceneError
-from ilrm.scenes.check_set import SetReport, check_set, is_set
-from ilrm.scenes.make_set import make_set
-from ilrm.scenes.procedural import ProceduralConfig
+from ilrm.core.errors import SceneError
+from ilrm.datasets.check_set import SetReport, check_set, is_set
+from ilrm.datasets.make_set import make_set
+from ilrm.datasets.procedural import ProceduralConfig
 from tests.scenes.files import write_scene, write_transforms
 
 CONFIG = ProceduralConfig(views=2, width=16, height=16, points=4, objects=(0, 1), shadows=False)

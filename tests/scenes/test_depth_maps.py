@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.errors import SceneError
+from ilrm.core.errors import SceneError
 from ilrm.scenes import load_scene
-from ilrm.scenes.depth_maps import read_depth
+from ilrm.scenes.photos.depth_maps import read_depth
 from tests.scenes.files import write_scene, write_transforms
 
 METRES = np.linspace(1.5, 7.5, 24 * 32, dtype=np.float32).reshape(24, 32)

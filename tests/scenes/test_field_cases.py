@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ilrm.errors import IlrmWarning, SceneError
+from ilrm.core.errors import IlrmWarning, SceneError
 from ilrm.scenes import load_scene
-from ilrm.scenes.lenses import Lens
+from ilrm.scenes.lenses.models import Lens
 from tests.scenes.analytic import (
     FOCAL,
     HEIGHT,

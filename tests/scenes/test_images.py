@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.errors import SceneError
+from ilrm.core.errors import SceneError
 from ilrm.scenes import load_scene
-from ilrm.scenes.images import open_photo
+from ilrm.scenes.photos.images import open_photo
 from tests.scenes.files import smooth, write_scene
 
 ORIENTATION = 0x0112

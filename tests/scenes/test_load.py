@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.errors import CameraError, SceneError
+from ilrm.core.errors import CameraError, SceneError
 from ilrm.scenes import load_scene
 from tests.conftest import shared_path
 from tests.scenes.files import assert_close, smooth, visible, write_scene

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.errors import SceneError
-from ilrm.scene import LazyMasks, Scene
+from ilrm.core.errors import SceneError
+from ilrm.core.scene import LazyMasks, Scene
 from ilrm.scenes import load_scene, save_scene
 from tests.conftest import make_cameras
 from tests.scenes.files import smooth, write_scene, write_transforms

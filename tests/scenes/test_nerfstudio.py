@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.errors import CameraError, IlrmWarning, SceneError
+from ilrm.core.errors import CameraError, IlrmWarning, SceneError
 from ilrm.scenes import declared_holdout, load_scene
 from tests.scenes.files import assert_close, smooth, write_scene, write_transforms
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.scene import Scene
+from ilrm.core.scene import Scene
+from ilrm.datasets.convert import Fit, convert_scenes, find_inputs
 from ilrm.scenes import load_scene
-from ilrm.scenes.convert import Fit, convert_scenes, find_inputs
-from ilrm.scenes.images import open_photo
+from ilrm.scenes.photos.images import open_photo
 from tests.conftest import make_cameras
 from tests.scenes.files import FLIP, write_transforms
 from tests.test_image_files import chunk
@@ -121,7 +121,7 @@ def test_colmap_and_converted_captures(tmp_path: Path, kind: str, orientation: i
 
 def test_chunks_of_turned_photos_hold_pixels_as_they_mean_them(tmp_path: Path) -> None:
     """The readers of that format know no orientation, so a tag in an encoded image turns nothing."""
-    from ilrm.scenes.save_chunks import chunk_example, write_chunk
+    from ilrm.datasets.save_chunks import chunk_example, write_chunk
 
     scene = Scene(torch.zeros(1, HEIGHT, WIDTH, 3), make_cameras(1, WIDTH, HEIGHT), ("a",))
     example = chunk_example(scene, "key")

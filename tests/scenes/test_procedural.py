@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from ilrm.cameras import Cameras
-from ilrm.errors import ConfigError
-from ilrm.scene import Scene
-from ilrm.scenes.procedural import ProceduralBatch, ProceduralConfig, make_batch, make_scene
-from ilrm.scenes.procedural.casting import GROUND, Geometry, nearest, visibility
-from ilrm.scenes.procedural.layout import sample_world
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import ConfigError
+from ilrm.core.scene import Scene
+from ilrm.datasets.procedural import ProceduralBatch, ProceduralConfig, make_batch, make_scene
+from ilrm.datasets.procedural.casting import GROUND, Geometry, nearest, visibility
+from ilrm.datasets.procedural.layout import sample_world
 
 SMALL = ProceduralConfig(views=3, width=32, height=32, points=64)
 MATTE = ProceduralConfig(views=4, width=96, height=96, specular=0.0, baseline=(0.1, 0.3), points=256)

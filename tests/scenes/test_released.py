@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ilrm.cameras import Cameras, normalise
-from ilrm.errors import SceneError
-from ilrm.scene import LazyImages, Scene
-from ilrm.scenes import load_scene, read_evaluation_index, read_kmeans_index, split_holdout
+from ilrm.core.cameras import Cameras, normalise
+from ilrm.core.errors import SceneError
+from ilrm.core.scene import LazyImages, Scene
+from ilrm.datasets.indices import read_evaluation_index, read_kmeans_index
+from ilrm.scenes import load_scene, split_holdout
 from ilrm.scenes.released import (
     crop_to_multiple_released,
     nearest_multiple,

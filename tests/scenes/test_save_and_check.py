@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.errors import SceneError
-from ilrm.scene import Scene
+from ilrm.core.errors import SceneError
+from ilrm.core.scene import Scene
 from ilrm.scenes import check_scene, load_scene, save_scene
 from tests.conftest import make_cameras
 from tests.scenes.files import assert_close, write_scene, write_transforms

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ilrm.cameras import Similarity
-from ilrm.errors import OutputError
-from ilrm.scene import Scene
+from ilrm.core.cameras import Similarity
+from ilrm.core.errors import OutputError
+from ilrm.core.scene import Scene
+from ilrm.datasets.procedural import ProceduralConfig, make_scene
+from ilrm.datasets.save_chunks import chunk_example, example_bytes, write_chunk
 from ilrm.scenes import load_scene, save_scene
-from ilrm.scenes.chunks import open_chunk
-from ilrm.scenes.procedural import ProceduralConfig, make_scene
+from ilrm.scenes.readers.chunks import open_chunk
 from ilrm.scenes.save import ImageFormat
-from ilrm.scenes.save_chunks import chunk_example, example_bytes, write_chunk
 from tests.scenes.files import assert_close, visible
 
 

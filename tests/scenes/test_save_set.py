@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ilrm.errors import OutputError, SceneError
+from ilrm.core.errors import OutputError, SceneError
+from ilrm.core.scene import Scene
+from ilrm.datasets.layouts import Form, Item
+from ilrm.datasets.make_set import make_set
+from ilrm.datasets.parallel import Lost, choose_jobs, run_each
+from ilrm.datasets.procedural import ProceduralConfig, make_scene
+from ilrm.datasets.save_set import Outcome, save_set
 from ilrm.files import only_writer
 from ilrm.files.temporary import temporary_path
-from ilrm.scene import Scene
 from ilrm.scenes import list_keys, load_scene
-from ilrm.scenes.layouts import Form, Item
-from ilrm.scenes.make_set import make_set
-from ilrm.scenes.parallel import Lost, choose_jobs, run_each
-from ilrm.scenes.procedural import ProceduralConfig, make_scene
-from ilrm.scenes.save_set import Outcome, save_set
 from tests.cli.conftest import tree
 from tests.conftest import make_cameras, wait_until
 from tests.scenes.files import assert_close
@@ -259,7 +259,7 @@ def test_as_many_jobs_as_are_worth_it() -> None:
 def test_sigterm_still_unwinds_after_pycolmap_is_loaded() -> None:
     """So that temporary files are removed; pycolmap would end the process with a stack trace."""
     code = (
-        "import os, signal, sys, time\nfrom ilrm.scenes.lenses import Lens\n"
+        "import os, signal, sys, time\nfrom ilrm.scenes.lenses.models import Lens\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
         "Lens('OPENCV', (20, 20, 16, 12, .1, 0, 0, 0), 32, 24).undistorted('')\n"
         "assert 'pycolmap' in sys.modules\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(60)"

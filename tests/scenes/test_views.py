@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ilrm.cameras import Cameras, Similarity
-from ilrm.errors import SceneError
+from ilrm.core.cameras import Cameras, Similarity
+from ilrm.core.errors import SceneError
 from ilrm.scenes import farthest_points, select_inputs, split_holdout
 from tests.conftest import look_at, make_cameras, shared_path
 

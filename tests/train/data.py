@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ilrm.datasets.procedural import ProceduralConfig
 from ilrm.model import ILRMConfig
-from ilrm.scenes.procedural import ProceduralConfig
 from ilrm.train.config import Procedural, Source, Spread, Stage, TrainConfig
 from tests.scenes.test_chunks import example
 

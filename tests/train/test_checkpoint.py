@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ilrm.errors import ConfigError, OutputError, WeightsError
+from ilrm.core.errors import ConfigError, OutputError, WeightsError
 from ilrm.model import ILRM
 from ilrm.train.checkpoint import (
     Checkpoint,
@@ -196,7 +196,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from dataclasses import replace
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 from ilrm.train.checkpoint import read_checkpoint, write_checkpoint
 
 path = Path(sys.argv[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ilrm.errors import ConfigError
+from ilrm.core.errors import ConfigError
 from ilrm.train import distributed
 from ilrm.train.checkpoint import read_checkpoint
 from ilrm.train.engine import train

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from ilrm.errors import ConfigError, MissingExtraError, OutputError, SceneError, TrainingError, WeightsError
+from ilrm.core.errors import ConfigError, MissingExtraError, OutputError, SceneError, TrainingError, WeightsError
 from ilrm.model import ILRM
 from ilrm.model.blocks import UpdateLayer
 from ilrm.train import run as run_module
-from ilrm.train.batch import Batch, Problem
 from ilrm.train.checkpoint import read_checkpoint
 from ilrm.train.config import TrainConfig
+from ilrm.train.data.batch import Batch, Problem
+from ilrm.train.data.loader import batches
 from ilrm.train.engine import train
-from ilrm.train.loader import batches
 from ilrm.train.log import StepRecord
 from tests.conftest import wait_until
 from tests.train.runs import MODEL, STAGE, command, environment, rows, run, tiny

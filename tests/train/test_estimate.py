@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ilrm.core.precision import autocast
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig
-from ilrm.precision import autocast
 from ilrm.train.config import LossConfig
 from ilrm.train.estimate import ATTENTION_FLOPS, Count, Estimate, count_network, estimate, matmul_flops, render_seconds
 from ilrm.train.presets import preset

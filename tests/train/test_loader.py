@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ilrm.errors import ConfigError, SceneError, WorkerError
-from ilrm.train.batch import Batch
+from ilrm.core.errors import ConfigError, SceneError, WorkerError
 from ilrm.train.config import Bounded, Chunks, Folders, Spread, TrainConfig
-from ilrm.train.loader import BatchMaker, batches, validation_batches, worker_deaths_explained
+from ilrm.train.data.batch import Batch
+from ilrm.train.data.loader import BatchMaker, batches, validation_batches, worker_deaths_explained
 from tests.conftest import PATIENCE_S
 from tests.scenes.files import write_scene
 from tests.scenes.test_chunks import example
@@ -329,7 +329,7 @@ def test_makers_travel_to_other_processes(chunks):
 def test_an_interrupt_ends_everything(workers):
     program = """if True:
         from dataclasses import replace
-        from ilrm.train.loader import batches
+        from ilrm.train.data.loader import batches
         from tests.train.data import config, stage
         for number, _ in enumerate(batches(config(stage(batch=1), workers=%d))):
             if number == 1:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.errors import ConfigError
+from ilrm.core.errors import ConfigError
 from ilrm.train.config import LossConfig
 from ilrm.train.engine import train
 from ilrm.train.log import Table, active_terms
@@ -64,7 +64,7 @@ def test_numbers_tell_floats_apart(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 from ilrm.train.log import Table
 
 table = Table(Path(sys.argv[1]), ("step", "note"), 0)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras, normalise
-from ilrm.errors import ConfigError
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras, normalise
+from ilrm.core.errors import ConfigError
+from ilrm.core.gaussians import Gaussians
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.render import render
 from ilrm.train import losses as module
-from ilrm.train.batch import Batch
 from ilrm.train.config import LossConfig
+from ilrm.train.data.batch import Batch
 from ilrm.train.losses import losses
 from tests.conftest import make_cameras
 

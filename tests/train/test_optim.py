@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from ilrm.errors import ConfigError, WeightsError
+from ilrm.core.errors import ConfigError, WeightsError
 from ilrm.model import ILRM, ILRMConfig
+from ilrm.model.weights.official import name_map
 from ilrm.train.config import OptimiserConfig
 from ilrm.train.optim import Average, learning_rate, make_optimiser, parameter_groups, set_learning_rate
-from ilrm.weights.official import name_map
 from tests.conftest import shared_path
 
 

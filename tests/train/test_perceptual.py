@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilrm.errors import ConfigError, WeightsError
+from ilrm.core.errors import ConfigError, WeightsError
 from ilrm.train import perceptual
 from ilrm.train.perceptual import LPIPS, PublishedFile, VGGDistance, VGGFeatures, load_heads, load_vgg, locate
 

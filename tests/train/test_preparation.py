@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ilrm.cameras import Cameras, normalise
-from ilrm.errors import CameraError, SceneError
-from ilrm.scene import Scene
+from ilrm.core.cameras import Cameras, normalise
+from ilrm.core.errors import CameraError, SceneError
+from ilrm.core.scene import Scene
 from ilrm.scenes import load_scene
 from ilrm.scenes.released import rescale_and_crop_released
 from ilrm.train.config import Chunks, Folders
-from ilrm.train.preparation import fitted, make_sample, mirror
-from ilrm.train.samplers import Unusable
-from ilrm.train.sources import Clip, FiniteSource, open_source
+from ilrm.train.data.preparation import fitted, make_sample, mirror
+from ilrm.train.data.samplers import Unusable
+from ilrm.train.data.sources import Clip, FiniteSource, open_source
 from tests.conftest import make_cameras, shared_path
 from tests.scenes.files import assert_close, visible, write_scene
 from tests.scenes.test_chunks import encoded, example

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ilrm.errors import ConfigError, OutputError
+from ilrm.core.errors import ConfigError, OutputError
 from ilrm.model import ILRM, FootprintDecoder, ReleasedDecoder
 from ilrm.train.config import Bounded, BoundedV2, Chunks, Procedural, SceneList, Spread, TrainConfig
 from ilrm.train.presets import PRESETS, preset

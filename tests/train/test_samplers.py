@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ilrm.errors import ConfigError
+from ilrm.core.errors import ConfigError
 from ilrm.scenes.views import farthest_points
 from ilrm.train.config import Bounded, BoundedV2, Spread
-from ilrm.train.samplers import (
+from ilrm.train.data.samplers import (
     TooFewFrames,
     Unusable,
     choose_views,

@@ -7,12 +7,12 @@ import zipfile
 import pytest
 import torch
 
-from ilrm.errors import SceneError
+from ilrm.core.errors import SceneError
+from ilrm.files.torch_files import LazyTensor, load_lazily
 from ilrm.scenes import load_scene
-from ilrm.scenes.chunks import open_chunk
-from ilrm.torch_files import LazyTensor, load_lazily
+from ilrm.scenes.readers.chunks import open_chunk
 from ilrm.train.config import Chunks, Folders, SceneList
-from ilrm.train.sources import FiniteSource, ProceduralSource, open_source
+from ilrm.train.data.sources import FiniteSource, ProceduralSource, open_source
 from tests.scenes.files import assert_close, write_scene
 from tests.scenes.test_chunks import example
 from tests.train.data import PROCEDURAL, write_chunk_set

@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation, Slerp
 
-from ilrm.cameras import Cameras
-from ilrm.errors import ConfigError
-from ilrm.trajectories import focus_point, interpolate, interpolate_evenly, interpolate_pair, smooth_time
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import ConfigError
+from ilrm.pictures.trajectories import focus_point, interpolate, interpolate_evenly, interpolate_pair, smooth_time
 from tests.conftest import look_at, make_cameras, shared_path
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from ilrm.cameras import Cameras
-from ilrm.errors import ConfigError
-from ilrm.trajectories import interpolate_evenly, orbit, spin, spiral, stabilise, wobble, wobble_about
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import ConfigError
+from ilrm.pictures.trajectories import interpolate_evenly, orbit, spin, spiral, stabilise, wobble, wobble_about
 from tests.conftest import make_cameras
 from tests.trajectories.test_orbits import FOCUS, ring
 

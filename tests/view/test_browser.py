@@ -20,13 +20,13 @@ import torch
 import viser
 from PIL import Image
 
-from ilrm.cameras import Cameras
-from ilrm.export import load_ply, save_ply
-from ilrm.export.cameras import save_cameras
-from ilrm.gaussians import Gaussians, quaternion_to_matrix
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import Gaussians, quaternion_to_matrix
+from ilrm.core.spherical_harmonics import C0
 from ilrm.render import render
 from ilrm.results import Result, load_result
-from ilrm.spherical_harmonics import C0
+from ilrm.splats import load_ply, save_ply
+from ilrm.splats.cameras import save_cameras
 from ilrm.view import save_page
 from ilrm.view.controls import FRAMES_PER_SECOND, add_controls
 from ilrm.view.live import Viewer, pose_of

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from ilrm.errors import ConfigError
-from ilrm.gaussians import Gaussians
+from ilrm.core.errors import ConfigError
+from ilrm.core.gaussians import Gaussians
 from ilrm.view.edit import Box, Edit, Session
 from tests.conftest import make_gaussians
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation, Slerp
 
-from ilrm.errors import ConfigError
+from ilrm.core.errors import ConfigError
 from ilrm.view.flight import fly
 from ilrm.view.splats import Pose
 

@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 from ilrm.view.gate import Gate, is_everywhere, is_private
 from ilrm.view.server import serve
 from tests.conftest import PATIENCE_S, wait_until

@@ -18,10 +18,10 @@ import pytest
 import torch
 import viser
 
-from ilrm.cameras import Similarity
-from ilrm.errors import ConfigError, GaussiansError, MissingExtraError, OutputError, SceneError
-from ilrm.export import load_ply
+from ilrm.core.cameras import Similarity
+from ilrm.core.errors import ConfigError, GaussiansError, MissingExtraError, OutputError, SceneError
 from ilrm.results import Result
+from ilrm.splats import load_ply
 from ilrm.view.client import repaired
 from ilrm.view.controls import add_controls, comparison, count_text, edited_ply, save_flight
 from ilrm.view.live import Viewer
@@ -165,9 +165,9 @@ def test_frustums_step_aside(viewer: Viewer) -> None:
 def test_a_flight_becomes_a_video(viewer: Viewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer is replaced: what reaches it is what matters here."""
     written: dict[str, Any] = {}
-    writer = types.ModuleType("ilrm.export.video")
+    writer = types.ModuleType("ilrm.pictures.video")
     writer.save_video = lambda frames, path, fps: written.update(frames=list(frames), path=path, fps=fps)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ilrm.export.video", writer)
+    monkeypatch.setitem(sys.modules, "ilrm.pictures.video", writer)
     with pytest.raises(ConfigError, match="0 keyframes"):
         save_flight(viewer, tmp_path / "a.mp4", 4, 1.5)
     viewer.keyframes = list(viewer.layout.poses)

@@ -13,9 +13,9 @@ import pytest
 import torch
 import zstandard
 
-from ilrm.cameras import Similarity
-from ilrm.errors import GaussiansError, OutputError
-from ilrm.export import save_ply
+from ilrm.core.cameras import Similarity
+from ilrm.core.errors import GaussiansError, OutputError
+from ilrm.splats import save_ply
 from ilrm.view import save_page
 from ilrm.view.splats import degree_zero_colours
 from tests.conftest import make_cameras, make_gaussians

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ilrm.cameras import Cameras
+from ilrm.core.cameras import Cameras
 from ilrm.view.pictures import picture
 from tests.conftest import make_gaussians
 

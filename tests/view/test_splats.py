@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ilrm.errors import GaussiansError
-from ilrm.spherical_harmonics import colours
+from ilrm.core.errors import GaussiansError
+from ilrm.core.spherical_harmonics import colours
 from ilrm.view.splats import arrange, check_drawable, degree_zero_colours, splat_arrays
 from tests.conftest import make_cameras, make_gaussians
 

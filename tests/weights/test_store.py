@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ilrm.errors import OutputError, WeightsError
+from ilrm.core.errors import OutputError, WeightsError
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
-from ilrm.weights import convert, describe, from_pretrained, list_weights, load_weights, official, save_weights
+from ilrm.model.weights import convert, describe, from_pretrained, list_weights, load_weights, official, save_weights
 from tests.conftest import shared_path
 
 TINY = ILRMConfig(width=32, head_width=16, layers=2, patch_size=4, decoder=FootprintDecoder())
@@ -196,7 +196,7 @@ def test_impossible_configs_are_refused_before_a_module_is_made(
 ) -> None:
     save_weights(model, tmp_path / "w")
     values = {**TINY.to_dict(), **change}
-    monkeypatch.setattr("ilrm.weights.store.ILRM", None)
+    monkeypatch.setattr("ilrm.model.weights.store.ILRM", None)
     (tmp_path / "w" / "config.json").write_text(json.dumps(values))
     with pytest.raises(WeightsError):
         load_weights(tmp_path / "w")
@@ -273,7 +273,7 @@ def test_a_full_disk_leaves_the_earlier_weights(model: ILRM, tmp_path: Path, mon
 def test_loading_does_not_import_the_compiler(model: ILRM, tmp_path: Path) -> None:
     """It takes seconds to import, and torch does so for normal numbers on the meta device."""
     save_weights(model, tmp_path / "w")
-    code = "import sys; from ilrm.weights import load_weights; load_weights(sys.argv[1]); print(*sys.modules)"
+    code = "import sys; from ilrm.model.weights import load_weights; load_weights(sys.argv[1]); print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "w")], capture_output=True, text=True, check=True)
     assert "torch._dynamo" not in run.stdout.split()
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 # load_scene's own limit under a name of the command line, with one help text.

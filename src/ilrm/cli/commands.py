@@ -29,7 +29,7 @@ from ilrm.cli.render import Render
 from ilrm.cli.train import Train
 from ilrm.cli.view import View
 from ilrm.cli.weights import Weights
-from ilrm.errors import ConfigError, IlrmError, hear_warnings
+from ilrm.core.errors import ConfigError, IlrmError, hear_warnings
 from ilrm.files import settle
 
 Command = (

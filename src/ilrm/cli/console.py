@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from ilrm.cli import BROKEN_PIPE, FAILED
-from ilrm.reporting import Advance
+from ilrm.core.reporting import Advance
 
 _WIDEST = 10_000
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ilrm import paths
 from ilrm.cli.arguments import MaxPixels, Output, check_suffix
 from ilrm.cli.console import Console
-from ilrm.errors import CameraError, ConfigError, SceneError
-from ilrm.image_files import MAX_PIXELS
-from ilrm.pipeline.options import check_at_least, check_size
+from ilrm.core.checks import check_at_least, check_size
+from ilrm.core.errors import CameraError, ConfigError, SceneError
+from ilrm.files import paths
+from ilrm.files.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
+    from ilrm.datasets.check_set import SetReport
     from ilrm.scenes.check import Finding
-    from ilrm.scenes.check_set import SetReport
 
 _MOST_SHOWN = 10
 
@@ -60,8 +60,8 @@ class Make:
         check_at_least("--seed", self.seed, 0)
         check_at_least("--jobs", 1 if self.jobs is None else self.jobs, 1)
         check_size(self.size)
-        from ilrm.scenes.make_set import make_set
-        from ilrm.scenes.procedural import ProceduralConfig
+        from ilrm.datasets.make_set import make_set
+        from ilrm.datasets.procedural import ProceduralConfig
 
         config = ProceduralConfig(views=self.views, width=self.size, height=self.size, kind=self.kind)
         if self.baseline is not None:
@@ -114,8 +114,8 @@ class Convert:
         if not self.inputs:
             raise ConfigError("No INPUT was given.", expected="one or more scenes, folders of scenes, or lists")
         check_at_least("--jobs", 1 if self.jobs is None else self.jobs, 1)
+        from ilrm.datasets.convert import REPORT_FILE, Fit, convert_scenes, find_inputs
         from ilrm.files import check_apart
-        from ilrm.scenes.convert import REPORT_FILE, Fit, convert_scenes, find_inputs
 
         check_apart(self.output, self.inputs)
         fit = Fit(self.max_side, self.size, self.max_pixels)
@@ -170,8 +170,8 @@ class Check:
         if self.report is not None:
             check_suffix(self.report, ".json")
             self._claim(self.report)
+        from ilrm.datasets.check_set import is_set
         from ilrm.files import note_written, write_json
-        from ilrm.scenes.check_set import is_set
 
         report, errors = self._check_set(console) if is_set(self.path) else self._check_scene(console)
         if self.report is not None:
@@ -205,7 +205,7 @@ class Check:
 
     def _check_set(self, console: Console) -> tuple[dict[str, Any], str]:
         """The report on a data set, and what makes it or the first of its scenes unusable, a line each."""
-        from ilrm.scenes.check_set import check_set
+        from ilrm.datasets.check_set import check_set
 
         with console.progress("checking", None) as advance:
             checked = check_set(

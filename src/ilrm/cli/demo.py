@@ -10,8 +10,8 @@ from typing import Any
 from ilrm.cli.arguments import Output
 from ilrm.cli.console import Console
 from ilrm.cli.reconstruct import run_and_show
-from ilrm.errors import SceneError
-from ilrm.paths import is_dir
+from ilrm.core.errors import SceneError
+from ilrm.files.paths import is_dir
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ilrm import paths
 from ilrm.cli.arguments import MaxPixels, read_with
 from ilrm.cli.console import Console
-from ilrm.errors import ConfigError, GaussiansError, SceneError
-from ilrm.image_files import MAX_PIXELS
-from ilrm.pipeline.options import check_at_least
+from ilrm.core.checks import check_at_least
+from ilrm.core.errors import ConfigError, GaussiansError, SceneError
+from ilrm.files import paths
+from ilrm.files.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ilrm.cameras import Cameras, Similarity
-    from ilrm.gaussians import Gaussians
-    from ilrm.scene import Scene
+    from ilrm.core.cameras import Cameras, Similarity
+    from ilrm.core.gaussians import Gaussians
+    from ilrm.core.scene import Scene
 
 Outputs = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["-o"])]
 Corners = tuple[float, float, float, float, float, float]
@@ -73,8 +73,8 @@ class Export:
 
     def run(self, console: Console) -> dict[str, Any]:
         self._check()
-        from ilrm.export import load_gaussians
         from ilrm.results.beside import cameras_beside, find_splats
+        from ilrm.splats import load_gaussians
 
         file = find_splats(self.gaussians)
         self._claim(file)
@@ -103,7 +103,7 @@ class Export:
 
     def _check(self) -> None:
         """Refuse impossible arguments before anything is read. Raises ConfigError, GaussiansError."""
-        from ilrm.export.splats import find_format
+        from ilrm.splats.formats import find_format
 
         if not self.output:
             raise ConfigError("No output was given.", fix="name a file with -o, for instance -o scene.spz")
@@ -140,7 +140,7 @@ class Export:
                 claim_file(path, reads=[*reads, *self.output[:place]], overwrite=self.overwrite)
 
     def _filter(self, gaussians: Gaussians) -> Gaussians:
-        from ilrm.export import filters
+        from ilrm.splats import filters
 
         steps: list[tuple[str, object, Callable[[Gaussians, Any], Gaussians]]] = [
             ("--min-opacity", self.min_opacity, filters.keep_opaque),
@@ -160,8 +160,8 @@ class Export:
     def _write(
         self, gaussians: Gaussians, source: Path, path: Path, cameras: Cameras | None, console: Console
     ) -> dict[str, object]:
-        from ilrm.export.splats import find_format, save_gaussians
         from ilrm.files import note_written
+        from ilrm.splats.formats import find_format, save_gaussians
 
         if self.format == "colmap":
             return self._write_colmap(gaussians, source, path, cameras)
@@ -176,8 +176,8 @@ class Export:
     def _write_colmap(
         self, gaussians: Gaussians, source: Path, path: Path, cameras: Cameras | None
     ) -> dict[str, object]:
-        from ilrm.export.colmap import save_colmap
         from ilrm.scenes import load_scene
+        from ilrm.splats.colmap import save_colmap
 
         assert self.photos is not None
         scene = load_scene(self.photos, max_pixels=self.max_pixels)
@@ -195,8 +195,8 @@ class Export:
 
         A writer whose format prescribes axes applies those itself; they are undone here where others were asked for.
         """
-        from ilrm.cameras import Similarity
-        from ilrm.export.axes import to_frame
+        from ilrm.core.cameras import Similarity
+        from ilrm.splats.axes import to_frame
 
         if self.frame == "world" and self.scale == 1:
             return None
@@ -212,8 +212,8 @@ class Export:
 
 def _check_same_world(scene: Scene, gaussians: Path, photos: Path) -> None:
     """Refuse photos whose poses are not those beside the Gaussians, if there are any. Raises SceneError."""
-    from ilrm.export.cameras import find_names
     from ilrm.results.beside import cameras_beside, cameras_file
+    from ilrm.splats.cameras import find_names
 
     beside = cameras_beside(gaussians)
     if beside is None:

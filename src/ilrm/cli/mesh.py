@@ -10,12 +10,12 @@ import tyro
 
 from ilrm.cli.arguments import Output, read_with
 from ilrm.cli.console import Console
-from ilrm.errors import ConfigError
-from ilrm.pipeline.options import LARGEST_SIDE, check_at_least, find_device
+from ilrm.core.checks import LARGEST_SIDE, check_at_least, find_device
+from ilrm.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ilrm.cameras import Cameras
-    from ilrm.gaussians import Gaussians
+    from ilrm.core.cameras import Cameras
+    from ilrm.core.gaussians import Gaussians
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Mesh:
     """Print one JSON object on stdout and nothing else."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        from ilrm.export import load_gaussians
-        from ilrm.export.mesh_files import check_mesh_packages, check_mesh_path, save_surface
         from ilrm.files import output_file
+        from ilrm.mesh.files import check_mesh_packages, check_mesh_path, save_surface
         from ilrm.results.beside import find_splats
+        from ilrm.splats import load_gaussians
 
         self._check()
         check_mesh_path(self.output, textured=self.texture is not None)
@@ -84,8 +84,8 @@ class Mesh:
             raise ConfigError(f"--texture {self.texture} was given.", expected="64 to 8192 texels")
 
     def _cameras(self, path: Path, gaussians: Gaussians) -> Cameras:
-        from ilrm.cli.picture_options import at_most
-        from ilrm.export.viewpoints import cameras_around
+        from ilrm.pictures.options import at_most
+        from ilrm.pictures.viewpoints import cameras_around
         from ilrm.pipeline.views import given_cameras
         from ilrm.results.beside import cameras_beside
 
@@ -96,8 +96,8 @@ class Mesh:
 
     def _make(self, gaussians: Gaussians, cameras: Cameras, console: Console) -> tuple[dict[str, Any], Any, Any]:
         """The report, the surface and, if one was asked for, the texture."""
-        from ilrm.export.mesh import fuse_surface, is_watertight, plan, see_surface
-        from ilrm.export.texture import bake
+        from ilrm.mesh.fusion import fuse_surface, is_watertight, plan, see_surface
+        from ilrm.mesh.texture import bake
 
         with console.progress("rendering depth", len(cameras)) as advance:
             views = see_surface(gaussians, cameras, near=cameras.near_plane(), progress=advance)

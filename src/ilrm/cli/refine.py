@@ -10,7 +10,7 @@ import tyro
 
 from ilrm.cli.arguments import MaxPixels, Output, check_suffix
 from ilrm.cli.console import Console
-from ilrm.image_files import MAX_PIXELS
+from ilrm.files.image_files import MAX_PIXELS
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ import tyro
 
 from ilrm.cli.arguments import MaxPixels, Output, read_with
 from ilrm.cli.console import Console
-from ilrm.cli.picture_options import check_output, parse_colour, parse_size, resized
-from ilrm.errors import ConfigError
-from ilrm.image_files import MAX_PIXELS
-from ilrm.pipeline.options import check_at_least, find_device
+from ilrm.core.checks import check_at_least, find_device
+from ilrm.core.errors import ConfigError
+from ilrm.files.image_files import MAX_PIXELS
+from ilrm.pictures.options import check_output, parse_colour, parse_size, resized
 
 if TYPE_CHECKING:
-    from ilrm.cameras import Cameras
-    from ilrm.cli.frame_store import Shot
-    from ilrm.export.camera_path import CameraPath
-    from ilrm.gaussians import Gaussians
+    from ilrm.core.cameras import Cameras
+    from ilrm.core.gaussians import Gaussians
+    from ilrm.pictures.camera_path import CameraPath
+    from ilrm.pictures.frame_store import Shot
 
 _FPS = 30.0
 
@@ -75,9 +75,9 @@ class Render:
     def run(self, console: Console) -> dict[str, Any]:
         self._check()
         device = find_device(self.device)
-        from ilrm.cli.frame_store import render_to
-        from ilrm.export import load_gaussians
+        from ilrm.pictures.frame_store import render_to
         from ilrm.results.beside import find_splats
+        from ilrm.splats import load_gaussians
 
         file = find_splats(self.gaussians)
         gaussians = load_gaussians(file, self.antialiased or None)
@@ -119,9 +119,9 @@ class Render:
 
     def _shot(self, file: Path, gaussians: Gaussians, console: Console) -> tuple[Shot, tuple[str, ...] | None, float]:
         """What to render, the names of the frames if they have any, and the frame rate."""
-        from ilrm.cli.frame_store import Photos, Shot
-        from ilrm.export.frames import Picture, clear_near_plane, path_depth_range
-        from ilrm.trajectories import stabilise
+        from ilrm.pictures.frame_store import Photos, Shot
+        from ilrm.pictures.frames import Picture, clear_near_plane, path_depth_range
+        from ilrm.pictures.trajectories import stabilise
 
         given, names = self._given(file, gaussians, console)
         taken = self._path(given, names, gaussians)
@@ -140,7 +140,7 @@ class Render:
 
     def _given(self, file: Path, gaussians: Gaussians, console: Console) -> tuple[Cameras, tuple[str, ...]]:
         """The cameras that the Gaussians were seen by, or some that are made up, with their names."""
-        from ilrm.export.camera_path import cameras_around
+        from ilrm.pictures.camera_path import cameras_around
         from ilrm.pipeline.views import given_cameras
         from ilrm.results.beside import cameras_beside
 
@@ -154,7 +154,7 @@ class Render:
         return made_up, tuple(f"camera_{i}" for i in range(len(made_up)))
 
     def _path(self, given: Cameras, names: tuple[str, ...], gaussians: Gaussians) -> CameraPath:
-        from ilrm.export.camera_path import load_path, make_path
+        from ilrm.pictures.camera_path import load_path, make_path
 
         if not self._is_file():
             path = make_path("input" if self.path == "poses" else self.path, gaussians, given, self.frames)

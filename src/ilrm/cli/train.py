@@ -14,10 +14,10 @@ import tyro
 
 from ilrm.cli.arguments import Output
 from ilrm.cli.console import Console
-from ilrm.errors import ConfigError
-from ilrm.paths import exists
-from ilrm.pipeline.options import check_at_least
-from ilrm.reading import read_json
+from ilrm.core.checks import check_at_least
+from ilrm.core.errors import ConfigError
+from ilrm.files.paths import exists
+from ilrm.files.reading import read_json
 
 if TYPE_CHECKING:
     from ilrm.train.config import TrainConfig
@@ -141,7 +141,7 @@ class Train:
         return replace(config, **{name: value for name, value in changes.items() if value is not None})
 
     def _estimate(self, config: TrainConfig, console: Console) -> dict[str, Any]:
-        from ilrm.pipeline.options import find_device
+        from ilrm.core.checks import find_device
         from ilrm.train.estimate import estimate
 
         found = estimate(config, device=find_device("auto"), world_size=self.devices * self.nodes)

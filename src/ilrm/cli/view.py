@@ -14,15 +14,15 @@ import tyro
 
 from ilrm.cli.arguments import MaxPixels, check_suffix, read_with
 from ilrm.cli.console import Console
-from ilrm.errors import ConfigError, SceneError, warn
+from ilrm.core.checks import find_device
+from ilrm.core.errors import ConfigError, SceneError, warn
 from ilrm.files import claim_file, note_written
-from ilrm.image_files import MAX_PIXELS
-from ilrm.pipeline.options import find_device
+from ilrm.files.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
     import torch
 
-    from ilrm.gaussians import Gaussians
+    from ilrm.core.gaussians import Gaussians
     from ilrm.results import Result
 
 

@@ -17,7 +17,7 @@ class List:
     """List the weights that have a name."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        from ilrm.weights import list_weights
+        from ilrm.model.weights import list_weights
 
         entries = list_weights()
         for entry in entries:
@@ -35,7 +35,7 @@ class Pull:
     """Name of the weights (see `ilrm weights list`)."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        from ilrm.weights import pull
+        from ilrm.model.weights import pull
 
         path = pull(self.name)
         console.show(self.name, {"path": path})
@@ -50,7 +50,7 @@ class Show:
     """Name, file or folder."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        from ilrm.weights import describe
+        from ilrm.model.weights import describe
 
         return _report(describe(self.source), console)
 
@@ -69,7 +69,7 @@ class Convert:
     """Replace files of the same names that this program did not write, too."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        from ilrm.weights import convert
+        from ilrm.model.weights import convert
 
         return _report(convert(self.source, self.output, bf16=self.bf16, overwrite=self.overwrite), console)
 

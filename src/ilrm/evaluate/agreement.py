@@ -6,11 +6,11 @@ import math
 
 import torch
 
-from ilrm.cameras import Cameras
-from ilrm.errors import warn
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import warn
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.scene import Scene
 from ilrm.render import render
-from ilrm.scene import Scene
 
 # Below either of these, photos and Gaussians are told to be of different worlds.
 _LEAST_PSNR, _LEAST_IN_SIGHT = 10.0, 0.1

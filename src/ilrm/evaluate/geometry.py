@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ilrm.errors import MissingExtraError, SceneError
+from ilrm.core.errors import MissingExtraError, SceneError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
+from ilrm.files.paths import absolute
 from ilrm.files.temporary import Held, lock, temporary_path
-from ilrm.paths import absolute
 
 _FIXES = {
     errno.ENOSPC: "free some space, or write to another disk",

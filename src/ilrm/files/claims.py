@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 from ilrm.files.atomic import atomic_file, explained, write_text
 from ilrm.files.manifest import MANIFEST, Entry, foreign, manifest_text, read_manifest, state
+from ilrm.files.paths import absolute
 from ilrm.files.swap import settle
 from ilrm.files.temporary import remove_abandoned
-from ilrm.paths import absolute
 
 _OVERWRITE = "choose another folder, move that file elsewhere, or give --overwrite to replace it"
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 from ilrm.files.atomic import explained, output_error, parents_made
 from ilrm.files.claims import check_folder, claim_names
 from ilrm.files.manifest import MANIFEST, Entry, Files, files_at, manifest_text, read_manifest, state
+from ilrm.files.paths import absolute
 from ilrm.files.swap import NEW, Swap, carry_out, settle
 from ilrm.files.temporary import (
     KEPT,
@@ -24,7 +25,6 @@ from ilrm.files.temporary import (
     remove_unless_held,
     temporary_path,
 )
-from ilrm.paths import absolute
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 

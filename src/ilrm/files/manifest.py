@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 
 MANIFEST = ".ilrm.json"
 _FORMAT = 1

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from ilrm.errors import OutputError
+from ilrm.core.errors import OutputError
 from ilrm.files.manifest import Entry, inner_name
 from ilrm.files.temporary import PARTIAL, Held, held_patiently, is_temporary
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ilrm.precision import without_autocast
+from ilrm.core.precision import without_autocast
 
 # Base of the rotary frequencies; patch grids are at most some hundred tokens wide.
 _ROTARY_BASE = 100.0

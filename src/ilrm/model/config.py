@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ilrm.cameras import NormalisationRule
-from ilrm.errors import ConfigError
-from ilrm.typed_config import build, check_range
+from ilrm.core.cameras import NormalisationRule
+from ilrm.core.errors import ConfigError
+from ilrm.core.typed_config import build, check_range
 
 RayChannel = Literal["origin", "direction", "moment"]
 ImageChannel = Literal["rgb", "origin", "direction", "moment", "match", "consistency"]
@@ -131,7 +131,7 @@ class ILRMConfig:
         self_attention: exchange across views (without it, an ablation, each view stays alone).
         camera_encoding: "prope" makes self-attention see relative cameras (see ``camera_encoding``); paper: "none".
         mini_batch: which share of both token sets a layer's cross-attention works on ("none" = all of them).
-        normalisation: how the world is scaled before it enters (see ``ilrm.cameras.normalise``).
+        normalisation: how the world is scaled before it enters (see ``ilrm.core.cameras.normalise``).
         decoder: how raw channels become Gaussians.
         matching: optional plane-sweep matching; needs "match" among the image channels and the footprint decoder. With
             "consistency" among them, too, Gaussians also start smaller where views overlap and more transparent where

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ilrm.core.precision import without_autocast
 from ilrm.model.config import FootprintDecoder
 from ilrm.model.matching import AGREEMENT_TOLERANCE, Match
 from ilrm.model.view_geometry import Views, at_a_time
-from ilrm.precision import without_autocast
 
 # Errors in log-distance below this are no contradiction.
 _SLACK = 0.05

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ilrm.cameras import rays
-from ilrm.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply
+from ilrm.core.cameras import rays
+from ilrm.core.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply
+from ilrm.core.precision import without_autocast
+from ilrm.core.spherical_harmonics import C0
 from ilrm.model.config import CHANNEL_WIDTH, FootprintDecoder, ILRMConfig, ReleasedDecoder
 from ilrm.model.consistency import Consistency
 from ilrm.model.matching import Match
-from ilrm.precision import without_autocast
-from ilrm.spherical_harmonics import C0
 
 # A matched depth at the very end of the range has no finite logit.
 _MATCH_MARGIN = 1e-3

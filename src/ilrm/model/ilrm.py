@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ilrm.gaussians import PER_GAUSSIAN, Gaussians
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.model import mini_batch
 from ilrm.model.blocks import UpdateLayer
 from ilrm.model.camera_encoding import CameraEncoding
@@ -216,13 +216,13 @@ class ILRM(nn.Module):
             WeightsError: no such weights, no connection, or a file that cannot be used; says which.
         """
         # The one import that points right: this is where users look for it, and only a call follows it.
-        from ilrm.weights import from_pretrained
+        from ilrm.model.weights import from_pretrained
 
         return from_pretrained(source)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a ``.safetensors`` file, or a folder with ``config.json`` and ``model.safetensors``."""
-        from ilrm.weights import save_weights
+        from ilrm.model.weights import save_weights
 
         save_weights(self, path)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ilrm.cameras import rays
+from ilrm.core.cameras import rays
+from ilrm.core.precision import without_autocast
 from ilrm.model.config import CHANNEL_WIDTH
-from ilrm.precision import without_autocast
 
 LAYER_NORM_EPS = 1e-5
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilrm.cameras import rays
+from ilrm.core.cameras import rays
 
 # Values of maps that are worked on at a time: on a CPU what stays in its cache, on a GPU what memory allows.
 _MOST_VALUES = {"cpu": 1 << 20, "cuda": 1 << 28}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ilrm.export import save_gaussians
-from ilrm.export.camera_path import make_path
-from ilrm.export.frames import Picture, clear_near_plane, render_path
-from ilrm.export.video import save_video
+from ilrm.core.reporting import Reporter
+from ilrm.pictures.camera_path import make_path
+from ilrm.pictures.frames import Picture, clear_near_plane, render_path
+from ilrm.pictures.video import save_video
 from ilrm.pipeline.options import ExportName
-from ilrm.reporting import Reporter
 from ilrm.results import Result
+from ilrm.splats import save_gaussians
 
 EXPORT_FILES: dict[ExportName, str] = {
     "html": "viewer.html",
@@ -48,8 +48,8 @@ def _save(name: ExportName, result: Result, path: Path, near: float) -> None:
         picture = Picture(near=clear_near_plane(result.gaussians, result.cameras, near))
         save_video(render_path(result.gaussians, cameras, picture), path)
     elif name == "mesh":
-        from ilrm.export.mesh import mesh_gaussians  # needs an extra
-        from ilrm.export.mesh_files import save_surface
+        from ilrm.mesh.files import save_surface
+        from ilrm.mesh.fusion import mesh_gaussians  # needs an extra
 
         save_surface(mesh_gaussians(result.gaussians, result.cameras, near=near), path)
     else:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from ilrm.errors import ConfigError
-from ilrm.image_files import MAX_PIXELS
-
-if TYPE_CHECKING:
-    import torch
+from ilrm.core.checks import check_at_least, check_size
+from ilrm.files.image_files import MAX_PIXELS
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 WatchName = Literal["spare", "held-out", "none"]
 ExportName = Literal["html", "video", "mesh", "spz", "splat", "glb", "compressed-ply"]
-
-SMALLEST_SIDE, LARGEST_SIDE = 32, 4096
 
 
 @dataclass(frozen=True)
@@ -64,39 +59,3 @@ class RunOptions:
         check_at_least("--refine", self.refine, 0)
         check_at_least("--holdout", self.holdout or 0, 0)
         check_at_least("--views", 2 if self.views is None else self.views, 2)
-
-
-def check_size(size: int) -> int:
-    """The longer side of the images, if it can be one."""
-    if not SMALLEST_SIDE <= size <= LARGEST_SIDE:
-        raise ConfigError(
-            f"--size {size} is no image size.", expected=f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels (the longer side)"
-        )
-    return size
-
-
-def check_at_least(flag: str, value: int, least: int) -> int:
-    """The value of a flag, if it is not below ``least``."""
-    if value < least:
-        raise ConfigError(f"{flag} {value} was given.", expected=f"{least} or more")
-    return value
-
-
-def find_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the GPU if there is one."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name} is no device.", expected="auto, cpu, cuda or cuda:1")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices that torch can use.",
-            fix="use --device cpu, or install a build of torch for your GPU",
-        )
-    return device

@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ilrm.errors import note_warnings
-from ilrm.export import load_gaussians, save_ply
+from ilrm.core.checks import check_at_least, check_size, find_device
+from ilrm.core.errors import note_warnings
+from ilrm.core.reporting import Reporter, Silent
 from ilrm.files import output_file
-from ilrm.image_files import MAX_PIXELS
-from ilrm.pipeline.options import check_at_least, check_size, find_device
+from ilrm.files.image_files import MAX_PIXELS
+from ilrm.pipeline.refine import RefineConfig, refine
 from ilrm.pipeline.scoring import score
 from ilrm.pipeline.views import split_views
-from ilrm.refine import RefineConfig, refine
-from ilrm.reporting import Reporter, Silent
 from ilrm.results.beside import find_splats, is_forward_pass
 from ilrm.scenes import load_scene
 from ilrm.scenes.inputs import input_paths
+from ilrm.splats import load_gaussians, save_ply
 
 _MOST_BYTES = 4 << 30  # of decoded photos in memory
 

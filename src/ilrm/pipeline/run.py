@@ -11,22 +11,23 @@ from typing import Any
 
 import torch
 
-from ilrm.errors import note_warnings
+from ilrm.core.checks import find_device
+from ilrm.core.errors import note_warnings
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.reporting import Reporter, Silent
+from ilrm.core.scene import Scene
 from ilrm.files import atomic_folder, check_apart, check_folder, write_json
-from ilrm.gaussians import Gaussians
-from ilrm.image_files import MAX_PIXELS
+from ilrm.files.image_files import MAX_PIXELS
 from ilrm.model.ilrm import ILRM
+from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.extras import EXPORT_FILES, save_extras
-from ilrm.pipeline.options import ExportName, PrecisionName, RunOptions, WatchName, find_device
+from ilrm.pipeline.options import ExportName, PrecisionName, RunOptions, WatchName
+from ilrm.pipeline.refine import RefineConfig, RefineResult, refine
 from ilrm.pipeline.scoring import save_comparisons, score
 from ilrm.pipeline.views import ViewSplit, split_views
-from ilrm.reconstruct import reconstruct
-from ilrm.refine import RefineConfig, RefineResult, refine
-from ilrm.reporting import Reporter, Silent
 from ilrm.results import Result
 from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE
 from ilrm.results.result import INPUTS, METRICS_FILE, RENDERS
-from ilrm.scene import Scene
 from ilrm.scenes import load_scene
 from ilrm.scenes.inputs import input_paths
 
@@ -103,7 +104,7 @@ class _Run:
     def all(self) -> Result:
         options = self.options
         if "mesh" in options.export:
-            from ilrm.export.mesh_files import check_mesh_packages
+            from ilrm.mesh.files import check_mesh_packages
 
             check_mesh_packages()
         with note_warnings(self.warnings):

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.reporting import Reporter
+from ilrm.core.scene import Scene
 from ilrm.evaluate import psnr, ssim
 from ilrm.evaluate.metrics import mean_of_known
-from ilrm.export.video import as_image8
-from ilrm.gaussians import Gaussians
-from ilrm.image_files import save_png
+from ilrm.files.image_files import save_png
+from ilrm.pictures.video import as_image8
 from ilrm.render import render
-from ilrm.reporting import Reporter
-from ilrm.results.names import file_stems
-from ilrm.scene import Scene
+from ilrm.scenes.names import file_stems
 
 
 def score(gaussians: Gaussians, scene: Scene, near: float) -> tuple[float, float | None] | None:

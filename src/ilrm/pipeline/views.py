@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ilrm.errors import ConfigError, SceneError
-from ilrm.paths import is_file
-from ilrm.pipeline.options import check_at_least
+from ilrm.core.checks import check_at_least
+from ilrm.core.errors import ConfigError, SceneError
+from ilrm.files.paths import is_file
 
 if TYPE_CHECKING:
-    from ilrm.cameras import Cameras
-    from ilrm.scene import Scene
+    from ilrm.core.cameras import Cameras
+    from ilrm.core.scene import Scene
 
 _HOLD_OUT_FROM = 10  # fewer photos than this are all used as inputs unless something else is asked for
 _HOLD_OUT_EVERY = 8
@@ -25,9 +25,9 @@ def given_cameras(path: Path) -> tuple[Cameras, tuple[str, ...]]:
         CameraError: a cameras.json that cannot be read.
         SceneError: any other path that is no scene.
     """
-    from ilrm.export.cameras import load_cameras
     from ilrm.results.beside import CAMERAS_FILE
     from ilrm.scenes import load_scene
+    from ilrm.splats.cameras import load_cameras
 
     if path.name == CAMERAS_FILE and is_file(path):
         return load_cameras(path)

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras
-from ilrm.errors import ConfigError, GaussiansError
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import ConfigError, GaussiansError
+from ilrm.core.gaussians import Gaussians
 from ilrm.render.rules import DEPTH_ALPHA_MIN
 
 Backend = Literal["auto", "reference", "numba", "gsplat"]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilrm import spherical_harmonics
-from ilrm.cameras import Cameras
-from ilrm.errors import ConfigError, MissingExtraError
-from ilrm.gaussians import Gaussians
+from ilrm.core import spherical_harmonics
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import ConfigError, MissingExtraError
+from ilrm.core.gaussians import Gaussians
 from ilrm.render.rules import BLUR
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilrm.cameras import Cameras, pixel_centres
+from ilrm.core.cameras import Cameras, pixel_centres
 
 # Across a jump of depth larger than this share of it lie two surfaces, not a slope.
 _JUMP = 0.1

@@ -18,9 +18,9 @@ import torch
 from numba.core import config
 from torch import Tensor
 
-from ilrm.cameras import Cameras
-from ilrm.errors import GaussiansError
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import GaussiansError
+from ilrm.core.gaussians import Gaussians
 from ilrm.render.numba_projection import GRADIENT, project_all, unproject, view_vector
 from ilrm.render.numba_tiles import (
     TILE,

@@ -1,10 +1,11 @@
-"""Spherical harmonics up to degree 3 and their slopes for numba kernels; ``ilrm.spherical_harmonics`` is the oracle."""
+"""Spherical harmonics up to degree 3 and their slopes for numba kernels; ``ilrm.core.spherical_harmonics`` is
+the oracle."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ilrm import spherical_harmonics
+from ilrm.core import spherical_harmonics
 from ilrm.render.compiling import kernel
 
 _C0, _C1 = spherical_harmonics.C0, spherical_harmonics._C1

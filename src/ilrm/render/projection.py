@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilrm import spherical_harmonics
-from ilrm.cameras import Cameras
-from ilrm.errors import CameraError
-from ilrm.gaussians import Gaussians, quaternion_to_matrix
+from ilrm.core import spherical_harmonics
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import CameraError
+from ilrm.core.gaussians import Gaussians, quaternion_to_matrix
 from ilrm.render.rules import ALPHA_MIN, BLUR, COMPENSATION_MIN, JACOBIAN_MARGIN
 
 

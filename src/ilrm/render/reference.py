@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras, pixel_centres
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras, pixel_centres
+from ilrm.core.gaussians import Gaussians
 from ilrm.render.projection import Pinhole, Projected, project
 from ilrm.render.rules import ALPHA_CAP, ALPHA_MIN, TRANSMITTANCE_MIN
 

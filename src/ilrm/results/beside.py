@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ilrm import paths
-from ilrm.cameras import Cameras
-from ilrm.errors import CameraError, GaussiansError, SceneError, warn
-from ilrm.export.cameras import load_cameras
-from ilrm.export.splats import FORMATS
-from ilrm.reading import read_json
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import CameraError, GaussiansError, SceneError, warn
+from ilrm.files import paths
+from ilrm.files.reading import read_json
+from ilrm.splats.cameras import load_cameras
+from ilrm.splats.formats import FORMATS
 
 SCENE_FILE, CAMERAS_FILE = "scene.ply", "cameras.json"
 # OUTPUT/point_cloud/iteration_30000/point_cloud.ply, with OUTPUT/cameras.json

@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ilrm import paths
-from ilrm.cameras import Cameras
-from ilrm.errors import CameraError, SceneError, warn
-from ilrm.export import load_gaussians, save_ply
-from ilrm.export.cameras import find_names, save_cameras
-from ilrm.files import atomic_folder, settle, write_bytes, write_json
-from ilrm.gaussians import Gaussians
-from ilrm.image_files import MAX_PIXELS, open_image
-from ilrm.reading import read_json
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import CameraError, SceneError, warn
+from ilrm.core.gaussians import Gaussians
+from ilrm.files import atomic_folder, paths, settle, write_bytes, write_json
+from ilrm.files.image_files import MAX_PIXELS, open_image
+from ilrm.files.reading import read_json
 from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE, cameras_beside, find_splats, folder_of
 from ilrm.scenes.save import encode_photo, image_names
+from ilrm.splats import load_gaussians, save_ply
+from ilrm.splats.cameras import find_names, save_cameras
 
 Array = NDArray[Any]
 

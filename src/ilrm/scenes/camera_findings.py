@@ -8,9 +8,9 @@ from math import atan, degrees
 
 import torch
 
-from ilrm.scene import Scene
+from ilrm.core.scene import Scene
 from ilrm.scenes.frames import Source
-from ilrm.scenes.records import listing
+from ilrm.scenes.readers.records import listing
 
 # Beyond these the photos are more likely mislabelled than real (100 degrees is the released data's own limit).
 _WIDEST_VIEW = 100.0

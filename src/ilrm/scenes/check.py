@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ilrm.errors import IlrmError, SceneError, hear_warnings
-from ilrm.image_files import MAX_PIXELS
-from ilrm.scene import LazyImages, Scene
+from ilrm.core.errors import IlrmError, SceneError, hear_warnings
+from ilrm.core.scene import LazyImages, Scene
+from ilrm.files.image_files import MAX_PIXELS
 from ilrm.scenes.camera_findings import camera_warnings, horizontal_fov
 from ilrm.scenes.frames import Source, assemble
 from ilrm.scenes.load import read_source

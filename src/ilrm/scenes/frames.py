@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras
-from ilrm.errors import SceneError
-from ilrm.image_files import MAX_PIXELS, check_budget
-from ilrm.scene import LazyImages, LazyMasks, Scene
-from ilrm.scenes.depth_maps import load_depth
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import SceneError
+from ilrm.core.scene import LazyImages, LazyMasks, Scene
+from ilrm.files.image_files import MAX_PIXELS, check_budget
 from ilrm.scenes.framing import Framing
-from ilrm.scenes.images import Photo, Size, same_aspect
-from ilrm.scenes.lenses import Lens
-from ilrm.scenes.masks import MaskFile, open_masks, read_mask
+from ilrm.scenes.lenses.models import Lens
+from ilrm.scenes.photos.depth_maps import load_depth
+from ilrm.scenes.photos.images import Photo, Size, same_aspect
+from ilrm.scenes.photos.masks import MaskFile, open_masks, read_mask
 
 # Rotations with a larger error are refused by Cameras.check; smaller ones are rounding of the file's digits.
 _CLEANABLE_ROTATION_ERROR = 1e-3

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ilrm.scenes.images import Photo, Size, same_aspect
-from ilrm.scenes.lenses import Lens, remap
+from ilrm.scenes.lenses.models import Lens, remap
+from ilrm.scenes.photos.images import Photo, Size, same_aspect
 
 Box = tuple[float, float, float, float]
 

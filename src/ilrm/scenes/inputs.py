@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ilrm import paths
-from ilrm.scenes.colmap import find_model
+from ilrm.files import paths
 from ilrm.scenes.load import read_source
+from ilrm.scenes.readers.colmap import find_model
 
 _CAMERA_SUFFIXES = (".json", ".ply", ".torch")
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ilrm import paths
-from ilrm.errors import SceneError, hear_warnings, warn
-from ilrm.files import settle
-from ilrm.image_files import MAX_PIXELS
-from ilrm.reading import read_json
-from ilrm.scene import Scene
+from ilrm.core.errors import SceneError, hear_warnings, warn
+from ilrm.core.scene import Scene
+from ilrm.files import paths, settle
+from ilrm.files.image_files import MAX_PIXELS
+from ilrm.files.reading import read_json
 from ilrm.scenes.camera_findings import camera_warnings
-from ilrm.scenes.chunks import INDEX, is_chunk_index, read_chunk_scene
-from ilrm.scenes.colmap import find_model, has_model, is_model, read_colmap
 from ilrm.scenes.frames import Source, assemble
-from ilrm.scenes.nerfstudio import read_nerfstudio
-from ilrm.scenes.opencv_json import read_opencv_json
-from ilrm.scenes.photo_files import SUFFIXES
+from ilrm.scenes.readers.chunks import INDEX, is_chunk_index, read_chunk_scene
+from ilrm.scenes.readers.colmap import find_model, has_model, is_model, read_colmap
+from ilrm.scenes.readers.nerfstudio import read_nerfstudio
+from ilrm.scenes.readers.opencv_json import read_opencv_json
+from ilrm.scenes.readers.photo_files import SUFFIXES
 
 _BLENDER_FILES = ("transforms_train.json", "transforms_test.json")
 _COLMAP_FILES = ("cameras", "images", "points3D", "rigs", "frames")

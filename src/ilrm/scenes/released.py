@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ilrm.cameras import Cameras
-from ilrm.errors import SceneError
-from ilrm.scene import LazyImages, Scene
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import SceneError
+from ilrm.core.scene import LazyImages, Scene
 
 PATCH_SHIM = 64  # patch size 8 times 8
 STRETCH_MULTIPLE = 16  # patch size 8 times viewpoint factor 2

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ilrm.cameras import local_origin_of
-from ilrm.errors import SceneError
+from ilrm.core.cameras import local_origin_of
+from ilrm.core.errors import SceneError
+from ilrm.core.scene import LazyImages, Scene
 from ilrm.files import atomic_folder, write_json
-from ilrm.paths import portable
-from ilrm.scene import LazyImages, Scene
-from ilrm.scenes.masks import MASK_FOLDER
-from ilrm.scenes.nerfstudio import OPENGL_TO_OPENCV
+from ilrm.files.paths import portable
+from ilrm.scenes.photos.masks import MASK_FOLDER
+from ilrm.scenes.readers.nerfstudio import OPENGL_TO_OPENCV
 
 CameraFile = Literal["transforms.json", "opencv_cameras.json"]
 ImageFormat = Literal["png", "jpg"]

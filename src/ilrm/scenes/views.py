@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ilrm.cameras import Cameras
-from ilrm.errors import SceneError
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import SceneError
 
 _RESTARTS = 8
 _MOST_ITERATIONS = 100

@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ilrm.errors import ConfigError, WeightsError
+from ilrm.core.errors import ConfigError, WeightsError
+from ilrm.core.typed_config import build, check_range
 from ilrm.files import atomic_file
-from ilrm.paths import is_dir
+from ilrm.files.paths import is_dir
 from ilrm.train.config import TrainConfig
 from ilrm.train.optim import Average
 from ilrm.train.serialise import from_dict, to_dict
-from ilrm.typed_config import build, check_range
 
 FORMAT = 1
 _METADATA_KEY = "ilrm_checkpoint"

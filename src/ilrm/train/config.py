@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ilrm.errors import ConfigError
+from ilrm.core.errors import ConfigError
+from ilrm.core.typed_config import check_finite, check_range
+from ilrm.datasets.procedural import ProceduralConfig
 from ilrm.model import ILRMConfig
-from ilrm.scenes.procedural import ProceduralConfig
-from ilrm.typed_config import check_finite, check_range
 
 Range = tuple[int, int]
 Fit = Literal["exact", "released", "released_shim", "stretch"]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from ilrm.errors import ConfigError, IlrmError, MissingExtraError
+from ilrm.core.errors import ConfigError, IlrmError, MissingExtraError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

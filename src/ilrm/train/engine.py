@@ -13,14 +13,13 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import Literal
 
-from ilrm import paths
-from ilrm.errors import OutputError
-from ilrm.files import check_writable
-from ilrm.precision import exact_fp32
+from ilrm.core.errors import OutputError
+from ilrm.core.precision import exact_fp32
+from ilrm.files import check_writable, paths
 from ilrm.train.checkpoint import Checkpoint, check_same_run, read_checkpoint
 from ilrm.train.config import TrainConfig
+from ilrm.train.data.loader import worker_deaths_explained
 from ilrm.train.distributed import StrategyName, launch, together
-from ilrm.train.loader import worker_deaths_explained
 from ilrm.train.log import StepRecord
 from ilrm.train.run import CONFIG, LAST, Run
 

@@ -28,10 +28,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ilrm.cameras import Cameras
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.precision import autocast
 from ilrm.model import ILRM, ILRMConfig, mini_batch
-from ilrm.precision import autocast
 from ilrm.render import render
 from ilrm.train.config import Bounded, BoundedV2, Stage, TrainConfig
 from ilrm.train.perceptual import LPIPS, VGGDistance

@@ -14,12 +14,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ilrm import paths
-from ilrm.errors import ConfigError, OutputError
-from ilrm.files import output_error, write_text
-from ilrm.reading import read_text
-from ilrm.train.batch import Problem
+from ilrm.core.errors import ConfigError, OutputError
+from ilrm.files import output_error, paths, write_text
+from ilrm.files.reading import read_text
 from ilrm.train.config import LossConfig, TrainConfig
+from ilrm.train.data.batch import Problem
 
 Value = float | int | str | None
 

@@ -17,14 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ilrm.errors import ConfigError
-from ilrm.gaussians import Gaussians
+from ilrm.core.errors import ConfigError
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.precision import autocast
 from ilrm.model import FootprintDecoder, ILRMConfig
 from ilrm.model.matching import Match
-from ilrm.precision import autocast
 from ilrm.render import render
-from ilrm.train.batch import Batch
 from ilrm.train.config import LossConfig
+from ilrm.train.data.batch import Batch
 
 # Error of a rendering that equals its photo to the last bit; keeps its PSNR (100 dB) finite in logs.
 _LEAST_ERROR = 1e-10

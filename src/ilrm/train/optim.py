@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilrm.errors import WeightsError
+from ilrm.core.errors import WeightsError
 from ilrm.train.config import OptimiserConfig
 
 # The released one-cycle: start = peak / 25, end = start / 1e4, 1 % of (steps + 10) to the peak.

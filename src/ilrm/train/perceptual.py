@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ilrm import paths
-from ilrm.errors import ConfigError, WeightsError
-from ilrm.files import atomic_file
-from ilrm.weights.store import load_pickle_safely, named_tensors
+from ilrm.core.errors import ConfigError, WeightsError
+from ilrm.files import atomic_file, paths
+from ilrm.model.weights.store import load_pickle_safely, named_tensors
 
 FOLDER_VARIABLE = "ILRM_PERCEPTUAL_WEIGHTS"
 VGG_WIDTHS = (64, 128, 256, 512, 512)

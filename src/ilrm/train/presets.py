@@ -20,10 +20,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ilrm.errors import ConfigError
+from ilrm.core.errors import ConfigError
+from ilrm.datasets.procedural import ProceduralConfig
+from ilrm.files.paths import is_dir
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
-from ilrm.paths import is_dir
-from ilrm.scenes.procedural import ProceduralConfig
 from ilrm.train.config import (
     Bounded,
     BoundedV2,

@@ -15,25 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ilrm.errors import ConfigError, SceneError, TrainingError
+from ilrm.core.errors import ConfigError, SceneError, TrainingError
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
+from ilrm.core.precision import autocast
 from ilrm.files import write_json
-from ilrm.gaussians import PER_GAUSSIAN, Gaussians
-from ilrm.image_files import save_png
+from ilrm.files.image_files import save_png
+from ilrm.files.paths import exists
 from ilrm.model import ILRM
-from ilrm.paths import exists
-from ilrm.precision import autocast
+from ilrm.model.weights import from_pretrained, save_weights
 from ilrm.train import perceptual
-from ilrm.train.batch import Batch, Problem
 from ilrm.train.checkpoint import Checkpoint, Progress, collect, copy_checkpoint, restore, write_checkpoint
 from ilrm.train.config import TrainConfig
+from ilrm.train.data.batch import Batch, Problem
+from ilrm.train.data.loader import batches, validation_batches
 from ilrm.train.distributed import gather, together
-from ilrm.train.loader import batches, validation_batches
 from ilrm.train.log import PROBLEMS, RunLog, StepRecord
 from ilrm.train.losses import losses
 from ilrm.train.optim import Average, learning_rate, make_optimiser, set_learning_rate
 from ilrm.train.serialise import to_dict
 from ilrm.train.validate import validate
-from ilrm.weights import from_pretrained, save_weights
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

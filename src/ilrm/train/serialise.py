@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ilrm.errors import ConfigError
+from ilrm.core.errors import ConfigError
+from ilrm.core.typed_config import assign, build, plain
 from ilrm.files import write_json
-from ilrm.reading import read_json
+from ilrm.files.reading import read_json
 from ilrm.train.config import TrainConfig
-from ilrm.typed_config import assign, build, plain
 
 __all__ = ["from_dict", "from_json", "override", "to_dict", "to_json"]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ilrm.core.gaussians import Gaussians
 from ilrm.evaluate import depth_abs_rel, psnr, ssim
 from ilrm.evaluate.metrics import SSIM_WINDOW
-from ilrm.gaussians import Gaussians
 from ilrm.render import render
 from ilrm.render.depth_colours import colour_depth
-from ilrm.train.batch import Batch
+from ilrm.train.data.batch import Batch
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ilrm.errors import ConfigError, IlrmError, OutputError
-from ilrm.gaussians import quaternion_to_matrix
+from ilrm.core.errors import ConfigError, IlrmError, OutputError
+from ilrm.core.gaussians import quaternion_to_matrix
 from ilrm.view.edit import Box, Session
 from ilrm.view.flight import fly
 from ilrm.view.live import PICTURES, Viewer, box_pose, pose_of
@@ -138,7 +138,7 @@ def edited_ply(session: Session, origin: Tensor) -> bytes:
     Raises:
         GaussiansError: nothing is left.
     """
-    from ilrm.export import save_ply
+    from ilrm.splats import save_ply
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "edited.ply"
@@ -290,7 +290,7 @@ def save_flight(
     Raises:
         ConfigError: fewer than two keyframes.
     """
-    from ilrm.export.video import save_video
+    from ilrm.pictures.video import save_video
 
     width, height = (VIDEO_SIDE, VIDEO_SIDE / aspect) if aspect >= 1 else (VIDEO_SIDE * aspect, VIDEO_SIDE)
     width, height = 2 * round(width / 2), 2 * max(round(height / 2), 1)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilrm.errors import ConfigError
-from ilrm.gaussians import Gaussians
+from ilrm.core.errors import ConfigError
+from ilrm.core.gaussians import Gaussians
 
 _BOX_SHARE = 0.02  # of the Gaussians lies outside of a fresh box, on either side
 

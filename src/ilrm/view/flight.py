@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ilrm.errors import ConfigError
-from ilrm.gaussians import matrix_to_quaternion, quaternion_to_matrix
+from ilrm.core.errors import ConfigError
+from ilrm.core.gaussians import matrix_to_quaternion, quaternion_to_matrix
 from ilrm.view.splats import Pose
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ilrm.errors import ConfigError, SceneError
-from ilrm.gaussians import Gaussians
+from ilrm.core.errors import ConfigError, SceneError
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.scene import Scene
 from ilrm.model.ilrm import ILRM
-from ilrm.reconstruct import reconstruct
+from ilrm.model.reconstruct import reconstruct
 from ilrm.results.result import Result
-from ilrm.scene import Scene
 
 
 def update_layers(result: Result, device: torch.device | str = "cpu") -> list[tuple[str, Gaussians]]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ilrm.cameras import Cameras
-from ilrm.errors import IlrmError, MissingExtraError, SceneError
-from ilrm.gaussians import Gaussians, matrix_to_quaternion, quaternion_to_matrix
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import IlrmError, MissingExtraError, SceneError
+from ilrm.core.gaussians import Gaussians, matrix_to_quaternion, quaternion_to_matrix
 from ilrm.results.result import Result
 from ilrm.view.edit import Box, Session
 from ilrm.view.flight import fly

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
-from ilrm.cameras import Cameras
-from ilrm.errors import GaussiansError
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import GaussiansError
+from ilrm.core.gaussians import Gaussians
 from ilrm.files import write_text
-from ilrm.gaussians import Gaussians
 from ilrm.view.client import repaired
 from ilrm.view.server import serve, show_cameras, show_layout, show_splats, thumbnail
 from ilrm.view.splats import Array, Layout, Pose, arrange, check_drawable, splat_arrays

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Literal
 
-from ilrm.cameras import Cameras
-from ilrm.export.frames import Panel, Picture, render_frame
-from ilrm.export.video import as_image8
-from ilrm.gaussians import Gaussians
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import Gaussians
+from ilrm.pictures.frames import Panel, Picture, render_frame
+from ilrm.pictures.video import as_image8
 from ilrm.view.splats import Array
 
 Kind = Literal["colour", "depth", "normals", "opacity"]

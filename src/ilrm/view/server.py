@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ilrm.cameras import Cameras
-from ilrm.errors import OutputError
-from ilrm.gaussians import matrix_to_quaternion
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import OutputError
+from ilrm.core.gaussians import matrix_to_quaternion
 from ilrm.view.client import served_from
 from ilrm.view.splats import Array, Layout, SplatArrays
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilrm.cameras import Cameras, normalise
-from ilrm.errors import GaussiansError
-from ilrm.gaussians import Gaussians
-from ilrm.spherical_harmonics import C0
-from ilrm.trajectories import focus_point
+from ilrm.core.cameras import Cameras, normalise
+from ilrm.core.errors import GaussiansError
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.spherical_harmonics import C0
+from ilrm.pictures.trajectories import focus_point
 
 Array = NDArray[Any]
 

@@ -1,0 +1,413 @@
+"""Pinhole cameras, rays and the world normalisation.
+
+Conventions (asserted in ``tests/test_conventions.py``, explained in ``docs/conventions.md``):
+camera-to-world 4x4 matrices with OpenCV axes (+x right, +y down, +z forward), intrinsics in pixels of
+the image, and the centre of the pixel in row i, column j at (j + 0.5, i + 0.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilrm.core.errors import CameraError
+
+NormalisationRule = Literal["transformed", "raw"]
+
+# Below this length a mean of unit vectors holds no direction worth trusting (opposed cameras).
+_DEGENERATE_DIRECTION = 1e-4
+# Camera centres closer together than this share of their distance to the origin count as one point: some hundred
+# roundings of float64. A thing of 1 cm in UTM or ECEF coordinates has cameras a billionth of that distance apart.
+_COINCIDENT_CENTRES = 1e-13
+_NEAR = 0.01
+# Within so many extents of the world's origin single precision keeps 6e-5 of the extent or better: part of a pixel.
+_FARTHEST_ORIGIN = 1e3
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """The map x -> scale * rotation @ x + translation between two world frames.
+
+    Attributes:
+        scale: positive factor.
+        rotation: (3, 3), orthonormal with determinant 1, float64.
+        translation: (3,), in units of the target frame, float64.
+    """
+
+    scale: float
+    rotation: Tensor
+    translation: Tensor
+
+    @staticmethod
+    def identity() -> Similarity:
+        """The map that changes nothing."""
+        return Similarity(1.0, torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+
+    def inverse(self) -> Similarity:
+        """The map that undoes this one."""
+        rotation = self.rotation.T
+        return Similarity(1.0 / self.scale, rotation, -(rotation @ self.translation) / self.scale)
+
+    def compose(self, first: Similarity) -> Similarity:
+        """The map that applies ``first`` and then this one."""
+        return Similarity(
+            self.scale * first.scale,
+            self.rotation @ first.rotation,
+            self.scale * self.rotation @ first.translation + self.translation,
+        )
+
+    def apply_points(self, points: Tensor) -> Tensor:
+        """Map points (..., 3); keeps dtype and device."""
+        rotation = self.rotation.to(points)
+        return self.scale * points @ rotation.T + self.translation.to(points)
+
+    def apply_c2w(self, c2w: Tensor) -> Tensor:
+        """Move camera-to-world matrices (..., 4, 4); the rotations stay orthonormal, centres are scaled."""
+        moved = c2w.clone()
+        moved[..., :3, :3] = self.rotation.to(c2w) @ c2w[..., :3, :3]
+        moved[..., :3, 3] = self.apply_points(c2w[..., :3, 3])
+        return moved
+
+    def matrix(self) -> Tensor:
+        """The same map as a (4, 4) float64 matrix on homogeneous points."""
+        out = torch.eye(4, dtype=torch.float64)
+        out[:3, :3] = self.scale * self.rotation
+        out[:3, 3] = self.translation
+        return out
+
+
+class NoSuchCamera(CameraError, IndexError):
+    """An index out of range; ends loops like any IndexError."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cameras:
+    """V pinhole cameras that share one image size, optionally with leading batch dimensions.
+
+    Like a tensor, cameras have the length of their first dimension and are indexed along it: views, or the batch
+    elements of a batch.
+
+    Attributes:
+        c2w: (..., V, 4, 4) camera-to-world, OpenCV axes: columns right, down, forward, centre.
+        K: (..., V, 3, 3) intrinsics in pixels.
+        width, height: image size in pixels.
+    """
+
+    c2w: Tensor
+    K: Tensor
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.c2w.shape[:-2])
+        if not shape or tuple(self.c2w.shape[-2:]) != (4, 4) or tuple(self.K.shape) != (*shape, 3, 3):
+            raise CameraError(
+                f"Cameras were given c2w {tuple(self.c2w.shape)} and K {tuple(self.K.shape)}.",
+                expected="c2w (..., V, 4, 4) and K (..., V, 3, 3) with the same V and batch dimensions",
+            )
+        if not all(isinstance(side, int | np.integer) for side in (self.width, self.height)):
+            raise CameraError(f"Image size {self.width!r} x {self.height!r}.", expected="whole numbers of pixels")
+        if self.width < 1 or self.height < 1:
+            raise CameraError(f"Image size {self.width}x{self.height} is empty.", expected="at least 1x1 pixel")
+
+    def __len__(self) -> int:
+        return self.c2w.shape[0]
+
+    def __iter__(self) -> Iterator[Cameras]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The leading dimensions; empty for the cameras of one scene."""
+        return self.c2w.shape[:-3]
+
+    @property
+    def views(self) -> int:
+        """V, the number of cameras (of one batch element)."""
+        return self.c2w.shape[-3]
+
+    @property
+    def device(self) -> torch.device:
+        return self.c2w.device
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Cameras:
+        """A selection of the views; an integer gives cameras of length one. Of a batch: of its elements, or the one."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise NoSuchCamera(f"There is no camera {index} among {len(self)}.")
+            if self.batch_shape:
+                return replace(self, c2w=self.c2w[index], K=self.K[index])
+            index = [index]
+        if not isinstance(index, slice | Tensor):
+            index = torch.as_tensor(list(index), dtype=torch.long, device=self.c2w.device)
+        return replace(self, c2w=self.c2w[index], K=self.K[index])
+
+    @property
+    def centers(self) -> Tensor:
+        """(..., V, 3) camera centres in the world."""
+        return self.c2w[..., :3, 3]
+
+    @property
+    def forward(self) -> Tensor:
+        """(..., V, 3) unit viewing directions in the world."""
+        return self.c2w[..., :3, 2]
+
+    @property
+    def w2c(self) -> Tensor:
+        """(..., V, 4, 4) world-to-camera matrices."""
+        return torch.linalg.inv(self.c2w)
+
+    @staticmethod
+    def from_w2c(w2c: Tensor, K: Tensor, width: int, height: int) -> Cameras:
+        """Cameras of world-to-camera matrices (..., V, 4, 4), as COLMAP, gsplat and VGGT have them (OpenCV axes)."""
+        if tuple(w2c.shape[-2:]) == (3, 4):
+            last = w2c.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*w2c.shape[:-2], 1, 4)
+            w2c = torch.cat([w2c, last], dim=-2)
+        return Cameras(torch.linalg.inv(w2c.double()).to(w2c.dtype), K, width, height)
+
+    @staticmethod
+    def stack(parts: Sequence[Cameras]) -> Cameras:
+        """A batch of cameras of the same number and image size. Raises CameraError."""
+        if len({(part.c2w.shape, part.width, part.height) for part in parts}) != 1:
+            given = [f"{tuple(part.c2w.shape)} of {part.width}x{part.height}" for part in parts]
+            raise CameraError(f"Cameras of several shapes are no batch: {', '.join(given)}.", expected="one shape")
+        c2w, K = (torch.stack([getattr(part, name) for part in parts]) for name in ("c2w", "K"))
+        return replace(parts[0], c2w=c2w, K=K)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
+        """The same cameras on another device or in another precision."""
+        return replace(self, c2w=self.c2w.to(device, dtype), K=self.K.to(device, dtype))
+
+    def check(self, names: Sequence[str] | None = None) -> Cameras:
+        """Return the cameras unchanged if every pose and intrinsic can be real.
+
+        Raises:
+            CameraError: NaN or infinite values, a rotation that is not orthonormal (tolerance 1e-3) or mirrored,
+                a focal length that is not positive. The message names the view.
+        """
+        label = list(names) if names is not None else [f"view {i}" for i in range(self.views)]
+        if self.batch_shape:
+            for one in self:
+                one.check(names)
+            return self
+        c2w, K = self.c2w.double().cpu(), self.K.double().cpu()
+        rotation = c2w[:, :3, :3]
+        gram_error = (rotation.mT @ rotation - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
+        determinant = torch.linalg.det(rotation.nan_to_num(0.0, 0.0, 0.0))
+        for i, name in enumerate(label):
+            if not torch.isfinite(c2w[i]).all():
+                raise CameraError(
+                    f"The pose of {name} holds NaN or infinite values.",
+                    expected="a finite 4x4 camera-to-world matrix",
+                    fix="remove the view from the scene, or estimate its pose again",
+                )
+            if gram_error[i] > 1e-3:
+                raise CameraError(
+                    f"The rotation of {name} is not orthonormal (error {gram_error[i]:.3g}).",
+                    expected="three orthogonal unit columns; scale belongs into the translations",
+                    fix="divide the rotation by its scale or estimate the pose again",
+                )
+            if determinant[i] < 0:
+                raise CameraError(
+                    f"The rotation of {name} is a mirror image (determinant {determinant[i]:.3f}).",
+                    expected="determinant +1",
+                    fix="flip two axes when converting conventions, not one",
+                )
+            focal = K[i, [0, 1], [0, 1]]
+            if not torch.isfinite(K[i]).all() or (focal <= 0).any():
+                raise CameraError(
+                    f"The intrinsics of {name} are impossible: fx = {focal[0]:.6g}, fy = {focal[1]:.6g}, "
+                    f"cx = {K[i, 0, 2]:.6g}, cy = {K[i, 1, 2]:.6g}.",
+                    expected="finite values and positive focal lengths in pixels",
+                    fix="correct fl_x / fl_y / camera_angle_x of that view",
+                )
+        return self
+
+    def transform(self, similarity: Similarity) -> Cameras:
+        """The same cameras in another world frame."""
+        return replace(self, c2w=similarity.apply_c2w(self.c2w))
+
+    def coincide(self) -> bool:
+        """Whether all centres are one point, but for the rounding of float64."""
+        centres = self.centers.double()
+        return _is_rounding((centres - centres.mean(0)).abs().max().item(), centres.abs().max().item())
+
+    def local_origin(self) -> Tensor:
+        """(3,) float64 point that positions around these cameras are counted from, see ``local_origin``."""
+        to_world = normalise(self)[1]
+        return local_origin(to_world.translation, to_world.scale)
+
+    def near_plane(self) -> float:
+        """Distance in world units nearer than which nothing is drawn: 1 % of the cameras' extent.
+
+        The rule of the released network, whatever the world's unit is.
+        """
+        return _NEAR * normalise(self)[1].scale
+
+    def relative_to(self, origin: Tensor) -> Cameras:
+        """The same cameras in a world whose origin is the point ``origin`` (3,) of this one, subtracted in float64.
+
+        Unchanged for zeros, else in float64. This is how cameras come into the frame of ``Gaussians.means``.
+        """
+        if not origin.any():
+            return self
+        c2w = self.c2w.double().clone()
+        c2w[..., :3, 3] -= origin.to(c2w)
+        return replace(self, c2w=c2w)
+
+    def resize(self, width: int, height: int) -> Cameras:
+        """Cameras of the images stretched to width x height; the principal point moves along."""
+        factor = torch.tensor([width / self.width, height / self.height, 1.0]).to(self.K)
+        return replace(self, K=self.K * factor[:, None], width=width, height=height)
+
+    def crop(self, left: int, top: int, width: int, height: int) -> Cameras:
+        """Cameras of the images cut to the box that starts at (left, top); the principal point moves along."""
+        K = self.K.clone()
+        K[..., 0, 2] -= left
+        K[..., 1, 2] -= top
+        return replace(self, K=K, width=width, height=height)
+
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """Origins and unit directions of the rays through all pixel centres, each (..., V, H, W, 3), in the world."""
+        return rays(self.c2w, self.K, self.width, self.height)
+
+    def plucker(self) -> Tensor:
+        """(..., V, H, W, 6) Pluecker coordinates: moment o x d, then direction d."""
+        origins, directions = self.rays()
+        return torch.cat([torch.linalg.cross(origins, directions, dim=-1), directions], dim=-1)
+
+
+def pixel_centres(width: int, height: int, like: Tensor) -> Tensor:
+    """(H, W, 2) image coordinates (x, y) = (j + 0.5, i + 0.5), dtype and device of ``like``."""
+    y = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
+    x = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def rays(c2w: Tensor, K: Tensor, width: int, height: int, offsets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """World rays through the pixels of a width x height grid.
+
+    Args:
+        c2w: (..., 4, 4) camera-to-world.
+        K: (..., 3, 3) intrinsics in pixels of that grid.
+        offsets: optional (..., H, W, 2), (dx, dy) in pixels from each pixel's centre. Gradients flow through it.
+
+    Returns:
+        origins (..., H, W, 3) and unit directions (..., H, W, 3).
+    """
+    points = pixel_centres(width, height, K)  # (H, W, 2)
+    if offsets is not None:
+        points = points + offsets
+    focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1)[..., None, None, :]
+    centre = K[..., None, None, :2, 2]
+    xy = (points - centre) / focal  # (..., H, W, 2)
+    local = torch.cat([xy, torch.ones_like(xy[..., :1])], dim=-1)
+    rotation = c2w[..., None, None, :3, :3]
+    directions = F.normalize((rotation @ local[..., None])[..., 0], dim=-1)
+    return c2w[..., None, None, :3, 3].expand_as(directions), directions
+
+
+def _is_rounding(extent: float, largest: float) -> bool:
+    """Whether coordinates of up to ``largest`` that differ by ``extent`` are meant to be equal."""
+    return extent <= _COINCIDENT_CENTRES * max(largest, 1e-12)
+
+
+def local_origin(centre: Tensor, extent: float) -> Tensor:
+    """(3,) float64 point from which single precision can count the positions of a scene.
+
+    Zeros, the world's own origin, where that lies within 1000 extents of the scene; else the scene's centre, rounded
+    to the decimal place of the extent so that the offset is short to write.
+
+    Args:
+        centre: (3,) of the scene in the world.
+        extent: how far the scene reaches from there.
+    """
+    at = centre.detach().double().cpu()
+    if not (0 < _FARTHEST_ORIGIN * extent < at.norm().item() < math.inf):
+        return torch.zeros(3, dtype=torch.float64)
+    places = -math.floor(math.log10(extent))
+    return torch.tensor([round(value, places) for value in at.tolist()], dtype=torch.float64)
+
+
+def local_origin_of(points: Tensor) -> Tensor:
+    """``local_origin`` of points (N, 3), by the median of their positions and of their distances from it."""
+    points = points.detach().double().cpu()
+    points = points[torch.isfinite(points).all(-1)]
+    if len(points) == 0:
+        return torch.zeros(3, dtype=torch.float64)
+    middle = points.median(0).values
+    distances = (points - middle).norm(dim=-1)
+    return local_origin(middle, distances.median().item() or distances.max().item() or 1.0)
+
+
+def mean_pose(c2w: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotation (3, 3) and centre (3,), float64, of the frame between the given (V, 4, 4) cameras.
+
+    Forward is the mean of the viewing directions, down the mean of the down axes made orthogonal to it
+    (the released rule). Where the means vanish or fall together, as for a ring of cameras that face each
+    other, the first camera's axes are used instead: a rule that still moves along with the cameras.
+    """
+    c2w = c2w.double()
+    centre = c2w[:, :3, 3].mean(0)
+    mean_forward, mean_down = c2w[:, :3, 2].mean(0), c2w[:, :3, 1].mean(0)
+    forward = F.normalize(mean_forward, dim=0)
+    down = mean_down - (mean_down @ forward) * forward
+    if mean_forward.norm() < _DEGENERATE_DIRECTION or down.norm() < _DEGENERATE_DIRECTION:
+        return c2w[0, :3, :3], centre
+    down = F.normalize(down, dim=0)
+    right = torch.linalg.cross(down, forward)
+    return torch.stack([right, down, forward], dim=1), centre
+
+
+def normalise(
+    cameras: Cameras,
+    inputs: Sequence[int] | slice | None = None,
+    rule: NormalisationRule = "transformed",
+    scene_scale: float = 1.0,
+) -> tuple[Cameras, Similarity]:
+    """Move all cameras into the unit frame of the input cameras (the frame the network works in).
+
+    Args:
+        cameras: V cameras in any world frame.
+        inputs: which of them define the frame; all by default.
+        rule: how the scale is measured: "transformed" is the largest coordinate of an input centre after the
+            rigid move (inputs land in [-1, 1]^3; the result does not depend on the world frame). "raw" is the largest
+            absolute coordinate before it, the rule of the released two-view weights: it depends on the world's origin.
+        scene_scale: multiplies the measured scale.
+
+    Returns:
+        the cameras in the normalised frame, and the similarity that maps that frame back to the world.
+
+    Raises:
+        CameraError: the scale cannot be measured with "raw" because the only centres lie at the origin. With
+            "transformed", coincident cameras (a single view, or a pure rotation) keep the world's own scale.
+    """
+    chosen = cameras.c2w if inputs is None else cameras.c2w[inputs]
+    if chosen.shape[0] == 0:
+        raise CameraError("No input camera was given to normalise by.", expected="at least one input view")
+    rotation, centre = mean_pose(chosen)
+    raw_extent = chosen[:, :3, 3].double().abs().max().item()
+    if rule == "raw":
+        extent = raw_extent
+        if extent == 0.0:
+            raise CameraError(
+                "All input cameras lie at the world's origin, where the rule 'raw' finds no scale.",
+                expected="an input centre away from the origin",
+                fix="use the rule 'transformed', or move the world",
+            )
+    else:
+        moved = (chosen[:, :3, 3].double() - centre) @ rotation
+        extent = moved.abs().max().item()
+        if _is_rounding(extent, raw_extent):
+            extent = 1.0
+    extent *= scene_scale
+    to_world = Similarity(extent, rotation, centre)
+    unit = to_world.inverse().apply_c2w(cameras.c2w.double()).to(cameras.c2w.dtype)
+    return replace(cameras, c2w=unit), to_world

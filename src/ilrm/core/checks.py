@@ -1,0 +1,48 @@
+"""What numbers and names of options may be. Nothing here loads torch before a device is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ilrm.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+SMALLEST_SIDE, LARGEST_SIDE = 32, 4096
+
+
+def check_size(size: int) -> int:
+    """The longer side of the images, if it can be one."""
+    if not SMALLEST_SIDE <= size <= LARGEST_SIDE:
+        raise ConfigError(
+            f"--size {size} is no image size.", expected=f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels (the longer side)"
+        )
+    return size
+
+
+def check_at_least(flag: str, value: int, least: int) -> int:
+    """The value of a flag, if it is not below ``least``."""
+    if value < least:
+        raise ConfigError(f"{flag} {value} was given.", expected=f"{least} or more")
+    return value
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name; "auto" is the GPU if there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name} is no device.", expected="auto, cpu, cuda or cuda:1")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices that torch can use.",
+            fix="use --device cpu, or install a build of torch for your GPU",
+        )
+    return device

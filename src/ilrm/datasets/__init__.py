@@ -1,0 +1,1 @@
+"""Many scenes on disk: found, checked, converted, made."""

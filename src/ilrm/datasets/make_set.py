@@ -1,0 +1,59 @@
+"""Procedural scenes as a data set on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from ilrm.core.errors import SceneError
+from ilrm.core.scene import Scene
+from ilrm.datasets.layouts import Form, Item
+from ilrm.datasets.procedural import ProceduralConfig, make_scene
+from ilrm.datasets.save_set import CHUNK_BYTES, Outcome, save_set
+from ilrm.scenes.save import ImageFormat
+
+
+def make_set(
+    output: Path | str,
+    seeds: Sequence[int],
+    config: ProceduralConfig,
+    form: Form = "folders",
+    *,
+    image_format: ImageFormat = "png",
+    jobs: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    on_done: Callable[[Outcome], object] = lambda outcome: None,
+) -> list[Outcome]:
+    """Write a scene for each seed, named scene_SEED; those that are in ``output`` already are kept.
+
+    The files depend on the seeds and the config only, not on ``jobs`` or on how often the making was interrupted.
+    See ``save_set`` for the arguments.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds scenes of another config.
+        SceneError: scenes could not be made or written; the others are there.
+    """
+    items = [Item(f"scene_{seed:06d}", f"seed {seed}", partial(_make, seed, config)) for seed in seeds]
+    settings = {"procedural": asdict(config)}
+    outcomes = save_set(
+        items,
+        output,
+        form,
+        image_format=image_format,
+        settings=settings,
+        jobs=jobs,
+        chunk_bytes=chunk_bytes,
+        on_done=on_done,
+    )
+    if failed := [outcome for outcome in outcomes if not outcome.written]:
+        raise SceneError(
+            f"{len(failed)} of {len(items)} scenes are missing from {output}; the first: {failed[0].name}. "
+            f"{failed[0].reason}"
+        )
+    return outcomes
+
+
+def _make(seed: int, config: ProceduralConfig) -> tuple[Scene, tuple[str, ...]]:
+    return make_scene(seed, config), ()

@@ -1,0 +1,95 @@
+"""Camera paths in a z-up world: hand-held walks and orbits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilrm.datasets.procedural.config import ProceduralConfig
+
+Array = NDArray[np.float64]
+_NEAREST_FOCUS = 1.5
+_UP = np.array([0.0, 0.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where cameras may be: a box, low and high corners (3,), and what they look at."""
+
+    low: Array
+    high: Array
+    focus: Array
+
+
+def look_at(centre: Array, target: Array, roll: float = 0.0) -> Array:
+    """(4, 4) camera-to-world (OpenCV axes) at ``centre`` looking at ``target``, z up, turned by ``roll`` radians."""
+    forward = (target - centre) / np.linalg.norm(target - centre)
+    right = np.cross(forward, _UP)
+    right /= np.linalg.norm(right)
+    down = np.cross(forward, right)
+    c2w = np.eye(4)
+    c2w[:3, 0] = np.cos(roll) * right + np.sin(roll) * down
+    c2w[:3, 1] = np.cos(roll) * down - np.sin(roll) * right
+    c2w[:3, 2], c2w[:3, 3] = forward, centre
+    return c2w
+
+
+def _wobble(rng: np.random.Generator, steps: Array, channels: int) -> Array:
+    """(steps, channels) smooth random curves of about unit size: three slow sines each."""
+    rate = rng.uniform(2.0, 9.0, (3, 1, channels))
+    phase = rng.uniform(0.0, 2 * np.pi, (3, 1, channels))
+    return np.sin(rate * steps[None, :, None] + phase).sum(0) / 1.7
+
+
+def _inside(space: Space, start: Array, moves: Array) -> Array:
+    """``start + moves``, with the moves shortened together until all positions lie in the space."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        room = np.where(
+            moves > 0, (space.high - start) / moves, np.where(moves < 0, (space.low - start) / moves, np.inf)
+        )
+    return start + moves * min(1.0, float(room.min()))
+
+
+def handheld(rng: np.random.Generator, space: Space, config: ProceduralConfig) -> Array:
+    """(V, 4, 4) cameras of somebody who walks a few steps with the eyes on the focus or along the way."""
+    steps = np.linspace(-0.5, 0.5, config.views) if config.views > 1 else np.zeros(1)
+    candidates = rng.uniform(space.low, space.high, (20, 3))
+    distances = np.linalg.norm((space.focus - candidates)[:, :2], axis=1)
+    chosen = int(np.argmax(np.minimum(distances, _NEAREST_FOCUS)))  # the first that is far enough, else the farthest
+    start, distance = candidates[chosen], float(distances[chosen])
+    target = space.focus + rng.normal(0.0, 0.25, 3) * np.array([1.0, 1.0, 0.5])
+    ahead = (target - start) / np.linalg.norm(target - start)
+    side = np.cross(ahead, _UP)
+    side /= np.linalg.norm(side)
+    weights = rng.choice([0, 1, 2], p=[0.5, 0.25, 0.25])
+    direction = [side, ahead, side * rng.normal() + ahead * rng.normal() + _UP * 0.4 * rng.normal()][int(weights)]
+    direction = direction / np.linalg.norm(direction)
+    low, high = config.baseline
+    length = distance * np.exp(rng.uniform(np.log(max(low, 1e-3)), np.log(max(high, 1e-3))))
+    if weights == 1:
+        length = min(length, 0.6 * distance)
+    bend = rng.normal(0.0, 0.25) * (steps**2 - 0.125)[:, None] * ahead
+    moves = length * (steps[:, None] * direction + bend + 0.04 * _wobble(rng, steps, 3) * (config.views > 1))
+    centres = _inside(space, start, moves)
+    follow = rng.uniform(0.0, 0.8)  # 0 keeps the eyes on the target, 1 looks straight ahead
+    gaze = target + follow * (centres - start) + 0.03 * distance * _wobble(rng, steps, 3)
+    roll = rng.normal(0.0, 0.03) + 0.015 * _wobble(rng, steps, 1)[:, 0]
+    return np.stack([look_at(c, g, float(r)) for c, g, r in zip(centres, gaze, roll, strict=True)])
+
+
+def orbit(rng: np.random.Generator, space: Space, config: ProceduralConfig) -> Array:
+    """(V, 4, 4) cameras on an arc around the focus, up to a full turn."""
+    reach = np.minimum(space.high[:2] - space.focus[:2], space.focus[:2] - space.low[:2]).min()
+    radius = rng.uniform(0.75, 1.0) * reach
+    low, high = config.baseline
+    arc = min(np.exp(rng.uniform(np.log(max(low, 1e-3)), np.log(max(high, 1e-3)))) * rng.choice([1.0, 4.0]), 2 * np.pi)
+    closed = arc > 2 * np.pi - 1e-3
+    angles = rng.uniform(0, 2 * np.pi) + arc * np.linspace(0.0, 1.0, config.views, endpoint=not closed)
+    height = rng.uniform(space.low[2], space.high[2])
+    steps = np.linspace(-0.5, 0.5, config.views)
+    heights = np.clip(height + 0.15 * radius * rng.normal() * _wobble(rng, steps, 1)[:, 0], space.low[2], space.high[2])
+    centres = np.stack([space.focus[0] + radius * np.cos(angles), space.focus[1] + radius * np.sin(angles), heights], 1)
+    target = space.focus + rng.normal(0.0, 0.1, 3)
+    return np.stack([look_at(c, target, 0.0) for c in centres])

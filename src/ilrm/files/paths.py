@@ -1,0 +1,138 @@
+"""What lies on disk: questions that no name and no closed folder turns into an error of another library.
+
+A name that no file can have (too long, with a null byte, not of the file system's encoding), a loop of links and a
+path through a file are a plain no. A folder that may not be looked into is no answer: that raises AccessError, because
+"not there" would send the user the wrong way. ``tests/test_paths.py`` keeps other ways of asking out of the package.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ilrm.core.errors import AccessError
+
+# Windows has EINVAL for names with characters that it does not allow.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def exists(path: Path | str) -> bool:
+    """Whether anything is there; links are followed. Raises AccessError."""
+    return _status(path) is not None
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether a file is there; links are followed. Raises AccessError."""
+    return _is(stat.S_ISREG, path)
+
+
+def is_dir(path: Path | str) -> bool:
+    """Whether a folder is there; links are followed. Raises AccessError."""
+    return _is(stat.S_ISDIR, path)
+
+
+def is_visible_file(path: Path | str) -> bool:
+    """As ``is_file``, for places where somebody else's closed folder may lie on the way: that is a no, too."""
+    try:
+        return is_file(path)
+    except AccessError:
+        return False
+
+
+def entries(folder: Path | str, pattern: str = "*") -> list[Path]:
+    """What lies directly in a folder, by name; nothing where there is no folder.
+
+    Args:
+        pattern: which names, such as ``*.json``; case counts.
+
+    Raises:
+        AccessError: the folder is closed or its disk fails.
+    """
+    try:
+        names = os.listdir(folder)
+    except (OSError, ValueError) as error:
+        if _says_absent(error):
+            return []
+        raise access_error(folder, error) from error
+    return [Path(folder) / name for name in sorted(names) if fnmatchcase(name, pattern)]
+
+
+def files_below(folder: Path | str) -> Iterator[Path]:
+    """All files at any depth; closed folders are passed over, and links to folders are not followed."""
+    for place, _, names in os.walk(folder):
+        yield from (path for name in names if is_visible_file(path := Path(place) / name))
+
+
+def absolute(path: Path | str) -> Path:
+    """The path from the root with all links followed as far as they lead; loops stay as they are."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        return Path(os.path.abspath(path))
+
+
+def expanded(path: Path | str) -> Path:
+    """The path with ~ replaced by the home folder where there is one."""
+    return Path(os.path.expanduser(path))
+
+
+def shown(path: Path | str) -> str:
+    """The path as text for people: bytes that are not UTF-8, which Python keeps as lone surrogates, become \\xNN.
+
+    Surrogates that stand for no byte, which only strangers' JSON holds, become U+FFFD.
+    """
+
+    def form(found: re.Match[str]) -> str:
+        data = _bytes(found[0])
+        return f"\\x{data[0]:02x}" if len(data) == 1 else "\ufffd"
+
+    return _SURROGATE.sub(form, os.fspath(path))
+
+
+def portable(name: str) -> str:
+    """A name for a new file that is UTF-8 everywhere: bytes that are not become %NN, everything else stays."""
+    return _SURROGATE.sub(lambda found: "".join(f"%{byte:02X}" for byte in _bytes(found[0])), name)
+
+
+def _bytes(surrogate: str) -> bytes:
+    byte = ord(surrogate) - 0xDC00  # PEP 383: byte 0xNN is U+DCNN
+    return bytes([byte]) if 0x80 <= byte <= 0xFF else surrogate.encode("utf-8", "surrogatepass")
+
+
+def access_error(path: Path | str, error: OSError | ValueError) -> AccessError:
+    """The reason why nobody could look at ``path``, in words, with what to do about it."""
+    reason = getattr(error, "strerror", None) or str(error)
+    forbidden = getattr(error, "errno", None) in _FORBIDDEN
+    return AccessError(
+        f"Cannot look at {path}: {reason[:1].lower()}{reason[1:]}.",
+        expected="a place that this user may read",
+        fix="change its permissions, or copy it to a place of your own"
+        if forbidden
+        else "check the disk, and try again",
+    )
+
+
+def _is(kind: Callable[[int], bool], path: Path | str) -> bool:
+    status = _status(path)
+    return status is not None and kind(status.st_mode)
+
+
+def _status(path: Path | str) -> os.stat_result | None:
+    """What the system says about a path; None if nothing is there."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError) as error:
+        if _says_absent(error):
+            return None
+        raise access_error(path, error) from error
+
+
+def _says_absent(error: OSError | ValueError) -> bool:
+    return isinstance(error, ValueError) or error.errno in _ABSENT

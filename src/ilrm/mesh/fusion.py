@@ -1,0 +1,315 @@
+"""Gaussians to a surface of triangles with colours: depth is rendered into views, fused, cleaned and simplified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import ConfigError, GaussiansError, MissingExtraError
+from ilrm.core.gaussians import Gaussians
+from ilrm.mesh.tsdf import CHUNK, DepthViews, FloatArray, IntArray, Surface, colour_points, find_chunks, fuse
+from ilrm.render import render
+
+# The truncation is so many times the distance by which views disagree in depth, within bounds in voxels ...
+_TRUNCATION_DISAGREEMENTS = 4.0
+_TRUNCATION_VOXELS = (4.0, 8.0)
+# ... and a voxel an eighth of that, within bounds in pixels: the median width of a pixel on the surface that it sees.
+_VOXEL_PIXELS = (1.5, 4.0)
+# Depth is replaced by the median over a square of so many pixels: each Gaussian has its own error in depth.
+_MEDIAN_SIDE = 5
+# To compare views, one pixel in so many is enough.
+_COMPARED = 37
+# A pixel that covers more voxels than this from side to side says too little about each of them.
+_WIDEST_PIXEL_VOXELS = 8.0
+# Lattice points that are visited at most; where the scene asks for more, the voxel grows.
+MOST_VOXELS = 1 << 25
+# Pixels of all views together, at 7 bytes each; of more views, some are left out evenly.
+MOST_PIXELS = 1 << 26
+_LEAST_ALPHA = 0.5
+# Below this cosine between ray and normal a pixel's depth is mostly error.
+_LEAST_COSINE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """Where the surface is looked for.
+
+    Attributes:
+        views: depth that can be trusted at this truncation.
+        voxel: distance between lattice points in world units.
+        truncation: see ``fuse``.
+        chunks: (C, 3), see ``find_chunks``.
+    """
+
+    views: DepthViews
+    voxel: float
+    truncation: float
+    chunks: IntArray
+
+
+def see_surface(
+    gaussians: Gaussians, cameras: Cameras, *, near: float = 0.01, progress: Callable[[], object] = lambda: None
+) -> DepthViews:
+    """Render depth and colour of N Gaussians into V cameras, one after the other.
+
+    Depth is the expected z-depth of what a pixel shows, then the median of its surroundings; there is none where less
+    than half of a pixel is covered.
+
+    Args:
+        near: nearest z that is drawn, in world units.
+        progress: called after each view.
+
+    Raises:
+        GaussiansError: there are no Gaussians.
+    """
+    if len(gaussians) == 0:
+        raise GaussiansError("There are no Gaussians to make a mesh of.", expected="at least one")
+    origin, gaussians, cameras = gaussians.origin, gaussians.local(), cameras.relative_to(gaussians.origin)
+    most = max(1, MOST_PIXELS // (cameras.width * cameras.height))
+    if len(cameras) > most:
+        cameras = cameras[np.linspace(0, len(cameras) - 1, most).round().astype(int).tolist()]
+    depth = np.zeros((len(cameras), cameras.height, cameras.width), np.float32)
+    rgb = np.zeros((*depth.shape, 3), np.uint8)
+    for view in range(len(cameras)):
+        with torch.no_grad():
+            seen = render(gaussians, cameras[view], background=(0, 0, 0), near=near)
+        solid = seen.alpha[0] >= _LEAST_ALPHA
+        depth[view] = _smoothed(torch.where(solid, seen.depth[0], torch.nan).cpu()).numpy()
+        own = seen.rgb[0] / seen.alpha[0, ..., None].clamp_min(_LEAST_ALPHA)  # without the background's share
+        rgb[view] = own.clamp(0, 1).mul(255).round().byte().cpu().numpy()
+        progress()
+    K = cameras.K.double().cpu().numpy()
+    pinhole = np.stack([K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2]], axis=1)
+    w2c = np.ascontiguousarray(cameras.c2w.double().cpu().inverse().numpy()[:, :3])
+    views = DepthViews(depth, np.zeros_like(depth), rgb, w2c, pinhole, origin.numpy())
+    return replace(views, weight=pixel_weights(views))
+
+
+def _smoothed(depth: torch.Tensor) -> torch.Tensor:
+    """The median of the known depths around each pixel of (H, W) that has one; 0 where it is NaN."""
+    reach = _MEDIAN_SIDE // 2
+    padded = torch.nn.functional.pad(depth, (reach,) * 4, value=torch.nan)
+    around = padded.unfold(0, _MEDIAN_SIDE, 1).unfold(1, _MEDIAN_SIDE, 1).flatten(2)  # (H, W, 25)
+    return torch.where(depth.isnan(), 0.0, around.nanmedian(dim=-1).values)
+
+
+def disagreement(views: DepthViews) -> float:
+    """Median distance in depth by which another view looks past a point that one view sees.
+
+    Points that lie behind what the other view sees may simply be hidden from it, and say nothing. 0 if there are none.
+    """
+    height, width = views.depth.shape[1:]
+    gaps = [np.zeros(0)]
+    for view in range(len(views.depth)):
+        points = views.points(view)[::_COMPARED]
+        for other in set(range(len(views.depth))) - {view}:
+            x, y, z = views.w2c[other, :, :3] @ points.T + views.w2c[other, :, 3:]
+            fx, fy, cx, cy = views.pinhole[other]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                column, row = np.floor(fx * x / z + cx), np.floor(fy * y / z + cy)
+            inside = (z > 0) & (column >= 0) & (row >= 0) & (column < width) & (row < height)
+            seen = views.depth[other, row[inside].astype(int), column[inside].astype(int)]
+            gaps.append(seen[seen > z[inside]] - z[inside][seen > z[inside]])
+    every = np.concatenate(gaps)
+    return float(np.median(every)) if len(every) else 0.0
+
+
+def pixel_weights(views: DepthViews) -> FloatArray:
+    """(V, H, W) float32 square of cosine / footprint: what is seen from near by and upright is known best.
+
+    The cosine is that between the ray and the surface's normal, from the depth of the neighbouring pixels.
+    """
+    footprints, weights = views.footprints(), np.zeros_like(views.depth)
+    for own, footprint, weight in zip(views.depth, footprints, weights, strict=True):
+        steps = [after - before for before, after in (_neighbours(_inverse(own), axis) for axis in (0, 1))]
+        slope = np.hypot(*steps) / 2 * own**2
+        known = own > 0
+        weight[known] = 1 / (footprint[known] ** 2 + slope[known] ** 2)
+    return weights
+
+
+def plan(views: DepthViews, voxel: float | None = None, *, most_voxels: int = MOST_VOXELS) -> Lattice:
+    """Choose the voxel from what the views see, unless it is given, and find the chunks that hold the surface.
+
+    Raises:
+        ConfigError: a voxel that is not a positive number, or one so small that the lattice would be too large.
+        GaussiansError: the views see no surface.
+    """
+    if voxel is not None and not 0 < voxel < np.inf:
+        raise ConfigError(f"A voxel of {voxel} was given.", expected="a positive length in world units")
+    footprints = views.footprints()
+    if not (footprints > 0).any():
+        raise GaussiansError(
+            "No surface was found: no pixel of any view is covered by half.",
+            expected="cameras in the world of the Gaussians that look at them",
+            fix="give the cameras that the scene was made from",
+        )
+    median = float(np.median(footprints[footprints > 0]))
+    wanted = _TRUNCATION_DISAGREEMENTS * disagreement(views)
+    size = voxel or median * float(np.clip(wanted / _TRUNCATION_VOXELS[1] / median, *_VOXEL_PIXELS))
+    while True:
+        truncation = size * float(np.clip(wanted / size, *_TRUNCATION_VOXELS))
+        trusted = _trusted(views, footprints, truncation, max(_WIDEST_PIXEL_VOXELS * size, median))
+        chunks = find_chunks(trusted, size, truncation)
+        count = len(chunks) * (CHUNK + 1) ** 3
+        if count <= most_voxels:
+            return Lattice(trusted, size, truncation, chunks)
+        if voxel is not None:
+            raise ConfigError(
+                f"A voxel of {voxel:.6g} asks for {count / 1e6:.0f} million voxels around the surface.",
+                expected=f"at most {most_voxels / 1e6:.0f} million",
+                fix=f"raise it to about {voxel * (count / most_voxels) ** 0.5:.3g}, or leave the choice to us",
+            )
+        size *= 1.05 * (count / most_voxels) ** 0.5
+
+
+def _trusted(views: DepthViews, footprints: FloatArray, truncation: float, widest: float) -> DepthViews:
+    """The views without depth at silhouettes, at grazing angles, and of pixels wider than ``widest``.
+
+    A pixel on a silhouette mixes the depths of what is before and behind it. Along a line in the image 1 / depth of
+    a plane is linear, however it is tilted: where it bends by more than the truncation in depth, there is a silhouette.
+    """
+    depth = views.depth.copy()
+    for own, footprint, weight in zip(depth, footprints, views.weight, strict=True):
+        inverse = _inverse(own)
+        limit = np.maximum(truncation, footprint)
+        bad = (footprint > widest) | (weight * footprint**2 < _LEAST_COSINE**2)
+        for axis in (0, 1):
+            before, after = _neighbours(inverse, axis)
+            bent = np.abs((before + after) / 2 - inverse) * own**2 > limit
+            bad |= _dilated(bent)
+        own[bad] = 0
+    return replace(views, depth=depth)
+
+
+def _inverse(depth: FloatArray) -> FloatArray:
+    """1 / depth, NaN where there is none."""
+    return np.where(depth > 0, 1 / np.where(depth > 0, depth, 1), np.nan)
+
+
+def _neighbours(image: FloatArray, axis: int) -> tuple[FloatArray, FloatArray]:
+    """The images (H, W) of each pixel's neighbours before and after it; the pixel itself where there is none."""
+    padded = np.pad(image, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+    before, after = (
+        np.take(padded, range(image.shape[axis]), axis),
+        np.take(padded, range(2, image.shape[axis] + 2), axis),
+    )
+    return np.where(np.isnan(before), image, before), np.where(np.isnan(after), image, after)
+
+
+def _dilated(mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) grown by one pixel to all sides."""
+    padded = np.pad(mask, 1)
+    height, width = mask.shape
+    return np.logical_or.reduce([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)])
+
+
+def fuse_surface(
+    lattice: Lattice,
+    *,
+    min_piece: float = 0.001,
+    faces: int | None = None,
+    progress: Callable[[], object] = lambda: None,
+) -> Surface:
+    """The coloured surface of a lattice.
+
+    Args:
+        min_piece: connected pieces with a smaller share of the faces are removed.
+        faces: simplify to about so many faces.
+        progress: called after each chunk.
+
+    Raises:
+        GaussiansError: nothing is left.
+        MissingExtraError: without the packages of the extra "mesh".
+    """
+    views, truncation = lattice.views, lattice.truncation
+    vertices, triangles = fuse(views, lattice.voxel, truncation, lattice.chunks, progress)
+    vertices, triangles = without_small_pieces(vertices, triangles, min_piece)
+    if len(triangles) == 0:
+        raise GaussiansError(
+            "No surface was found in the depth of the views.",
+            expected="surfaces that some view sees from less than grazing angles",
+            fix="give more or other cameras, or another --voxel",
+        )
+    dense = Surface(vertices, triangles, colour_vertices(views, vertices, truncation), views.origin)
+    return dense if faces is None or faces >= len(triangles) else simplify(dense, faces)
+
+
+def colour_vertices(views: DepthViews, vertices: FloatArray, truncation: float) -> FloatArray:
+    """(N, 3) colours of vertices; those that no view sees take the colour of the nearest that one does."""
+    from scipy.spatial import KDTree
+
+    colours, seen = colour_points(views, vertices, truncation)
+    if seen.any() and not seen.all():
+        _, nearest = KDTree(vertices[seen]).query(vertices[~seen])
+        colours[~seen] = colours[seen][nearest]
+    return colours
+
+
+def without_small_pieces(vertices: FloatArray, faces: IntArray, min_piece: float) -> tuple[FloatArray, IntArray]:
+    """The mesh without connected pieces that have less than the share ``min_piece`` of all faces.
+
+    Raises:
+        ConfigError: a share that is not between 0 and 1.
+    """
+    if not 0 <= min_piece < 1:
+        raise ConfigError(f"A smallest piece of {min_piece} was given.", expected="a share of all faces, 0 to 1")
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    ends = faces[:, [0, 1, 1, 2]].reshape(-1, 2).T
+    links = coo_matrix((np.ones(ends.shape[1], np.bool_), ends), shape=(len(vertices), len(vertices)))
+    _, piece = connected_components(links, directed=False)
+    sizes = np.bincount(piece[faces[:, 0]], minlength=1)
+    kept = faces[sizes[piece[faces[:, 0]]] >= min_piece * len(faces)]
+    used, kept = np.unique(kept, return_inverse=True)
+    return vertices[used], kept.reshape(-1, 3)
+
+
+def simplify(surface: Surface, faces: int) -> Surface:
+    """About ``faces`` faces by quadric edge collapse; each vertex takes the colour of the nearest of the old ones.
+
+    Raises:
+        ConfigError: fewer than 4 faces.
+        MissingExtraError: without fast-simplification.
+    """
+    if faces < 4:
+        raise ConfigError(f"A mesh of {faces} faces was asked for.", expected="at least 4")
+    try:
+        import fast_simplification
+    except ImportError as error:
+        raise MissingExtraError("fast-simplification", "mesh", "Simplifying a mesh") from error
+    from scipy.spatial import KDTree
+
+    middle = surface.vertices.mean(axis=0)  # single precision is then enough
+    points, triangles, *_ = fast_simplification.simplify(
+        (surface.vertices - middle).astype(np.float32), surface.faces.astype(np.int32), target_count=faces
+    )
+    vertices = points.astype(np.float64) + middle
+    _, nearest = KDTree(surface.vertices).query(vertices)
+    return replace(surface, vertices=vertices, faces=triangles.astype(np.int64), colours=surface.colours[nearest])
+
+
+def is_watertight(surface: Surface) -> bool:
+    """Whether every edge belongs to exactly two faces, so that the surface encloses a volume."""
+    edges: Any = np.sort(surface.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
+    _, counts = np.unique(edges, axis=0, return_counts=True)
+    return bool((counts == 2).all())
+
+
+def mesh_gaussians(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    *,
+    voxel: float | None = None,
+    min_piece: float = 0.001,
+    faces: int | None = None,
+    near: float = 0.01,
+) -> Surface:
+    """A coloured surface of Gaussians (N), from depth rendered into cameras; see the steps for arguments and errors."""
+    return fuse_surface(plan(see_surface(gaussians, cameras, near=near), voxel), min_piece=min_piece, faces=faces)

@@ -1,0 +1,69 @@
+"""Posed photos to Gaussians in one forward pass, in the photos' own world frame."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ilrm.core.cameras import normalise
+from ilrm.core.errors import SceneError
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
+from ilrm.core.precision import Precision, autocast, resolve
+from ilrm.core.scene import Scene
+from ilrm.model.config import ILRMConfig
+from ilrm.model.hidden import hidden_pixels
+from ilrm.model.ilrm import ILRM
+from ilrm.model.tokens import round_size
+
+
+@torch.no_grad()
+def reconstruct(scene: Scene, model: ILRM, *, precision: Precision = "auto", iterations: bool = False) -> Gaussians:
+    """Gaussians of all views of a scene.
+
+    The cameras are moved into the frame the network was trained in and the result is moved back, so that a
+    scene in another world frame gives the same Gaussians in that frame. Far from the world's origin their means are
+    counted from a point among the cameras (``Gaussians.origin``, chosen by ``Cameras.local_origin``).
+
+    Args:
+        scene: the input views. Sizes that patches do not divide are stretched to the nearest that they do.
+        model: the network, on the device to compute on.
+        precision: "auto" is bf16 where the hardware has it and it pays, else fp32.
+        iterations: also return the state after every earlier update layer.
+
+    Returns:
+        N Gaussians in the scene's world frame on the model's device, in the order view, row, column;
+        with ``iterations`` (layers, N), the last one being the result. Pixels outside the scene's mask have none.
+
+    Raises:
+        SceneError: the scene has no view, or no pixel that counts.
+        CameraError: a pose or intrinsic is impossible.
+    """
+    if len(scene) == 0:
+        raise SceneError("The scene has no view.", expected="at least one posed photo, better two or more")
+    scene.cameras.check(scene.names)
+    origin = scene.cameras.local_origin()
+    cameras, to_local = normalise(scene.cameras.relative_to(origin), rule=model.config.normalisation)
+    parameter = next(model.parameters())
+    device = parameter.device
+    images = scene.images[:].to(device, torch.float32)
+    mask = None if scene.mask is None else scene.mask[:].to(device)[None]
+    cameras = cameras.to(device, torch.float32)
+    with autocast(resolve(precision, device, model.parameter_count()), device):
+        gaussians = model(images[None], cameras.c2w[None], cameras.K[None], mask=mask, iterations=iterations)
+    states = gaussians[:, 0] if iterations else gaussians[0]
+    states = states.to(dtype=torch.float32).transform(to_local).at(origin)
+    return states if mask is None else _of_counting_pixels(states, mask, model.config)
+
+
+def _of_counting_pixels(states: Gaussians, mask: Tensor, config: ILRMConfig) -> Gaussians:
+    """Those of N Gaussians (..., N) whose viewpoint pixel holds no masked pixel of the views' mask (1, V, H, W)."""
+    grid = (round_size(side, config.size_multiple) // config.viewpoint_factor for side in mask.shape[2:])
+    kept = (~hidden_pixels(mask, *grid)).flatten().nonzero()[:, 0]
+    if not len(kept):
+        raise SceneError(
+            "The masks leave no pixel of the photos.", expected="masks that are black where nothing counts"
+        )
+    lead = states.means.ndim - 2
+    return replace(states, **{name: getattr(states, name).index_select(lead, kept) for name in PER_GAUSSIAN})

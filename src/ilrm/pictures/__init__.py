@@ -1,0 +1,1 @@
+"""Images and videos of scenes, and the camera paths they are taken from."""

@@ -1,0 +1,104 @@
+"""Loops around what the cameras look at."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilrm.core.cameras import Cameras, mean_pose
+from ilrm.core.errors import ConfigError
+
+# Below this length of the mean viewing direction the cameras look from all around rather than from one side.
+_ALL_AROUND = 0.5
+# Above this length of the mean down axis the cameras agree on what is up.
+_UPRIGHT = 0.2
+# Cameras that look straight up or down face no point of the compass.
+_LEVEL = 0.1
+# The loop of cameras on one side reaches this share of their spread, and at least this share of the focus distance.
+_SPREAD_SHARE, _LEAST_SHARE = 0.7, 0.05
+
+
+def look_at(centres: Tensor, target: Tensor, down: Tensor) -> Tensor:
+    """(V, 4, 4) camera-to-world at centres (V, 3), looking at a point (3,), with image +y towards ``down`` (3,)."""
+    forward = F.normalize(target - centres, dim=-1)
+    right = F.normalize(torch.linalg.cross(down.expand_as(forward), forward, dim=-1), dim=-1)
+    c2w = torch.eye(4, dtype=centres.dtype).repeat(len(centres), 1, 1)
+    c2w[:, :3, :3] = torch.stack([right, torch.linalg.cross(forward, right, dim=-1), forward], dim=-1)
+    c2w[:, :3, 3] = centres
+    return c2w
+
+
+def focus_point(cameras: Cameras) -> Tensor | None:
+    """(3,) point nearest to all viewing axes, float64; None if they are parallel or meet behind the cameras."""
+    centres, axes = cameras.centers.double().cpu(), cameras.forward.double().cpu()
+    across = (
+        torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None]
+    )  # (V, 3, 3) removes the part along the axis
+    system = across.sum(0)
+    if torch.linalg.svdvals(system)[-1] < 1e-4 * len(cameras):
+        return None
+    point = torch.linalg.solve(system, (across @ centres[..., None]).sum(0)[:, 0])
+    in_front = ((point - centres) * axes).sum(-1) > 0
+    return point if in_front.float().mean() > 0.5 else None
+
+
+def looks_from_all_around(cameras: Cameras) -> bool:
+    """Whether the cameras face all points of the compass, however steeply, rather than one side."""
+    forward, down = cameras.forward.double().cpu(), cameras.c2w[:, :3, 1].double().cpu().mean(0)
+    if down.norm() > _UPRIGHT:
+        down = F.normalize(down, dim=0)
+        level = forward - (forward @ down)[:, None] * down
+        forward = F.normalize(level[level.norm(dim=-1) > _LEVEL], dim=-1)
+    return len(forward) > 1 and forward.mean(0).norm().item() < _ALL_AROUND
+
+
+def orbit(cameras: Cameras, frames: int, focus: Tensor | None = None) -> Cameras:
+    """A closed loop around what the cameras look at.
+
+    Cameras on one side give an ellipse about their mean pose, in keeping with their spread; cameras from all around
+    give a full circle at their median distance and height.
+
+    Args:
+        cameras: V cameras, of which the first gives intrinsics and size.
+        frames: number of poses on the loop.
+        focus: (3,) what to look at; by default the point nearest to all viewing axes.
+
+    Returns:
+        ``frames`` cameras.
+
+    Raises:
+        ConfigError: fewer than one frame, or a focus that neither is given nor follows from the cameras.
+    """
+    if frames < 1:
+        raise ConfigError(f"A path of {frames} frames was asked for.", expected="at least 1")
+    focus = focus_point(cameras) if focus is None else focus.double().cpu()
+    if focus is None:
+        raise ConfigError("The cameras' viewing axes meet nowhere in front of them.", fix="give the point to look at")
+    angle = 2 * math.pi * torch.arange(frames, dtype=torch.float64)[:, None] / frames  # (F, 1)
+    centres = cameras.centers.double().cpu()
+    if looks_from_all_around(cameras):
+        path, down = _circle(centres, cameras.c2w[:, :3, 1].double().cpu(), focus, angle)
+    else:
+        path, down = _ellipse(cameras, centres, focus, angle)
+    return Cameras(
+        look_at(path, focus, down).to(cameras.c2w), cameras.K[:1].expand(frames, 3, 3), cameras.width, cameras.height
+    )
+
+
+def _circle(centres: Tensor, downs: Tensor, focus: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    down = F.normalize(downs.mean(0), dim=0)
+    height = ((centres - focus) @ down).median()
+    outward = (centres - focus) - ((centres - focus) @ down)[:, None] * down
+    radius, first = outward.norm(dim=-1).median(), F.normalize(outward[0], dim=0)
+    side = torch.linalg.cross(down, first, dim=-1)
+    return focus + height * down + radius * (angle.cos() * first + angle.sin() * side), down
+
+
+def _ellipse(cameras: Cameras, centres: Tensor, focus: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    rotation, middle = (x.cpu() for x in mean_pose(cameras.c2w))
+    spread = ((centres - middle) @ rotation).abs().amax(0)
+    half = (_SPREAD_SHARE * spread).clamp_min(_LEAST_SHARE * (focus - middle).norm())
+    return middle + half[0] * angle.cos() * rotation[:, 0] + half[1] * angle.sin() * rotation[:, 1], rotation[:, 1]

@@ -1,0 +1,1 @@
+"""Lenses with distortion, and how their photos become pinhole photos."""

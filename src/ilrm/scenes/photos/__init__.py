@@ -1,0 +1,1 @@
+"""Photos and what lies over them, decoded when they are asked for."""

@@ -1,0 +1,1 @@
+"""What other programs write about photos: their files, read into frames."""

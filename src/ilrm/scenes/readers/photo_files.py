@@ -1,0 +1,181 @@
+"""Which file on disk a camera file means: as listed, or in the few spellings that can mean nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+
+from ilrm.core.errors import AccessError, SceneError, warn
+from ilrm.files import paths
+from ilrm.files.paths import shown
+from ilrm.scenes.readers.records import listing
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+# DL3DV lists full-size images and ships reduced ones beside them.
+REDUCED_FOLDERS = ("images_2", "images_4", "images_8")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A photo as a camera file names it: ``text``, relative to ``folder``."""
+
+    folder: Path
+    text: str
+
+    def spellings(self) -> Iterator[str]:
+        """As written, then with the separators of Windows read as such."""
+        yield self.text
+        if "\\" in self.text:
+            yield self.text.replace("\\", "/")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The file that was meant.
+
+    Attributes:
+        file: where it lies.
+        name: the listed path, with the file's own name at its end.
+        reduction: how many times the file is smaller than the listed photo, where it lies in a folder that says so.
+    """
+
+    file: Path
+    name: str
+    reduction: int = 1
+
+
+def find_photos(listed: Sequence[Listed], source: Path | str, images: str | None = None) -> list[Found | None]:
+    """The files that a camera file means, None for those that are not there; a warning counts these.
+
+    A photo may lie as listed, with a suffix that the list left out, in a folder of reduced copies, or differ from the
+    list in upper and lower case or in the separators of folders. Other spellings are only pointed at.
+
+    Args:
+        listed: as listed.
+        source: the file that lists them, for messages.
+        images: the folder of reduced copies to look into first, one of ``REDUCED_FOLDERS``.
+
+    Raises:
+        SceneError: none of them is there.
+        AccessError: a folder on the way is closed.
+    """
+    folders = _Folders()
+    found = [_find(photo, folders, images) for photo in listed]
+    missing = [photo for photo, file in zip(listed, found, strict=True) if file is None]
+    if not missing:
+        return found
+    names = listing([shown(photo.text if len(photo.text) < 200 else photo.text[:197] + "...") for photo in missing])
+    problem = f"{len(missing)} of the {len(listed)} images of {source} do not exist"
+    hint = next((hint for photo in missing[:20] if (hint := _hint(photo, folders))), "")
+    if len(missing) == len(listed):
+        raise SceneError(
+            f"{problem}: {names}.",
+            expected="the listed images, relative to the file that lists them",
+            fix=f"{hint}; correct the paths in the file" if hint else "put the images where the file lists them",
+        )
+    warn(f"{problem} and are left out: {names}" + (f" ({hint})" if hint else ""))
+    return found
+
+
+def is_listed_photo(photo: Listed) -> bool:
+    """Whether ``find_photos`` would find it."""
+    try:
+        return _find(photo, _Folders(), None) is not None
+    except AccessError:
+        return False
+
+
+@dataclass
+class _Folders:
+    """The names in folders, each folder read once."""
+
+    known: dict[Path, dict[str, list[str]]] = field(default_factory=dict)
+
+    def names(self, folder: Path, name: str) -> list[str]:
+        """The entries of a folder that are equal to ``name`` but for upper and lower case."""
+        if folder not in self.known:
+            entries: dict[str, list[str]] = {}
+            with suppress(AccessError):
+                for entry in paths.entries(folder):
+                    entries.setdefault(entry.name.casefold(), []).append(entry.name)
+            self.known[folder] = entries
+        return self.known[folder].get(name.casefold(), [])
+
+
+def _find(photo: Listed, folders: _Folders, images: str | None) -> Found | None:
+    for text in photo.spellings():
+        path = Path(text)
+        if path.name in ("", ".."):  # names a folder
+            continue
+        for file, reduction in _candidates(photo.folder / path, images):
+            if paths.is_file(file):
+                return Found(file, str(path.with_name(file.name)), reduction)
+    for text in photo.spellings():
+        path = Path(text)
+        if file := _in_any_case(photo.folder, path, folders):
+            return Found(file, str(path.with_name(file.name)))
+    return None
+
+
+def _candidates(path: Path, images: str | None) -> Iterator[tuple[Path, int]]:
+    """Where a listed image may lie, and how many times it is reduced there."""
+    if images is not None:
+        yield from _reduced_copies(path, (images,))
+    yield path, 1
+    if path.suffix.lower() not in SUFFIXES:
+        for suffix in SUFFIXES:
+            yield path.with_name(path.name + suffix), 1
+    yield from _reduced_copies(path, REDUCED_FOLDERS)
+
+
+def _reduced_copies(path: Path, names: Sequence[str]) -> Iterator[tuple[Path, int]]:
+    for folder in path.parents:
+        if folder.name == "images":
+            for name in names:
+                yield folder.with_name(name) / path.relative_to(folder), int(name.removeprefix("images_"))
+            return
+
+
+def _in_any_case(folder: Path, path: Path, folders: _Folders) -> Path | None:
+    """The one file whose path differs in case only, perhaps with a suffix that the list left out."""
+    if path.is_absolute():
+        folder, path = path.parent, Path(path.name)
+    for part in path.parts[:-1]:
+        matches = [part] if part == ".." else folders.names(folder, part)
+        if part not in matches and len(matches) != 1:
+            return None
+        folder /= part if part in matches else matches[0]
+    wanted = [path.name]
+    if path.suffix.lower() not in SUFFIXES:
+        wanted += [path.name + suffix for suffix in SUFFIXES]
+    files = [
+        folder / match
+        for name in wanted
+        for match in folders.names(folder, name)
+        if paths.is_visible_file(folder / match)
+    ]
+    return files[0] if len(files) == 1 else None
+
+
+def _hint(photo: Listed, folders: _Folders) -> str:
+    """A file that is there and may have been meant, in words; empty if there is none."""
+    parts = PureWindowsPath(photo.text).parts  # splits at both separators
+    if not parts:
+        return ""
+    for first in range(len(parts)):
+        tail = Path(*parts[first:])
+        for place in (tail, Path("images") / tail.name):
+            if file := _in_any_case(photo.folder, place, folders) or _other_suffix(photo.folder / place, folders):
+                return f"{_short(file, photo.folder)} is there, {shown(photo.text)} is listed"
+    return ""
+
+
+def _other_suffix(path: Path, folders: _Folders) -> Path | None:
+    names = (name for suffix in SUFFIXES for name in folders.names(path.parent, path.stem + suffix))
+    return next((path.parent / name for name in names), None)
+
+
+def _short(file: Path, folder: Path) -> str:
+    return shown(str(file.relative_to(folder) if file.is_relative_to(folder) else file))

@@ -1,0 +1,7 @@
+"""Gaussians to files that other programs open, and back."""
+
+from ilrm.splats.colmap import save_colmap
+from ilrm.splats.formats import load_gaussians, save_gaussians
+from ilrm.splats.ply import load_ply, save_ply
+
+__all__ = ["load_gaussians", "load_ply", "save_colmap", "save_gaussians", "save_ply"]

@@ -1,0 +1,55 @@
+"""World axes of other programs, as similarities from the scene's own world frame."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilrm.core.cameras import Cameras, Similarity
+
+Frame = Literal["world", "opengl", "y-up", "z-up"]
+
+
+def _half_turn(*signs: float) -> Similarity:
+    return Similarity(1.0, torch.diag(torch.tensor(signs, dtype=torch.float64)), torch.zeros(3, dtype=torch.float64))
+
+
+# Out of x right, y down, z forward. Half turns undo themselves.
+OPENGL = _half_turn(1.0, -1.0, -1.0)  # x right, y up, z backwards
+GLTF = _half_turn(-1.0, -1.0, 1.0)  # x left, y up, z forward
+
+_DEGENERATE = 1e-3
+
+
+def to_frame(frame: Frame, cameras: Cameras | None = None) -> Similarity:
+    """The rotation from the scene's world frame into another one.
+
+    "world" changes nothing; "opengl" flips y and z, what turns an OpenCV world (y down, z forward) into an OpenGL one.
+    "y-up" and "z-up" put the scene upright: the mean up direction of the cameras becomes +y (and their mean viewing
+    direction -z) or +z (and +y). Without cameras the world is taken to be an OpenCV one.
+    """
+    if frame == "world":
+        return Similarity.identity()
+    if frame == "opengl":
+        return OPENGL
+    up, forward = _up_and_forward(cameras)
+    right = torch.linalg.cross(forward, up)
+    rows = [right, up, -forward] if frame == "y-up" else [right, forward, up]
+    return Similarity(1.0, torch.stack(rows), torch.zeros(3, dtype=torch.float64))
+
+
+def _up_and_forward(cameras: Cameras | None) -> tuple[Tensor, Tensor]:
+    """Unit directions (3,), orthogonal, float64."""
+    down, ahead = torch.eye(3, dtype=torch.float64)[1:]
+    candidates = [ahead, down]
+    if cameras is not None:
+        c2w = cameras.c2w.double().cpu()
+        if c2w[:, :3, 1].mean(0).norm() > _DEGENERATE:
+            down = F.normalize(c2w[:, :3, 1].mean(0), dim=0)
+        # Cameras all around have no mean viewing direction; then the first one's counts.
+        candidates = [c2w[:, :3, 2].mean(0), c2w[0, :3, 2], *candidates]
+    level = [direction - (direction @ down) * down for direction in candidates]
+    return -down, next(F.normalize(direction, dim=0) for direction in level if direction.norm() > _DEGENERATE)

@@ -1,0 +1,96 @@
+"""What every splat format refuses, in the same words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ilrm.core.errors import GaussiansError, warn
+from ilrm.core.gaussians import Gaussians
+
+
+def check_writable(gaussians: Gaussians, path: Path | str) -> None:
+    """Refuse what no splat file can hold.
+
+    Raises:
+        GaussiansError: there are none, they are batched, or some hold NaN or infinite values.
+    """
+    if gaussians.means.ndim != 2:
+        raise GaussiansError(
+            f"A splat file holds one set of Gaussians, but means of shape {tuple(gaussians.means.shape)} were given.",
+            fix="save each batch element on its own, or join them with .flatten()",
+        )
+    if len(gaussians) == 0:
+        raise GaussiansError(f"There are no Gaussians to write to {path}.", expected="at least one")
+    if not (finite := gaussians.finite()).all():
+        raise GaussiansError(
+            f"{int((~finite).sum())} of {len(gaussians)} Gaussians hold NaN or infinite values.",
+            expected="finite values",
+            fix="keep only gaussians[gaussians.finite()]",
+        )
+
+
+# Positions that are rounded to a larger share of the scene show as stripes.
+_COARSE = 1e-3
+
+
+_MOST_LEFT_OUT = 0.75  # random bytes leave an eighth
+_IMPOSSIBLE = "NaN or infinite values, negative scales, opacities outside [0, 1] or the rotation 0 0 0 0"
+
+
+def keep_possible(gaussians: Gaussians, path: Path | str) -> Gaussians:
+    """The Gaussians of a file that can be drawn; warns how many were left out, or if positions were rounded too much.
+
+    Trainers that diverge and careless converters leave a few rows with NaN or infinite values, or without a rotation,
+    which other programs skip as well.
+
+    Raises:
+        GaussiansError: so few are left that the file must be damaged, or something else.
+    """
+    count, possible = len(gaussians), gaussians.possible()
+    if (gone := int((~possible).sum())) > _MOST_LEFT_OUT * count:
+        raise GaussiansError(
+            f"{path}: {gone} of {count} Gaussians hold {_IMPOSSIBLE}.",
+            expected="a file of which most can be drawn",
+            fix="copy or export the file again",
+        )
+    if not possible.all():
+        gaussians = gaussians[possible]
+        warn(f"{path}: left out {gone} of {count} Gaussians with {_IMPOSSIBLE}")
+    middle = gaussians.means.median(0).values
+    extent = (gaussians.means - middle).norm(dim=-1).median().item()
+    step = middle.abs().max().item() * torch.finfo(torch.float32).eps
+    if step > _COARSE * extent > 0:
+        warn(
+            f"{path} holds positions in single precision around {_words(middle)}, in steps of about {step:.2g} for a "
+            f"scene of about {extent:.2g} units: detail was lost when it was written; write it with double x y z"
+        )
+    return gaussians
+
+
+def _words(point: torch.Tensor) -> str:
+    return " ".join(f"{x:.0f}" for x in point.tolist())
+
+
+def warn_of_origin(path: Path, origin: torch.Tensor) -> None:
+    """Say from where the coordinates in a file are counted, where the file cannot say so itself."""
+    offset = " ".join(repr(x) for x in origin.tolist())
+    warn(
+        f"a {path.suffix} file holds single precision, too little for this world: its coordinates are counted from "
+        f"the point {offset}"
+    )
+
+
+def warn_of_mode(path: Path) -> None:
+    """Say that others will draw anti-aliased splats like ordinary ones, where the file cannot tell them."""
+    warn(
+        f"nothing in a {path.suffix} file tells other programs that the splats are anti-aliased: they will draw thin "
+        "ones too opaque"
+    )
+
+
+def unreadable(path: Path | str, error: OSError, expected: str) -> GaussiansError:
+    """The reason why a file could not be opened or read, in words."""
+    reason = "there is no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
+    return GaussiansError(f"Cannot read {path}: {reason}.", expected=expected)

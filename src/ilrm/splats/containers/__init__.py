@@ -1,0 +1,1 @@
+"""The bytes around the attributes of splat files."""

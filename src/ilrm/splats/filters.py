@@ -1,0 +1,47 @@
+"""Fewer or simpler Gaussians. Every function returns new ones, in their order, and may leave none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ilrm.core.gaussians import Gaussians
+
+
+def keep_opaque(gaussians: Gaussians, least: float) -> Gaussians:
+    """Those of N Gaussians whose opacity is at least ``least``."""
+    return gaussians[gaussians.opacities >= least]
+
+
+def keep_small(gaussians: Gaussians, largest: float) -> Gaussians:
+    """Those whose standard deviation along every axis is at most ``largest`` world units."""
+    return gaussians[gaussians.scales.amax(dim=-1) <= largest]
+
+
+def crop(gaussians: Gaussians, low: Sequence[float], high: Sequence[float]) -> Gaussians:
+    """Those whose centre lies in the box between two corners (x, y, z) in world units."""
+    given = [torch.as_tensor(corner, dtype=torch.float64) for corner in (low, high)]
+    corners = [(corner - gaussians.origin).to(gaussians.means) for corner in given]
+    inside = (gaussians.means >= corners[0]) & (gaussians.means <= corners[1])
+    return gaussians[inside.all(dim=-1)]
+
+
+def importance(gaussians: Gaussians) -> torch.Tensor:
+    """(N,) opacity times area, that of the ellipse over the two longer axes: how much of pictures each one covers."""
+    longer = gaussians.scales.double().topk(2, dim=-1).values
+    return gaussians.opacities.double() * longer.prod(dim=-1)
+
+
+def keep_most_important(gaussians: Gaussians, count: int) -> Gaussians:
+    """The ``count`` Gaussians of largest ``importance``; all of them if there are fewer."""
+    if len(gaussians) <= count:
+        return gaussians
+    chosen = torch.topk(importance(gaussians), count).indices
+    return gaussians[chosen.sort().values]
+
+
+def lower_sh_degree(gaussians: Gaussians, degree: int) -> Gaussians:
+    """The same Gaussians without the SH coefficients above ``degree``; unchanged if there are none."""
+    return replace(gaussians, sh=gaussians.sh[..., : (degree + 1) ** 2, :])

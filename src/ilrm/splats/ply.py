@@ -1,0 +1,227 @@
+"""The PLY layout of 3D Gaussian Splatting, which every splat viewer opens.
+
+Per Gaussian, binary little endian float32: ``x y z nx ny nz f_dc_0..2 f_rest_* opacity scale_0..2 rot_0..3``.
+``f_rest`` is channel-major (all red coefficients first), ``opacity`` a logit, ``scale`` a logarithm, ``rot`` wxyz.
+Coordinates stay in the scene's own world frame; the normals are zero. Far from the world's origin they are counted from
+a point that a comment in the header names, ``world_offset X Y Z``: doubles would hold them, but viewers compute in
+single precision and would show stripes, and some take every property for a float. Another comment,
+``SplatRenderMode: mip``, says that splats are anti-aliased.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ilrm.core.cameras import local_origin_of
+from ilrm.core.errors import GaussiansError, warn
+from ilrm.core.gaussians import Gaussians
+from ilrm.files import atomic_file
+from ilrm.splats.checks import check_writable, keep_possible
+from ilrm.splats.compressed_ply import decode, is_compressed
+from ilrm.splats.containers.ply import EXPECTED, PlyContent, mode_comment, offset_comment, read_tables
+
+FloatArray = NDArray[np.float32]
+
+# Logits must be finite. 1 - 2^-25 is the largest value that float32 rounds to 1, so an opacity of 1 comes back as 1.
+OPACITY_RANGE = (1e-12, 1.0 - 2.0**-25)
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+REST_COUNTS = (0, 9, 24, 45)  # degree 0 to 3
+_THIRD_SCALE, _FILTER = "scale_2", "filter_3D"
+# Properties of other programs that say nothing about how a splat looks: normals, colours of point clouds, an editor's
+# marks.
+_HARMLESS = {
+    *("nx", "ny", "nz", "red", "green", "blue", "alpha"),
+    *("state", "transform", "label", "labels", "segment", "semantic", "id", "index"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class PlyFields:
+    """The stored numbers, before any activation; a file written from them reads back bit by bit.
+
+    Attributes:
+        xyz: (N, 3) float32 centres, counted from ``offset``.
+        f_dc: (N, 3) coefficients of degree 0.
+        f_rest: (N, 3 (K - 1)) higher coefficients, channel-major.
+        opacity: (N,) logits.
+        scale: (N, 3) natural logarithms.
+        rot: (N, 4) quaternions wxyz, not necessarily of unit length.
+        offset: (3,) float64 point of the world.
+        antialiased: as of ``Gaussians``.
+    """
+
+    xyz: FloatArray
+    f_dc: FloatArray
+    f_rest: FloatArray
+    opacity: FloatArray
+    scale: FloatArray
+    rot: FloatArray
+    offset: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    antialiased: bool = False
+
+    @staticmethod
+    def from_gaussians(gaussians: Gaussians) -> PlyFields:
+        """Encode (N, ...) Gaussians, in float64 until the last rounding.
+
+        Opacities are clamped to ``OPACITY_RANGE`` and scales to the smallest normal float32, to keep both finite.
+        """
+        g = gaussians.detach().to("cpu", torch.float64)
+        opacities, scales = g.opacities.clamp(*OPACITY_RANGE), g.scales.clamp_min(_SMALLEST_SCALE)
+
+        def stored(values: torch.Tensor) -> FloatArray:
+            return np.ascontiguousarray(values.numpy().astype(np.float32))
+
+        return PlyFields(
+            xyz=stored(g.means),
+            f_dc=stored(g.sh[:, 0]),
+            f_rest=stored(g.sh[:, 1:].transpose(1, 2).flatten(1)),
+            opacity=stored(torch.logit(opacities)),
+            scale=stored(scales.log()),
+            rot=stored(g.quats),
+            offset=g.origin.numpy(),
+            antialiased=g.antialiased,
+        )
+
+    def to_gaussians(self) -> Gaussians:
+        """Decode to float32 Gaussians with unit quaternions."""
+        rot = torch.from_numpy(self.rot.astype(np.float64))
+        rest = torch.from_numpy(self.f_rest.astype(np.float32)).unflatten(1, (3, -1)).transpose(1, 2)
+        return Gaussians(
+            means=torch.from_numpy(self.xyz.astype(np.float32)),
+            scales=torch.from_numpy(self.scale.astype(np.float64)).exp().float(),
+            quats=torch.nn.functional.normalize(rot, dim=-1).float(),
+            opacities=torch.from_numpy(self.opacity.astype(np.float64)).sigmoid().float(),
+            sh=torch.cat([torch.from_numpy(self.f_dc.astype(np.float32))[:, None], rest], dim=1),
+            origin=torch.from_numpy(self.offset),
+            antialiased=self.antialiased,
+        )
+
+
+def save_ply(gaussians: Gaussians, path: Path | str) -> None:
+    """Write Gaussians (N, ...) as a standard splat PLY, whole or not at all.
+
+    Raises:
+        GaussiansError: there are none, they are batched, or some hold NaN or infinite values.
+        OutputError: the file cannot be written.
+    """
+    check_writable(gaussians, path)
+    write_fields(PlyFields.from_gaussians(gaussians), path)
+
+
+def load_ply(path: Path | str) -> Gaussians:
+    """Read a splat PLY of any SH degree up to 3, binary or in words, with its properties in any order.
+
+    ``filter_3D`` is applied. Splats with two scales, those of 2D Gaussian Splatting, get a third that is next to
+    nothing. Other properties are left out, with a warning if they may matter; so are rows with NaN or infinite values
+    or without a rotation. Doubles far from the world's origin lose nothing: they are counted from a point in their
+    middle, the ``origin``. Compressed files (see ``compressed_ply``) are recognised by their header.
+
+    Raises:
+        GaussiansError: no such file, not a PLY, not a splat, cut off, empty, or without a possible row.
+    """
+    content = read_tables(path)
+    if is_compressed(content.tables):
+        return decode(content, path)
+    fields = _fields(content, path)
+    # An infinite logit (opacity 0 or 1) or a scale of log 0 is legal and finite once decoded.
+    return keep_possible(fields.to_gaussians(), path)
+
+
+def _names(rest: int) -> list[str]:
+    return [
+        *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"),
+        *(f"f_rest_{i}" for i in range(rest)),
+        *("opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
+    ]
+
+
+def write_fields(fields: PlyFields, path: Path | str) -> None:
+    """Write stored numbers as they are. Raises OutputError."""
+    count, names = len(fields.xyz), _names(fields.f_rest.shape[1])
+    columns = [fields.xyz, np.zeros_like(fields.xyz), fields.f_dc, fields.f_rest, fields.opacity[:, None]]
+    table = np.concatenate([*columns, fields.scale, fields.rot], axis=1).astype("<f4")
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
+    header += [*(f"property float {name}" for name in names), *offset_comment(fields.offset)]
+    header += [*mode_comment(fields.antialiased), "end_header", ""]
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        file.write("\n".join(header).encode())
+        file.write(table.tobytes())
+
+
+def read_fields(path: Path | str) -> PlyFields:
+    """Read the stored numbers as they are; see ``load_ply`` for what is refused."""
+    return _fields(read_tables(path), path)
+
+
+def _fields(content: PlyContent, path: Path | str) -> PlyFields:
+    table = content.tables["vertex"]
+    stored = set(table.dtype.names or ())
+    rest = sum(name.startswith("f_rest_") for name in stored)
+    if rest not in REST_COUNTS:
+        raise GaussiansError(f"{path} has {rest} f_rest properties.", expected="0, 9, 24 or 45 (SH degree 0 to 3)")
+    wanted = [name for name in _names(rest) if name not in ("nx", "ny", "nz")]
+    missing = [name for name in wanted if name not in stored]
+    if missing and missing != [_THIRD_SCALE]:
+        kind = "a point cloud or mesh, not Gaussians" if len(missing) > 5 else "not complete Gaussians"
+        raise GaussiansError(f"{path} is {kind}: it lacks {', '.join(missing)}.", expected=EXPECTED)
+
+    def columns(*names: str) -> FloatArray:
+        return np.stack([table[name].astype(np.float32) for name in names], axis=1)
+
+    xyz, offset = _positions(table, content.world_offset(path))
+    scale = columns("scale_0", "scale_1", *(() if missing else (_THIRD_SCALE,)))
+    opacity = columns("opacity")[:, 0]
+    if missing:
+        scale = np.concatenate([scale, _flat(scale)], axis=1)
+    if _FILTER in stored:
+        scale, opacity = _filtered(scale, opacity, columns(_FILTER))
+    if left_out := sorted(stored - {*wanted, _FILTER} - _HARMLESS):
+        warn(
+            f"{path} holds properties that are left out: {', '.join(left_out[:6])}"
+            f"{', ...' if len(left_out) > 6 else ''}; if one changes the meaning of the others, the splats look wrong"
+        )
+    return PlyFields(
+        xyz=xyz,
+        f_dc=columns("f_dc_0", "f_dc_1", "f_dc_2"),
+        f_rest=columns(*(f"f_rest_{i}" for i in range(rest))) if rest else np.zeros((len(table), 0), np.float32),
+        opacity=opacity,
+        scale=scale,
+        rot=columns("rot_0", "rot_1", "rot_2", "rot_3"),
+        offset=offset,
+        antialiased=content.antialiased,
+    )
+
+
+def _flat(scale: FloatArray) -> FloatArray:
+    """(N, 1) logarithms of a third scale for splats that have two (N, 2): far below both, and below 1e-6."""
+    return np.minimum(scale.min(axis=1, keepdims=True) + np.float32(np.log(1e-3)), np.float32(np.log(1e-6)))
+
+
+def _filtered(scale: FloatArray, opacity: FloatArray, size: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Logarithms (N, 3) and logits (N,) with the 3D filter of Mip-Splatting applied, of deviation ``size`` (N, 1).
+
+    Every Gaussian is convolved with one that a camera of its training could just resolve: s'^2 = s^2 + f^2, and the
+    opacity falls by sqrt(prod s^2 / prod s'^2). In logarithms, so that nothing underflows.
+    """
+    log_s = scale.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wider = 0.5 * np.logaddexp(2 * log_s, 2 * np.log(np.abs(size.astype(np.float64))))
+        log_ratio = np.where(wider == log_s, 0.0, log_s - wider).sum(axis=1)
+        log_opacity = -np.logaddexp(0.0, -opacity.astype(np.float64)) + log_ratio
+        logit = log_opacity - np.log(-np.expm1(log_opacity))
+    return wider.astype(np.float32), logit.astype(np.float32)
+
+
+def _positions(table: NDArray[np.void], offset: NDArray[np.float64]) -> tuple[FloatArray, NDArray[np.float64]]:
+    """Positions (N, 3) and the point they are counted from; that moves only if more than float32 would be lost."""
+    xyz = np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
+    if all(table.dtype[axis].itemsize <= 4 for axis in "xyz"):
+        return xyz.astype(np.float32), offset
+    origin = local_origin_of(torch.from_numpy(xyz)).numpy()
+    return (xyz - origin).astype(np.float32), offset + origin

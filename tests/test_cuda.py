@@ -1,0 +1,239 @@
+"""The GPU computes what the CPU does: ``pytest tests/test_cuda.py`` is all that a machine with one has to run.
+
+Without a GPU the same checks run on the CPU against itself, small as they are, so that they cannot rot.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
+from ilrm.core.scene import Scene
+from ilrm.datasets.procedural import ProceduralConfig
+from ilrm.datasets.procedural.batch import make_batch
+from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
+from ilrm.model.config import MatchingConfig
+from ilrm.model.reconstruct import reconstruct
+from ilrm.pipeline.refine import RefineConfig, mean_psnr, refine
+from ilrm.render import Backend, render
+from ilrm.train.config import LossConfig
+from ilrm.train.data.batch import Batch
+from ilrm.train.engine import train
+from ilrm.train.losses import losses
+from tests.conftest import CAPTURE, PATIENCE_S, ROOT, make_cameras, make_gaussians
+from tests.model.test_golden import LOGIT_TOLERANCE, POSITION_TOLERANCE, Golden
+from tests.render.scenes import IMAGES, PARAMETERS, change, image_weights
+from tests.train.runs import rows, tiny
+
+DEVICE = torch.device(os.environ.get("ILRM_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu"))
+ON_GPU = DEVICE.type == "cuda"
+FAST: Backend = "gsplat" if ON_GPU else "numba"
+needs_gsplat = pytest.mark.skipif(ON_GPU and find_spec("gsplat") is None, reason="gsplat is not installed")
+# Sums in another order; fp32 has 7 digits, and a network of some layers loses two of them.
+CLOSE = {"atol": 2e-4, "rtol": 2e-4}
+
+
+@pytest.mark.parametrize(("name", "checkpoint"), [("main_tiny", "main_tiny.ckpt"), ("wide_tiny", "wide_tiny.pt")])
+@torch.no_grad()
+def test_released_networks_give_their_stored_outputs(name: str, checkpoint: str) -> None:
+    golden = Golden(name, checkpoint)
+    model = golden.model.to(DEVICE)
+    found = model.logits(*(x.to(DEVICE) for x in (golden.images, golden.c2w, golden.K)))[-1]
+    main = "out_means_xyz" in golden
+    means = golden["out_means_xyz" if main else "out_xyz"]
+    torch.testing.assert_close(found.means.cpu().reshape(means.shape), means, atol=POSITION_TOLERANCE, rtol=0)
+    opacity = golden["out_opacity_logit"]
+    tolerance = LOGIT_TOLERANCE if not ON_GPU else 10 * LOGIT_TOLERANCE
+    torch.testing.assert_close(found.opacity_logits.cpu().reshape(opacity.shape), opacity, atol=tolerance, rtol=0)
+
+
+def network(seed: int = 0) -> ILRM:
+    """Every part of the network, small: learned matching, cross-checks, relative cameras, a pixel head."""
+    channels = ("origin", "direction", "moment", "rgb", "match", "consistency")
+    config = ILRMConfig(width=32, layers=2, head_width=16, viewpoint_factor=4, decoder=FootprintDecoder())
+    matching = MatchingConfig(planes=16, channels=4, fine=4)
+    torch.manual_seed(seed)
+    return ILRM(replace(config, image_channels=channels, matching=matching, camera_encoding="prope", pixel_head=4))
+
+
+def batch() -> Batch:
+    """Two procedural scenes, three inputs and a target."""
+    made = make_batch([0, 1], ProceduralConfig(views=4, width=64, height=64))
+    return Batch(made.images, made.c2w, made.K, inputs=3, names=("a", "b"), depth=made.depth)
+
+
+@needs_gsplat
+def test_losses_and_gradients() -> None:
+    config = LossConfig(depth=0.1, points=0.1, opacity=0.1, scale=0.1, matching=0.1)
+    found: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    for device in (torch.device("cpu"), DEVICE):
+        model = network().to(device)
+        loss = losses(model, batch().to(device), config, 0, model_config=model.config, precision="fp32")
+        loss.total.backward()
+        gradients = {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+        found.append(({name: x.cpu() for name, x in loss.terms.items()}, gradients))
+    (terms, gradients), (terms_there, gradients_there) = found
+    assert terms.keys() == terms_there.keys() == {"mse", "depth", "points", "opacity", "scale", "matching"}
+    for name, value in terms.items():
+        torch.testing.assert_close(terms_there[name], value, atol=1e-4, rtol=1e-3, msg=name)
+    assert gradients.keys() == gradients_there.keys()
+    norm = math.sqrt(sum(g.square().sum().item() for g in gradients.values()))
+    apart = math.sqrt(sum((gradients_there[n] - g).square().sum().item() for n, g in gradients.items()))
+    assert apart < 0.02 * norm  # where two depths match alike, rounding may choose
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@needs_gsplat
+def test_training_validates_and_goes_on(precision: str, tmp_path: Path) -> None:
+    """Three steps on whatever device there is; stopped after two and resumed gives the same log."""
+    config = tiny(steps=3, precision=precision, validate_every=2, save_every=2)
+    whole = train(config, tmp_path / "whole")
+    assert whole.step == 3
+    assert whole.best_psnr is not None
+    assert math.isfinite(whole.best_psnr)
+    stopped: list[int] = []
+
+    def stop(record: object) -> None:
+        stopped.append(record.step)  # type: ignore[attr-defined]
+        if len(stopped) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "resumed", on_step=stop)
+    resumed = train(config, tmp_path / "resumed")
+    assert (resumed.step, resumed.steps_now) == (3, 1)
+    for ours, theirs in zip(rows(tmp_path / "resumed"), rows(tmp_path / "whole"), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ("loss", "psnr", "grad_norm"):
+            # gsplat adds gradients in any order.
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-2 if ON_GPU else 1e-6), name
+
+
+def scene(device: torch.device) -> tuple[Gaussians, Scene]:
+    """Photos of known Gaussians, on a device, and a disturbed copy to start from."""
+    truth, cameras = make_gaussians(200, scale=0.15), make_cameras(4, 48, 40, distance=5.0)
+    photos = Scene(render(truth, cameras).rgb.clamp(0, 1).to(device), cameras.to(device), ("a", "b", "c", "d"))
+    noise = torch.randn(truth.means.shape, generator=torch.Generator().manual_seed(1))
+    return replace(truth, means=truth.means + 0.03 * noise).to(device), photos
+
+
+@pytest.mark.parametrize("config", [RefineConfig.paper(), RefineConfig.long()], ids=["paper", "long"])
+@needs_gsplat
+def test_refinement(config: RefineConfig) -> None:
+    start, photos = scene(DEVICE)
+    watch = photos.select([3])
+    result = refine(start, photos.select([0, 1, 2]), 30, config=config, watch=watch)
+    assert result.gaussians.device.type == DEVICE.type
+    assert mean_psnr(result.gaussians, watch) > mean_psnr(start, watch)
+    here, there = scene(torch.device("cpu"))
+    expected = refine(here, there.select([0, 1, 2]), 30, config=config, watch=there.select([3]))
+    assert result.psnr_inputs == pytest.approx(expected.psnr_inputs, abs=0.3)
+
+
+@needs_gsplat
+def test_a_scene_on_the_device_is_reconstructed_there() -> None:
+    from ilrm.scenes import load_scene
+
+    photos = load_scene(CAPTURE, max_side=64).select([0, 4, 8]).loaded()
+    model = ILRM.from_pretrained("ilrm-small")
+    expected = reconstruct(photos, model, precision="fp32")
+    moved = replace(photos, images=photos.images[:].to(DEVICE), cameras=photos.cameras.to(DEVICE))
+    found = reconstruct(moved, model.to(DEVICE), precision="fp32")
+    assert found.device.type == DEVICE.type
+    # A pixel whose two best depths match alike may take the other one.
+    distance = (found.means.cpu() - expected.means).norm(dim=-1) / expected.means.norm(dim=-1).mean()
+    assert distance.median() < 1e-3
+    here, there = (render(g, photos.cameras.to(g.device)).rgb.clamp(0, 1).cpu() for g in (expected, found))
+    assert -10 * (here - there).square().mean().log10() > 35
+
+
+def images_and_gradients(
+    gaussians: Gaussians, cameras: Cameras, backend: Backend
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    leaves = change(gaussians, lambda _, x: x.detach().clone().requires_grad_())
+    seen = render(leaves, cameras, (0.2, 0.5, 0.9), backend=backend)
+    image_weights(seen, IMAGES).backward()
+    images = {name: getattr(seen, name).detach().double().cpu() for name in IMAGES}
+    return images, {name: getattr(leaves, name).grad.double().cpu() for name in PARAMETERS}
+
+
+@pytest.mark.parametrize("kind", ["classic", "antialiased", "batch", "far", "degree 3", "broken", "empty"])
+@needs_gsplat
+def test_the_fast_renderer_equals_the_reference(kind: str) -> None:
+    """Opacities stay below 0.9, so that the cap (0.999, since February 2026 0.99) plays no part."""
+    gaussians = make_gaussians(0 if kind == "empty" else 150, 3 if kind == "degree 3" else 2)
+    gaussians = replace(gaussians, opacities=0.9 * gaussians.opacities, antialiased=kind == "antialiased")
+    cameras = make_cameras(2, 40, 27)
+    if kind == "batch":
+        parts = [make_gaussians(150, 2, seed=seed) for seed in range(3)]
+        parts = [replace(part, opacities=0.9 * part.opacities) for part in parts]
+        gaussians = change(gaussians, lambda name, _: torch.stack([getattr(part, name) for part in parts]))
+        cameras = Cameras.stack([make_cameras(2, 40, 27, seed=i) for i in range(3)])
+    if kind == "far":
+        origin = torch.tensor([512345.0, 5432109.0, 250.0], dtype=torch.float64)
+        c2w = cameras.c2w.double()
+        c2w[:, :3, 3] += origin
+        gaussians, cameras = gaussians.at(origin), replace(cameras, c2w=c2w)
+    if kind == "broken":
+        means = gaussians.means.clone()
+        means[3], means[7, 1] = math.nan, math.inf
+        gaussians = replace(gaussians, means=means)
+    expected, gradients = images_and_gradients(gaussians.to(dtype=torch.float64), cameras, "reference")
+    found, fast_gradients = images_and_gradients(gaussians.to(DEVICE), cameras, FAST)
+    for name in IMAGES:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4, msg=name)
+    for name in PARAMETERS:
+        scale = gradients[name].abs().max().item() if gradients[name].numel() else 0.0
+        torch.testing.assert_close(fast_gradients[name], gradients[name], atol=1e-3 * scale, rtol=1e-3, msg=name)
+
+
+def test_the_reference_renders_where_the_gaussians_are() -> None:
+    gaussians, cameras = make_gaussians(50, 1), make_cameras(2, 20, 16)
+    found = render(gaussians.to(DEVICE), cameras, backend="reference")
+    assert found.rgb.device.type == DEVICE.type
+    torch.testing.assert_close(found.rgb.cpu(), render(gaussians, cameras, backend="reference").rgb, **CLOSE)
+
+
+def test_procedural_scenes() -> None:
+    config = ProceduralConfig(views=3, width=40, height=40)
+    here, there = make_batch([1, 2], config), make_batch([1, 2], config, DEVICE)
+    assert there.images.device.type == DEVICE.type
+    assert (there.images.cpu() - here.images).abs().mean() < 1e-4
+    assert (there.depth.cpu() - here.depth).abs().median() < 1e-3
+
+
+def test_cameras_are_checked_where_they_are() -> None:
+    cameras = make_cameras(3, 8, 8).to(DEVICE)
+    assert cameras.check() is cameras
+    assert torch.isfinite(torch.tensor(cameras.near_plane()))
+
+
+def test_gaussians_move_as_a_whole() -> None:
+    moved = make_gaussians(5, 1).at(torch.tensor([1e6, 0.0, 0.0])).to(DEVICE)
+    assert {getattr(moved, name).device.type for name in PER_GAUSSIAN} == {DEVICE.type}
+    assert moved.world_means.device.type == DEVICE.type
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_in_small_form(tmp_path: Path) -> None:
+    """``benchmarks/gpu.py`` has four minutes on somebody's GPU: it must not fail there for a reason seen here."""
+    script = ROOT / "benchmarks" / "gpu.py"
+    command = [sys.executable, str(script), "-o", str(tmp_path / "gpu.json"), "--small"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert done.returncode == 0, {name: part.get("trace") for name, part in report["parts"].items()}
+    assert report["about"]["torch"] == torch.__version__
+    assert report["parts"].keys() == report["seconds"].keys()
+    assert max(report["parts"]["rasteriser"]["largest_difference"].values()) < 1e-3

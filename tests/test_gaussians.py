@@ -174,3 +174,42 @@ def test_an_index_out_of_range_is_told_and_ends_loops() -> None:
             gaussians[index]
     assert torch.equal(gaussians[-1].means, gaussians.means[2:])
     assert [len(one) for one in gaussians] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_gsplat_s_arguments_there_and_back(degree: int) -> None:
+    before = replace(make_gaussians(9, degree), antialiased=degree == 2)
+    given = before.to_gsplat()
+    assert set(given) == {"means", "quats", "scales", "opacities", "colors", "sh_degree", "rasterize_mode"}
+    assert given["sh_degree"] == degree
+    after = Gaussians.from_gsplat(**given)
+    assert after.antialiased == before.antialiased
+    for name in PER_GAUSSIAN:
+        torch.testing.assert_close(getattr(after, name), getattr(before, name))
+
+
+def test_gsplat_s_plain_colours_and_unused_degrees() -> None:
+    some = make_gaussians(9, 3)
+    colours = torch.rand(9, 3)
+    plain = Gaussians.from_gsplat(some.means, 3 * some.quats, some.scales, some.opacities, colours)
+    torch.testing.assert_close(sh.colours(plain.sh, torch.eye(3).repeat(3, 1)), colours)
+    torch.testing.assert_close(plain.quats, some.quats)
+    reduced = Gaussians.from_gsplat(some.means, some.quats, some.scales, some.opacities, some.sh, sh_degree=1)
+    torch.testing.assert_close(reduced.sh, some.sh[:, :4])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sh_degree": 4},
+        {"sh_degree": 3},
+        {"sh_degree": -1},
+        {"rasterize_mode": "smooth"},
+        {"sh_degree": None},
+        {"scales": torch.ones(9)},
+    ],
+)
+def test_what_gsplat_would_not_draw_is_refused(wrong: dict[str, object]) -> None:
+    given = {**make_gaussians(9, 2).to_gsplat(), **wrong}
+    with pytest.raises(GaussiansError):
+        Gaussians.from_gsplat(**given)  # type: ignore[arg-type]

@@ -23,15 +23,17 @@ if TYPE_CHECKING:
     from ilrm.core.cameras import Cameras, Similarity, normalise
     from ilrm.core.errors import IlrmError
     from ilrm.core.gaussians import Gaussians
-    from ilrm.core.scene import Scene
     from ilrm.evaluate import psnr, ssim
+    from ilrm.mesh.files import save_surface
+    from ilrm.mesh.fusion import mesh_gaussians
     from ilrm.model import ILRM, ILRMConfig
     from ilrm.model.reconstruct import reconstruct
+    from ilrm.pictures.render_video import render_video
     from ilrm.pipeline.refine import RefineConfig, refine
     from ilrm.pipeline.run import run
     from ilrm.render import Rendering, render
     from ilrm.results import Result, load_result
-    from ilrm.scenes import load_scene
+    from ilrm.scenes import Scene, load_scene
     from ilrm.splats import load_gaussians, load_ply, save_gaussians, save_ply
     from ilrm.view import save_page
 
@@ -49,8 +51,10 @@ _HOMES = {
     "pipeline.refine": ("RefineConfig", "refine"),
     "render": ("Rendering", "render"),
     "results": ("Result", "load_result"),
-    "core.scene": ("Scene",),
-    "scenes": ("load_scene",),
+    "mesh.files": ("save_surface",),
+    "mesh.fusion": ("mesh_gaussians",),
+    "pictures.render_video": ("render_video",),
+    "scenes": ("Scene", "load_scene"),  # where a scene can be made of files
     "view": ("save_page",),
 }
 
@@ -69,15 +73,18 @@ __all__ = [
     "load_ply",
     "load_result",
     "load_scene",
+    "mesh_gaussians",
     "normalise",
     "psnr",
     "reconstruct",
     "refine",
     "render",
+    "render_video",
     "run",
     "save_gaussians",
     "save_page",
     "save_ply",
+    "save_surface",
     "ssim",
 ]
 

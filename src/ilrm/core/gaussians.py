@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -20,6 +21,28 @@ from ilrm.core.errors import GaussiansError
 # The fields that have an entry for each Gaussian.
 PER_GAUSSIAN = ("means", "scales", "quats", "opacities", "sh")
 _WORLD_ORIGIN = torch.zeros(3, dtype=torch.float64)
+
+
+class GsplatArguments(TypedDict):
+    """What ``Gaussians.to_gsplat`` gives, by the names that ``gsplat.rasterization`` has for it.
+
+    Attributes:
+        means: (..., N, 3).
+        quats: (..., N, 4) unit, wxyz.
+        scales: (..., N, 3) standard deviations.
+        opacities: (..., N) in [0, 1].
+        colors: (..., N, K, 3) SH coefficients.
+        sh_degree: 0 to 3.
+        rasterize_mode: "antialiased" or "classic".
+    """
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colors: Tensor
+    sh_degree: int
+    rasterize_mode: Literal["antialiased", "classic"]
 
 
 class NoSuchGaussian(GaussiansError, IndexError):
@@ -182,6 +205,64 @@ class Gaussians:
             sh=sh,
             origin=origin,
         )
+
+    def to_gsplat(self) -> GsplatArguments:
+        """The Gaussians as arguments of ``gsplat.rasterization``, sharing memory with these.
+
+        Means are counted from ``origin``: the matrices to go with them are those of
+        ``cameras.relative_to(gaussians.origin).w2c``, intrinsics are ``cameras.K``.
+        """
+        return {
+            "means": self.means,
+            "quats": self.quats,
+            "scales": self.scales,
+            "opacities": self.opacities,
+            "colors": self.sh,
+            "sh_degree": self.sh_degree,
+            "rasterize_mode": "antialiased" if self.antialiased else "classic",
+        }
+
+    @staticmethod
+    def from_gsplat(
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        sh_degree: int | None = None,
+        rasterize_mode: str = "classic",
+    ) -> Gaussians:
+        """Gaussians of the arguments that ``gsplat.rasterization`` would draw.
+
+        Args:
+            means: (..., N, 3).
+            quats: (..., N, 4) wxyz, of any length but 0.
+            scales: (..., N, 3) standard deviations. gsplat's trainers keep their logarithm: give ``exp`` of that.
+            opacities: (..., N) in [0, 1]. gsplat's trainers keep logits: give ``sigmoid`` of those.
+            colors: (..., N, K, 3) SH coefficients with ``sh_degree``, else (..., N, 3) colours in [0, 1].
+            sh_degree: how much of the coefficients is used; the rest is left out. None if ``colors`` are colours.
+            rasterize_mode: "classic", or "antialiased".
+
+        Raises:
+            GaussiansError: shapes that do not fit each other, an unknown mode, more degrees than there are.
+        """
+        if rasterize_mode not in ("classic", "antialiased"):
+            raise GaussiansError(
+                f"The rasterize_mode {rasterize_mode!r} was given.", expected="'classic' or 'antialiased'"
+            )
+        if sh_degree is None:
+            sh = ((colors - 0.5) / spherical_harmonics.C0)[..., None, :]
+        else:
+            used = (sh_degree + 1) ** 2
+            if colors.ndim < 3 or not 0 <= sh_degree <= spherical_harmonics.MAX_DEGREE or colors.shape[-2] < used:
+                raise GaussiansError(
+                    f"Colors of shape {tuple(colors.shape)} and sh_degree {sh_degree} were given.",
+                    expected="(..., N, K, 3) with K of at least (sh_degree + 1)^2, a degree of 0 to 3",
+                    fix="leave sh_degree out for plain colours (..., N, 3)",
+                )
+            sh = colors[..., :used, :]
+        unit = F.normalize(quats, dim=-1)
+        return Gaussians(means, scales, unit, opacities, sh, antialiased=rasterize_mode == "antialiased")
 
     @staticmethod
     def cat(parts: Sequence[Gaussians]) -> Gaussians:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ilrm.core.cameras import Cameras, Similarity
@@ -24,14 +27,22 @@ class _LazyViews:
     Args:
         readers: one function a view.
         height, width: the size that every reader returns.
+        device: where the arrays go once they are read.
     """
 
     dtype: torch.dtype
     channels: tuple[int, ...]
 
-    def __init__(self, readers: Sequence[Callable[[], Tensor]], height: int, width: int) -> None:
+    def __init__(
+        self,
+        readers: Sequence[Callable[[], Tensor]],
+        height: int,
+        width: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.readers = tuple(readers)
         self.height, self.width = height, width
+        self.device = torch.device(device)
 
     @property
     def shape(self) -> torch.Size:
@@ -45,14 +56,20 @@ class _LazyViews:
             array = self.readers[index]()
             assert array.dtype == self.dtype, array.dtype
             assert tuple(array.shape) == (self.height, self.width, *self.channels), array.shape
-            return array
+            return array.to(self.device)
         views = range(len(self))[index] if isinstance(index, slice) else index
         found = [self._read(int(i)) for i in views]
-        return torch.stack(found) if found else torch.empty((0, *self.shape[1:]), dtype=self.dtype)
+        if found:
+            return torch.stack(found)
+        return torch.empty((0, *self.shape[1:]), dtype=self.dtype, device=self.device)
 
     def select(self, views: Sequence[int]) -> Self:
         """The same for some of the views, still unread."""
-        return type(self)([self.readers[i] for i in views], self.height, self.width)
+        return type(self)([self.readers[i] for i in views], self.height, self.width, self.device)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same, still unread; what is read goes to another device."""
+        return type(self)(self.readers, self.height, self.width, device)
 
 
 class LazyImages(_LazyViews):
@@ -76,6 +93,19 @@ class LazyMasks(_LazyViews):
 
     def __getitem__(self, index: Index) -> Tensor:
         return self._read(index)
+
+
+Photo = str | Path
+Array = Tensor | NDArray[Any]
+PhotoOpener = Callable[[Sequence[Path], Cameras], LazyImages]
+
+# How photos on disk become images. Files are not known here: ``ilrm.scenes`` gives the function when it is imported.
+_photo_openers: list[PhotoOpener] = []
+
+
+def open_photos_with(opener: PhotoOpener) -> None:
+    """Let ``Scene.from_images`` take paths; ``opener`` makes the images of V cameras out of V paths."""
+    _photo_openers[:] = [opener]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +147,65 @@ class Scene:
             given = f"{tuple(self.mask.shape)} of {self.mask.dtype}"
             raise SceneError(f"A scene was given a mask {given}.", expected=f"{size} of torch.bool")
 
+    @staticmethod
+    def from_images(
+        images: Sequence[Photo] | Sequence[Array] | Array, cameras: Cameras, names: Sequence[str] | None = None
+    ) -> Scene:
+        """A scene of photos that are at hand, with cameras that are known.
+
+        Args:
+            images: V paths of image files, or V images (H, W, 3) of the cameras' size: one array or tensor
+                (V, H, W, 3), or a sequence of V; uint8, or float in [0, 1]. Files are decoded when they are used. They
+                are brought upright as their EXIF orientation says, unless only the stored pixels have the cameras'
+                shape. Files of another resolution are stretched to the cameras' size, if width / height is the same
+                within 1 %.
+            cameras: V cameras of pinhole images without distortion.
+            names: V unique labels; by default the names of the files, else "view 0", "view 1", ...
+
+        Raises:
+            SceneError: images that are not as said, or not as many as the cameras; a file that is no image.
+            CameraError: a pose or intrinsic that no camera can have.
+        """
+        if isinstance(images, str | Path):
+            raise SceneError(
+                f"Scene.from_images was given the one path {images}.",
+                expected="a sequence of paths, one a camera",
+                fix="load_scene reads a folder or a camera file",
+            )
+        if cameras.batch_shape:
+            raise SceneError(
+                f"Scene.from_images was given cameras with batch dimensions {tuple(cameras.batch_shape)}.",
+                expected="the V cameras of one scene",
+            )
+        given = images if isinstance(images, Tensor | np.ndarray) else list(images)
+        if len(given) != len(cameras):
+            raise SceneError(
+                f"{len(given)} images and {len(cameras)} cameras were given.", expected="one image a camera"
+            )
+        files = [Path(image) for image in given if isinstance(image, str | Path)]
+        if files and len(files) != len(given):
+            raise SceneError("Paths and arrays were given in one sequence.", expected="either paths or arrays")
+        labels = tuple(names) if names is not None else _names(files, len(cameras))
+        if len(labels) != len(cameras) or len({*labels}) != len(labels):
+            raise SceneError(f"{len(labels)} names were given for {len(cameras)} images.", expected="V unique names")
+        cameras.check(labels)
+        if not files:
+            return Scene(_as_images(given, cameras), cameras, labels)
+        if not _photo_openers:
+            raise SceneError("Scene.from_images was given paths.", fix="import ilrm.scenes, which can open them")
+        return Scene(_photo_openers[0](files, cameras), cameras, labels)
+
     def __len__(self) -> int:
         return len(self.cameras)
+
+    def to(self, device: torch.device | str) -> Scene:
+        """The same scene with all its tensors on another device; images that are not decoded yet stay so."""
+        known = {
+            name: value.to(device)
+            for name in ("images", "cameras", "depth", "points", "points_rgb", "mask")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **known)
 
     def select(self, views: Sequence[int]) -> Scene:
         """The scene with only these views, in this order; points are kept."""
@@ -156,3 +243,38 @@ class Scene:
             depth=None if self.depth is None else self.depth * similarity.scale,
             points=None if self.points is None else similarity.apply_points(self.points),
         )
+
+
+def _names(files: Sequence[Path], count: int) -> tuple[str, ...]:
+    """File names, or whole paths where those are not unique; numbers for images without a file."""
+    short = tuple(file.name for file in files)
+    if not files:
+        return tuple(f"view {view}" for view in range(count))
+    return short if len({*short}) == len(short) else tuple(str(file) for file in files)
+
+
+def _as_images(given: Iterable[Any], cameras: Cameras) -> Tensor:
+    """(V, H, W, 3) float in [0, 1] of images of the cameras' size. Raises SceneError."""
+    size = (cameras.height, cameras.width, 3)
+    views = [image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)) for image in given]
+    for view, image in enumerate(views):
+        if tuple(image.shape) != size:
+            channels_first = image.ndim == 3 and image.shape[0] == 3
+            raise SceneError(
+                f"Image {view} has the shape {tuple(image.shape)}.",
+                expected=f"{size}, to go with the cameras",
+                fix="permute the channels to the end" if channels_first else "resize the image, or Cameras.resize",
+            )
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise SceneError(f"Image {view} is of {image.dtype}.", expected="uint8, or float in [0, 1]")
+    if not views:
+        return torch.zeros(0, *size)
+    images = torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image.float() for image in views])
+    least, most = images.amin().item(), images.amax().item()
+    if not (least >= 0 and most <= 1):  # also true for NaN
+        raise SceneError(
+            f"The images have values from {least:.4g} to {most:.4g}.",
+            expected="0 to 1 in floating point, or uint8",
+            fix="divide by the largest possible value, or clamp",
+        )
+    return images

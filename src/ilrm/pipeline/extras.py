@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ilrm.core.reporting import Reporter
-from ilrm.pictures.camera_path import make_path
-from ilrm.pictures.frames import Picture, clear_near_plane, render_path
-from ilrm.pictures.video import save_video
+from ilrm.pictures.render_video import render_video
 from ilrm.pipeline.options import ExportName
 from ilrm.results import Result
 from ilrm.splats import save_gaussians
@@ -44,9 +42,7 @@ def _save(name: ExportName, result: Result, path: Path, near: float) -> None:
 
         save_page(result.gaussians, path, result.cameras, result.photos, result.title, result.numbers)
     elif name == "video":
-        cameras = make_path("auto", result.gaussians, result.cameras, _PREVIEW_FRAMES).cameras
-        picture = Picture(near=clear_near_plane(result.gaussians, result.cameras, near))
-        save_video(render_path(result.gaussians, cameras, picture), path)
+        render_video(result.gaussians, result.cameras, path, frames=_PREVIEW_FRAMES, near=near)
     elif name == "mesh":
         from ilrm.mesh.files import save_surface
         from ilrm.mesh.fusion import mesh_gaussians  # needs an extra

@@ -1,13 +1,16 @@
 """Scenes in: every kind of posed photos becomes a ``Scene``."""
 
+from ilrm.core.scene import Scene, open_photos_with
 from ilrm.scenes.check import Finding, check_scene
 from ilrm.scenes.load import declared_holdout, load_scene
+from ilrm.scenes.open_photos import open_photos
 from ilrm.scenes.readers.chunks import list_keys
 from ilrm.scenes.save import save_scene
 from ilrm.scenes.views import farthest_points, select_inputs, split_holdout
 
 __all__ = [
     "Finding",
+    "Scene",
     "check_scene",
     "declared_holdout",
     "farthest_points",
@@ -17,3 +20,5 @@ __all__ = [
     "select_inputs",
     "split_holdout",
 ]
+
+open_photos_with(open_photos)  # core knows no files

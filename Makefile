@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # Test files are shared out among so many processes.
 WORKERS ?= 2
 
-.PHONY: demo test test-fast lint format bench lock clean
+.PHONY: demo test test-fast lint format docs bench lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/ilrm demo -o outputs/demo
@@ -29,6 +29,10 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages of docs/ as a site in build/site; a link that leads nowhere ends it.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/installed-dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -28,6 +28,7 @@ from ilrm.model.config import MatchingConfig
 from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.refine import RefineConfig, mean_psnr, refine
 from ilrm.render import Backend, render
+from ilrm.scenes import load_scene
 from ilrm.train.config import LossConfig
 from ilrm.train.data.batch import Batch
 from ilrm.train.engine import train
@@ -144,12 +145,10 @@ def test_refinement(config: RefineConfig) -> None:
 
 @needs_gsplat
 def test_a_scene_on_the_device_is_reconstructed_there() -> None:
-    from ilrm.scenes import load_scene
-
     photos = load_scene(CAPTURE, max_side=64).select([0, 4, 8]).loaded()
     model = ILRM.from_pretrained("ilrm-small")
     expected = reconstruct(photos, model, precision="fp32")
-    moved = replace(photos, images=photos.images[:].to(DEVICE), cameras=photos.cameras.to(DEVICE))
+    moved = photos.to(DEVICE)
     found = reconstruct(moved, model.to(DEVICE), precision="fp32")
     assert found.device.type == DEVICE.type
     # A pixel whose two best depths match alike may take the other one.
@@ -237,3 +236,18 @@ def test_the_benchmark_runs_in_small_form(tmp_path: Path) -> None:
     assert report["about"]["torch"] == torch.__version__
     assert report["parts"].keys() == report["seconds"].keys()
     assert max(report["parts"]["rasteriser"]["largest_difference"].values()) < 1e-3
+
+
+@pytest.mark.skipif(not ON_GPU, reason="gsplat draws on GPUs only")
+@needs_gsplat
+@pytest.mark.parametrize("degree", [0, 3])
+@torch.no_grad()
+def test_gsplat_draws_the_arguments_that_it_is_given(degree: int) -> None:
+    from gsplat import rasterization  # type: ignore[import-not-found]
+
+    gaussians, cameras = make_gaussians(300, degree).to(DEVICE), make_cameras(2, 96, 64).to(DEVICE)
+    ours = render(gaussians, cameras, (0, 0, 0))
+    size = {"width": cameras.width, "height": cameras.height}
+    rgb, alpha, _ = rasterization(**gaussians.to_gsplat(), viewmats=cameras.w2c, Ks=cameras.K, **size)
+    torch.testing.assert_close(rgb, ours.rgb, **CLOSE)
+    torch.testing.assert_close(alpha[..., 0], ours.alpha, **CLOSE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-LOCK = Path(__file__).resolve().parents[1] / "constraints.txt"
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = ROOT / "constraints.txt"
 # Builds of torch for accelerators pin these themselves.
 OF_TORCH = re.compile(r"nvidia|cuda|triton")
 
@@ -45,3 +48,30 @@ def test_every_package_is_locked() -> None:
     here = {canonicalize_name(pin.name) for pin in pins() if pin.marker is None or pin.marker.evaluate()}
     assert len(found) > 50
     assert sorted(name for name in found - here if not OF_TORCH.match(name)) == []
+
+
+# Modules whose names are not those of their packages.
+MODULES = {"scikit-image": "skimage", "fast-simplification": "fast_simplification"}
+MODULES |= {"lightning-fabric": "lightning_fabric"}
+# What imports the packages that we do not import ourselves.
+FOR_OTHERS = {"ninja": "gsplat", "tensorboard": "torch"}
+
+
+def test_every_extra_is_used() -> None:
+    """But for those of developers, a package of an extra is imported somewhere in the package."""
+    toml = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    extras = toml.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert {"dev", "docs", "all"} <= set(extras)
+    imported = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+    packages = {Requirement(x).name for name in extras if name not in ("dev", "docs", "all") for x in extras[name]}
+    assert len(packages) > 5
+    importers = {name: FOR_OTHERS.get(name, name) for name in packages}
+    assert {name for name, importer in importers.items() if MODULES.get(importer, importer) not in imported} == set()
+    (everything,) = [Requirement(x).extras for x in extras["all"]]
+    assert everything == set(extras) - {"dev", "docs", "all"}

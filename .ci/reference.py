@@ -1,0 +1,26 @@
+"""For the reference: docstrings say "width, height: image size", which its parser takes for a name and a type.
+
+A space that does not break keeps such names together.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+
+_NAMES = re.compile(r"^ +\w+(?:, \w+)+:", re.MULTILINE)
+
+
+class NamesTogether(griffe.Extension):
+    """Change docstrings before they are parsed."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called for each module, class, function and attribute."""
+        if obj.docstring is not None:
+            obj.docstring.value = _NAMES.sub(_joined, obj.docstring.value)
+
+
+def _joined(match: re.Match[str]) -> str:
+    return match[0].replace(", ", ",\u00a0")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 import tyro
 
-from ilrm.model import ILRM, ILRMConfig
+from ilrm.model import ILRM, ComputeConfig, ILRMConfig
 from ilrm.model.config import MiniBatch
 
 
@@ -40,7 +40,7 @@ class Setting:
 def measure(setting: Setting) -> dict[str, float]:
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
-    model = ILRM(ILRMConfig(width=setting.width, layers=setting.layers, mini_batch=setting.kind))
+    model = ILRM(ILRMConfig(width=setting.width, layers=setting.layers), ComputeConfig(mini_batch=setting.kind))
     V, size = setting.views, setting.size
     images = torch.rand(1, V, size, size, 3)
     c2w = torch.eye(4).repeat(1, V, 1, 1)

@@ -18,7 +18,7 @@ from ilrm.core.cameras import Cameras, Similarity
 from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians, matrix_to_quaternion, quaternion_multiply
 from ilrm.evaluate import psnr, ssim
 from ilrm.evaluate.metrics import ssim_map
-from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
+from ilrm.model import ILRM, ComputeConfig, FootprintDecoder, ILRMConfig
 from ilrm.model.config import MatchingConfig
 from ilrm.render import normals
 from ilrm.render.gsplat_cuda import draw
@@ -52,7 +52,6 @@ NETWORKS: dict[str, ILRMConfig] = {
     "released two-view": replace(ILRMConfig.released_two_view(), layers=1),
     "released wide": replace(ILRMConfig.released_wide(), layers=2),
     "footprint": tiny(),
-    "quarter": tiny(mini_batch="quarter"),
     "prope": tiny(camera_encoding="prope"),
     "matching": tiny(matching=MatchingConfig(planes=16), image_channels=CHANNELS, pixel_head=4),
     "learned matching": tiny(matching=LEARNED, image_channels=CHANNELS),
@@ -64,6 +63,7 @@ def test_networks(name: str) -> None:
     config = NETWORKS[name]
     with META:
         network = ILRM(config)
+    network.compute = ComputeConfig(mini_batch="quarter" if name == "footprint" else "none")
     side = config.size_multiple * max(1, 32 // config.size_multiple)
     cameras = make_cameras(VIEWS, side, side).to(META)
     images, mask = torch.rand(2, VIEWS, side, side, 3, device=META), torch.ones(2, VIEWS, side, side, device=META) > 0

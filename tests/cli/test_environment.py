@@ -153,7 +153,7 @@ def test_an_interrupt_while_modules_are_imported_is_quiet(after: str, scene_fold
     """The module that is imported last sends the signal, so that it arrives in the middle of an import."""
     name = after.split()[1]
     (tmp_path / f"{name}.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n", encoding="utf-8"
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(600)\n", encoding="utf-8"
     )
     started = time.monotonic()
     done = subprocess.run(
@@ -164,7 +164,7 @@ def test_an_interrupt_while_modules_are_imported_is_quiet(after: str, scene_fold
     )
     assert done.returncode == 130, done.stderr
     assert done.stderr == "ilrm: interrupted, nothing written\n"
-    assert time.monotonic() - started < 50
+    assert time.monotonic() - started < 500
     assert not (tmp_path / "out").exists()
 
 
@@ -187,7 +187,7 @@ def test_a_module_of_unix_is_not_needed(monkeypatch) -> None:
     """Windows has no ``resource``."""
     import torch
 
-    from ilrm.pipeline.run import peak_memory_gb
+    from ilrm.core.checks import peak_memory
 
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert peak_memory_gb(torch.device("cpu")) is None
+    assert peak_memory(torch.device("cpu")) is None

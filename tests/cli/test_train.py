@@ -83,7 +83,7 @@ def test_options_change_the_config(tmp_path: Path) -> None:
         compile=True,
         initial_weights="ilrm-small",
         validate_every=7,
-        model=replace(base.model, checkpoint=True),
+        compute=replace(base.compute, checkpoint=True),
         optimiser=replace(base.optimiser, peak=0.5),
         loss=replace(base.loss, depth=0.25),
         stages=tuple(replace(stage, batch=8) for stage in base.stages),
@@ -108,11 +108,11 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert report["parameters"] > 10_000
     assert report["memory_bytes"] > 4 * report["parameters"]
     assert report["seconds"] > 0
-    assert report["stages"][0]["viewpoint_tokens"] == 3 * (32 // 8) ** 2
+    assert report["stages"][0]["gaussians"] == 3 * (32 // 2) ** 2
     assert main(options) == 0
     said = capsys.readouterr().out
     assert "parameters" in said
-    assert "tokens of a sample" in said
+    assert "seconds of a step" in said
     assert list(tmp_path.iterdir()) == []
 
 

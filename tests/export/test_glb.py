@@ -269,10 +269,10 @@ def test_one_mesh_in_countless_places_is_refused_at_once(
     # Every hundred nodes hang on a long chain, so that finding their places alone would take minutes.
     content["nodes"] = [{"mesh": 0, "children": [i + 1]} if (i + 1) % 900 else {"mesh": 0} for i in range(nodes - 1)]
     content["nodes"].append({"mesh": 0})
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(GaussiansError, match="places"):
         load_glb(write(path, content, binary))
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 30
 
 
 def test_a_mesh_in_many_places(saved: tuple[Path, Content, bytes, Gaussians]) -> None:

@@ -10,8 +10,9 @@ import torch
 from ilrm.core.cameras import normalise
 from ilrm.core.errors import ConfigError
 from ilrm.core.precision import autocast
-from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig, ReleasedDecoder
+from ilrm.model import ILRM, ComputeConfig, FootprintDecoder, ILRMConfig, MatchingConfig, ReleasedDecoder
 from ilrm.model.blocks import _attend_by_products, attend
+from ilrm.model.config import MiniBatch
 from ilrm.model.mini_batch import subset
 from ilrm.model.tokens import fit_size
 from tests.conftest import make_cameras
@@ -140,7 +141,8 @@ def test_checkpointing_changes_no_gradient() -> None:
     given = inputs()
     gradients = []
     for checkpointed in (False, True):
-        model = make(replace(FOOTPRINT, checkpoint=checkpointed))
+        model = make(FOOTPRINT)
+        model.compute = ComputeConfig(checkpoint=checkpointed)
         model(*given).means.sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 10
@@ -218,13 +220,12 @@ class TestMiniBatch:
 
     @torch.no_grad()
     @pytest.mark.parametrize("kind", ["half", "quarter", "random"])
-    def test_only_the_subset_is_read_and_updated(self, kind: str) -> None:
-        config = replace(TINY, mini_batch=kind)  # type: ignore[arg-type]
-        model, given = make(config), inputs(2)
+    def test_only_the_subset_is_read_and_updated(self, kind: MiniBatch) -> None:
+        model, given = make(TINY), inputs(2)
         prepared = model.decoder_inputs(*given)
         z = model.make_viewpoint_tokens(prepared)
         s = model.make_image_tokens(*given, prepared)
-        chosen = subset(config.mini_batch, 0, 3, 4, 2, training=False, device=z.device)
+        chosen = subset(kind, 0, 3, 4, 2, training=False, device=z.device)
         assert chosen is not None
         layer = model.layers[0]
         layer.exchange = lambda x, cameras: x  # type: ignore[method-assign]
@@ -238,7 +239,9 @@ class TestMiniBatch:
 
     @torch.no_grad()
     def test_a_grid_too_small_for_the_lattice_falls_back_to_all(self) -> None:
-        assert make(replace(TINY, mini_batch="quarter"))(*inputs(2, 8, 8)).finite().all()
+        model = make(TINY)
+        model.compute = ComputeConfig(mini_batch="quarter")
+        assert model(*inputs(2, 8, 8)).finite().all()
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ilrm.model import FootprintDecoder, ILRMConfig
+from ilrm.model import ComputeConfig, FootprintDecoder, ILRMConfig
 from ilrm.train.config import LossConfig, OptimiserConfig, Procedural, Spread, Stage, TrainConfig
 from ilrm.train.serialise import to_json
 from tests.conftest import PATIENCE_S
 
-MODEL = ILRMConfig(width=32, head_width=16, layers=1, mini_batch="random", decoder=FootprintDecoder())
+MODEL = ILRMConfig(width=32, head_width=16, layers=1, decoder=FootprintDecoder())
 STAGE = Stage((32, 32), 2, Spread(inputs=(2, 3), targets=1), (Procedural(),))
 # Wall times; everything else in log.csv must come out again.
 TIMES = {"scenes_per_s", "seconds", "data_wait"}
@@ -28,6 +28,7 @@ def tiny(**changes: Any) -> TrainConfig:
         model=MODEL,
         stages=(STAGE,),
         steps=4,
+        compute=ComputeConfig(mini_batch="random"),
         loss=LossConfig(depth=0.1),
         optimiser=OptimiserConfig(peak=2e-3, schedule="constant", warm_up=3, ema=0.9),
         validation=replace(STAGE, batch=1),

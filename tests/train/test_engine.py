@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ilrm.core.errors import ConfigError, MissingExtraError, OutputError, SceneError, TrainingError, WeightsError
-from ilrm.model import ILRM
+from ilrm.model import ILRM, ComputeConfig
 from ilrm.model.blocks import UpdateLayer
 from ilrm.train import run as run_module
 from ilrm.train.checkpoint import read_checkpoint
@@ -123,7 +123,7 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"accumulate": 2}, {"model": replace(MODEL, checkpoint=True)}, {"workers": 1}],
+    [{"accumulate": 2}, {"compute": ComputeConfig("random", checkpoint=True)}, {"workers": 1}],
     ids=lambda change: next(iter(change)),
 )
 def test_how_a_step_is_computed_does_not_change_it(whole: Path, tmp_path: Path, change: dict[str, Any]) -> None:
@@ -317,7 +317,7 @@ def test_initial_weights(whole: Path, tmp_path: Path) -> None:
 
 def test_training_learns(tmp_path: Path) -> None:
     """On one batch seen over and over the error falls."""
-    config = tiny(steps=30, model=replace(MODEL, mini_batch="none"), stages=(replace(STAGE, flip=False),))
+    config = tiny(steps=30, compute=ComputeConfig(), stages=(replace(STAGE, flip=False),))
     first = next(batches(config))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -61,7 +61,7 @@ def test_rows_of_the_paper(name: str, data: Path) -> None:
     assert (optimiser.peak, optimiser.betas, optimiser.weight_decay) == (2e-4, (0.9, 0.95), 0.05)
     assert (optimiser.schedule, optimiser.warm_up, optimiser.clip) == ("cosine", 2500, 1.0)
     assert (config.loss.mse, config.loss.perceptual, config.loss.perceptual_weight) == (1.0, "vgg", 0.5)
-    assert config.model.checkpoint
+    assert config.compute.checkpoint
     assert config.precision == "bf16"
     assert stage.flip
 
@@ -79,8 +79,8 @@ def test_samplers_are_the_released_ones(data: Path) -> None:
 @pytest.mark.parametrize("name", ["re10k-2view", "re10k-4view", "re10k-8view"])
 def test_mini_batch_variants_differ_in_that_alone(name: str, data: Path) -> None:
     whole, quarter = preset(name, data), preset(f"{name}-mc", data)
-    assert quarter.model.mini_batch == "quarter"
-    assert replace(quarter, name=name, model=replace(quarter.model, mini_batch="none")) == whole
+    assert quarter.compute.mini_batch == "quarter"
+    assert replace(quarter, name=name, compute=replace(quarter.compute, mini_batch="none")) == whole
 
 
 def test_curriculum_of_the_undistorted_runs(data: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ilrm.core.errors import OutputError, WeightsError
-from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
+from ilrm.model import ILRM, ComputeConfig, FootprintDecoder, ILRMConfig
 from ilrm.model.weights import convert, describe, from_pretrained, list_weights, load_weights, official, save_weights
 from tests.conftest import shared_path
 
@@ -310,3 +310,23 @@ def test_a_hub_id_loads_what_the_hub_delivers(model: ILRM, monkeypatch: pytest.M
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert same(ILRM.from_pretrained("someone/something"), model)
     assert asked == [("someone/something", "config.json"), ("someone/something", "model.safetensors")]
+
+
+def test_how_a_network_is_computed_is_kept_beside_what_it_is(tmp_path: Path) -> None:
+    """Networks that were trained with mini-batches are computed with them; the first files said so in the config."""
+    config = replace(ILRMConfig(), width=32, head_width=16, layers=1)
+    model = ILRM(config, ComputeConfig(mini_batch="quarter", checkpoint=True))
+    save_weights(model, tmp_path / "w")
+    back = load_weights(tmp_path / "w")
+    assert back.config == config
+    assert back.compute == ComputeConfig(mini_batch="quarter")
+    values = json.loads((tmp_path / "w" / "config.json").read_text())
+    assert values.pop("compute") == {"mini_batch": "quarter"}
+    (tmp_path / "w" / "config.json").write_text(json.dumps({**values, "mini_batch": "half", "checkpoint": True}))
+    assert load_weights(tmp_path / "w").compute == ComputeConfig(mini_batch="half")
+    (tmp_path / "w" / "config.json").write_text(json.dumps({**values, "compute": {"mini_batch": "some"}}))
+    with pytest.raises(WeightsError, match="mini_batch"):
+        load_weights(tmp_path / "w")
+    (tmp_path / "w" / "config.json").write_text(json.dumps({**values, "compute": [1]}))
+    with pytest.raises(WeightsError):
+        load_weights(tmp_path / "w")

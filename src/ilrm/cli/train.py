@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,8 +22,8 @@ from ilrm.files.reading import read_json
 if TYPE_CHECKING:
     from ilrm.train.config import TrainConfig
     from ilrm.train.engine import TrainResult
-    from ilrm.train.estimate import Estimate
     from ilrm.train.log import StepRecord
+    from ilrm.train.trial import Trial
 
 # Between two lines about how it goes, where there is no terminal for a bar.
 _LINES_APART_S = 60.0
@@ -79,7 +79,7 @@ class Train:
     config: tuple[str, ...] = ()
     """Further changes of the preset, such as optimiser.peak=1e-4, or JSON files with the fields to change."""
     dry_run: bool = False
-    """Only say how large the run is and about how long it takes."""
+    """Measure three steps of each stage, say what the run will cost, and write nothing."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -98,7 +98,7 @@ class Train:
             raise ConfigError(f"--minutes {self.minutes} was given.", expected="a number above 0")
         config = self.make_config()
         if self.dry_run:
-            return self._estimate(config, console)
+            return self._try_out(config, console)
         from ilrm.train.engine import train
 
         last = self.output / "last"
@@ -137,27 +137,24 @@ class Train:
         if self.batch is not None:
             changes["stages"] = tuple(replace(stage, batch=self.batch) for stage in config.stages)
         if self.checkpoint_layers:
-            changes["model"] = replace(config.model, checkpoint=True)
+            changes["compute"] = replace(config.compute, checkpoint=True)
         return replace(config, **{name: value for name, value in changes.items() if value is not None})
 
-    def _estimate(self, config: TrainConfig, console: Console) -> dict[str, Any]:
+    def _try_out(self, config: TrainConfig, console: Console) -> dict[str, Any]:
         from ilrm.core.checks import find_device
-        from ilrm.train.estimate import estimate
+        from ilrm.train.trial import try_out
 
-        found = estimate(config, device=find_device("auto"), world_size=self.devices * self.nodes)
-        for title, rows in _estimate_rows(found):
+        device = find_device("auto")
+        console.say(f"measuring three steps of {len(config.stages)} stages on {device}; nothing is written")
+        found = try_out(config, device=device, world_size=self.devices * self.nodes, reporter=console)
+        for title, rows in _trial_rows(found):
             console.show(title, rows)
-        stages = [
-            {"samples": s.samples, "inputs": s.inputs, "viewpoint_tokens": s.viewpoint_tokens, "steps": s.steps}
-            | {"image_tokens": s.image_tokens, "gaussians": s.gaussians, "seconds_per_step": s.seconds}
-            for s in found.stages
-        ]
         return {
             "preset": self.preset,
             "parameters": found.parameters,
-            "memory_bytes": round(found.memory_bytes),
+            "memory_bytes": found.memory_bytes,
             "seconds": found.seconds,
-            "stages": stages,
+            "stages": [asdict(stage) for stage in found.stages],
         }
 
     def _report(self, config: TrainConfig, result: TrainResult, console: Console) -> dict[str, Any]:
@@ -246,16 +243,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _estimate_rows(found: Estimate) -> list[tuple[str, dict[str, object]]]:
+def _trial_rows(found: Trial) -> list[tuple[str, dict[str, object]]]:
     """Tables for people."""
+    memory = found.memory_bytes
     tables: list[tuple[str, dict[str, object]]] = [
         (
-            "a run of about",
+            "the whole run",
             {
                 "parameters": f"{found.parameters / 1e6:.2f} M",
-                "memory of a device": f"{found.memory_bytes / 2**30:.2f} GiB",
-                "time, at least": _duration(found.seconds),
-                "speed of matrix products": f"{found.flops_per_second / 1e12:.2f} TFLOP/s",
+                "peak memory": None if memory is None else f"{memory / 2**30:.2f} GiB",
+                "time, without waiting for data": _duration(found.seconds),
             },
         )
     ]
@@ -264,9 +261,8 @@ def _estimate_rows(found: Estimate) -> list[tuple[str, dict[str, object]]]:
             "steps": s.steps,
             "samples of a part": s.samples,
             "views of a sample": f"{s.inputs} inputs, {s.targets} targets",
-            "tokens of a sample": f"{s.viewpoint_tokens} viewpoint, {s.image_tokens} image",
             "Gaussians of a sample": s.gaussians,
-            "seconds of a step, at least": s.seconds,
+            "seconds of a step": s.seconds,
         }
         tables.append((f"stage {number}", rows))
     return tables

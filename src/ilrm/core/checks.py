@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from ilrm.core.errors import ConfigError
@@ -46,3 +47,17 @@ def find_device(name: str) -> torch.device:
             fix="use --device cpu, or install a build of torch for your GPU",
         )
     return device
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes in use so far: of the GPU if that computes, else of this process; None on Windows."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

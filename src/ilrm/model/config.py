@@ -113,6 +113,19 @@ class MatchingConfig:
 
 
 @dataclass(frozen=True)
+class ComputeConfig:
+    """How a network is computed. Its parameters are the same whatever this says.
+
+    Attributes:
+        mini_batch: which share of both token sets a layer's cross-attention works on ("none" = all of them).
+        checkpoint: recompute each update layer's activations in the backward pass instead of keeping them.
+    """
+
+    mini_batch: MiniBatch = "none"
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True)
 class ILRMConfig:
     """The network of the paper. Defaults are the released half-resolution model (V, H, F).
 
@@ -130,7 +143,6 @@ class ILRMConfig:
         cross_attention: read the image tokens in every layer, or ("first", an ablation) in the first one only.
         self_attention: exchange across views (without it, an ablation, each view stays alone).
         camera_encoding: "prope" makes self-attention see relative cameras (see ``camera_encoding``); paper: "none".
-        mini_batch: which share of both token sets a layer's cross-attention works on ("none" = all of them).
         normalisation: how the world is scaled before it enters (see ``ilrm.core.cameras.normalise``).
         decoder: how raw channels become Gaussians.
         matching: optional plane-sweep matching; needs "match" among the image channels and the footprint decoder. With
@@ -138,7 +150,6 @@ class ILRMConfig:
             views contradict them (see ``consistency``).
         pixel_head: hidden channels of a convolution on the viewpoint grid that corrects each Gaussian's raw channels
             after the decoder's projection, 0 = none (not part of the paper).
-        checkpoint: recompute each update layer's activations in the backward pass instead of keeping them.
     """
 
     width: int = 768
@@ -155,12 +166,10 @@ class ILRMConfig:
     cross_attention: Literal["every", "first"] = "every"
     self_attention: bool = True
     camera_encoding: Literal["none", "prope"] = "none"
-    mini_batch: MiniBatch = "none"
     normalisation: NormalisationRule = "transformed"
     decoder: ReleasedDecoder | FootprintDecoder = field(default_factory=ReleasedDecoder)
     matching: MatchingConfig | None = None
     pixel_head: int = 0
-    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         check_range(self, 1, _WIDEST, "width", "head_width")

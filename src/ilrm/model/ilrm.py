@@ -13,7 +13,7 @@ from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.model import mini_batch
 from ilrm.model.blocks import UpdateLayer
 from ilrm.model.camera_encoding import CameraEncoding
-from ilrm.model.config import FootprintDecoder, ILRMConfig
+from ilrm.model.config import ComputeConfig, FootprintDecoder, ILRMConfig
 from ilrm.model.consistency import cross_check
 from ilrm.model.decode import DecoderInputs, GaussianLogits, PixelHead, decode
 from ilrm.model.hidden import fill_hidden, hidden_pixels
@@ -37,11 +37,12 @@ class ILRM(nn.Module):
 
     Args:
         config: what it is made of; the parameters are drawn as in the paper (normal, standard deviation 0.02).
+        compute: how it is computed; may be changed at any time (``model.compute = ...``).
     """
 
-    def __init__(self, config: ILRMConfig) -> None:
+    def __init__(self, config: ILRMConfig, compute: ComputeConfig | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.compute = config, compute or ComputeConfig()
         p, d = config.patch_size, config.width
         self.viewpoint_tokens = PatchTokens(channel_count(config.viewpoint_channels), p, d)
         self.image_tokens = PatchTokens(channel_count(config.image_channels), p, d)
@@ -140,7 +141,7 @@ class ILRM(nn.Module):
         decoded = []
         for i, layer in enumerate(self.layers):
             subset = mini_batch.subset(
-                config.mini_batch,
+                self.compute.mini_batch,
                 i,
                 rows,
                 columns,
@@ -148,7 +149,7 @@ class ILRM(nn.Module):
                 training=self.training,
                 device=image_NMd.device,
             )
-            if config.checkpoint and torch.is_grad_enabled():
+            if self.compute.checkpoint and torch.is_grad_enabled():
                 viewpoint_BTd = checkpoint(layer, viewpoint_BTd, image_NMd, subset, cameras, use_reentrant=False)
             else:
                 viewpoint_BTd = layer(viewpoint_BTd, image_NMd, subset, cameras)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ilrm.core.checks import find_device
+from ilrm.core.checks import find_device, peak_memory
 from ilrm.core.errors import note_warnings
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.reporting import Reporter, Silent
@@ -152,7 +149,7 @@ class _Run:
             "psnr_before_refine": before and before[0],
             "ssim_before_refine": before and before[1],
             "seconds": self.seconds,
-            "peak_memory_gb": peak_memory_gb(self.device),
+            "peak_memory_gb": None if (peak := peak_memory(self.device)) is None else round(peak / 1e9, 3),
             "num_gaussians": len(gaussians),
             "world_offset": gaussians.origin.tolist(),
             "num_inputs": len(inputs),
@@ -222,15 +219,3 @@ def _refine_report(result: RefineResult | None, watch: WatchName) -> dict[str, A
         "early_stop": result.stopped_early,
         "watched": watch if measured else "none",
     }
-
-
-def peak_memory_gb(device: torch.device) -> float | None:
-    """The most memory in use so far, in GB: of the GPU if that computes, else of the process; None on Windows."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)

@@ -9,7 +9,7 @@ from typing import Literal
 from ilrm.core.errors import ConfigError
 from ilrm.core.typed_config import check_finite, check_range
 from ilrm.datasets.procedural import ProceduralConfig
-from ilrm.model import ILRMConfig
+from ilrm.model import ComputeConfig, ILRMConfig
 
 Range = tuple[int, int]
 Fit = Literal["exact", "released", "released_shim", "stretch"]
@@ -285,6 +285,7 @@ class TrainConfig:
     Attributes:
         name: the preset it came from.
         steps: optimiser steps of the whole run; schedules end there.
+        compute: mini-batch cross-attention and recomputed layers.
         accumulate: parts that a rank's share of a batch is split into.
         precision: "bf16" trains in bf16 autocast with fp32 parameters.
         compile: run the network through torch.compile.
@@ -300,6 +301,7 @@ class TrainConfig:
     model: ILRMConfig
     stages: tuple[Stage, ...]
     steps: int
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     validation: Stage | None = None

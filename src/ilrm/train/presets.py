@@ -23,7 +23,7 @@ from pathlib import Path
 from ilrm.core.errors import ConfigError
 from ilrm.datasets.procedural import ProceduralConfig
 from ilrm.files.paths import is_dir
-from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
+from ilrm.model import ComputeConfig, FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.train.config import (
     Bounded,
     BoundedV2,
@@ -194,7 +194,7 @@ def smoke(data: Path | None) -> TrainConfig:
 def _mini_batch(name: str, whole: Preset) -> Preset:
     def variant(data: Path | None) -> TrainConfig:
         config = whole(data)
-        return replace(config, name=name, model=replace(config.model, mini_batch="quarter"))
+        return replace(config, name=name, compute=replace(config.compute, mini_batch="quarter"))
 
     variant.__doc__ = f"As ``{name.removesuffix('-mc')}``, with quarter mini-batch cross-attention (MC in the paper)."
     return variant
@@ -248,7 +248,8 @@ def _paper(name: str, model: ILRMConfig, stages: tuple[Stage, ...], steps: int, 
     """What all presets of the paper have in common; see the top of this file."""
     return TrainConfig(
         name=name,
-        model=replace(model, checkpoint=True),
+        model=model,
+        compute=ComputeConfig(checkpoint=True),
         stages=stages,
         steps=steps,
         loss=LossConfig(perceptual="vgg"),

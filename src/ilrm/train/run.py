@@ -96,7 +96,7 @@ class Run:
         self.fabric, self.config, self.output = fabric, config, output
         self.progress = Progress() if stored is None else stored.progress
         torch.manual_seed(config.seed)
-        network = ILRM(config.model)
+        network = ILRM(config.model, config.compute)
         if stored is None and config.initial_weights is not None:
             together(fabric, partial(_initialise, network, config.initial_weights))
         if config.compile:
@@ -344,7 +344,7 @@ class Run:
                 copy_checkpoint(self.output / LAST, self.output / name)
         prefix = "network." if self._average is None else "average."
         with torch.device("meta"):
-            whole = ILRM(self.config.model)
+            whole = ILRM(self.config.model, self.config.compute)
         weights = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
         whole.load_state_dict(weights, assign=True)
         save_weights(whole, self.output / WEIGHTS, overwrite=True)
@@ -358,8 +358,7 @@ def _seed(*numbers: int) -> int:
 def _initialise(network: ILRM, source: str) -> None:
     """Start from trained weights of the same network. Raises WeightsError, ConfigError."""
     trained = from_pretrained(source)
-    # What a network computes must be the same; how, may change.
-    ours, theirs = (replace(x.config, checkpoint=False, mini_batch="none") for x in (network, trained))
+    ours, theirs = network.config, trained.config
     differing = [f.name for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)]
     if differing:
         raise ConfigError(

@@ -15,16 +15,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ilrm.core.errors import ConfigError, WeightsError
+from ilrm.core.typed_config import build
 from ilrm.files import atomic_folder, paths, settle, write_bytes, write_text
 from ilrm.files.reading import parse_json, read_text
 from ilrm.files.torch_files import LazyTensor, load_lazily, share_reasonably
-from ilrm.model.config import ILRMConfig
+from ilrm.model.config import ComputeConfig, ILRMConfig
 from ilrm.model.ilrm import ILRM
 from ilrm.model.weights import official
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-_METADATA_KEY = "ilrm_config"
+_METADATA_KEY, _COMPUTE_KEY = "ilrm_config", "compute"
 _DOWNLOAD_AGAIN = "download or convert it again"
 
 
@@ -46,10 +47,12 @@ def load_weights(path: str | Path, dtype: torch.dtype = torch.float32) -> ILRM:
             f"{path} does not exist.", expected="a weights file or folder", fix="see `ilrm weights list` for names"
         )
     if paths.is_dir(path) or path.suffix == ".safetensors":
-        config, tensors = _read_own(path)
+        config, compute, tensors = _read_own(path)
     else:
-        config, tensors = _read_released(path)
-    return _fill(config, tensors, dtype, str(path))
+        (config, tensors), compute = _read_released(path), ComputeConfig()
+    model = _fill(config, tensors, dtype, str(path))
+    model.compute = compute
+    return model
 
 
 def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None, *, overwrite: bool = False) -> None:
@@ -63,7 +66,10 @@ def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None
         OutputError: they cannot be written, or the folder holds another config or other weights.
     """
     path = Path(path)
-    config = json.dumps(model.config.to_dict(), indent=1)
+    described = model.config.to_dict()
+    if model.compute.mini_batch != "none":  # trained so, and meant to be computed so
+        described[_COMPUTE_KEY] = {"mini_batch": model.compute.mini_batch}
+    config = json.dumps(described, indent=1)
     state = {name: x.detach().to("cpu", dtype).contiguous() for name, x in model.state_dict().items()}
     content = save(state, metadata={_METADATA_KEY: config})
     if path.suffix == ".safetensors":
@@ -75,7 +81,7 @@ def save_weights(model: ILRM, path: str | Path, dtype: torch.dtype | None = None
         write_bytes(folder / WEIGHTS_FILE, content)
 
 
-def _read_own(path: Path) -> tuple[ILRMConfig, dict[str, Tensor]]:
+def _read_own(path: Path) -> tuple[ILRMConfig, ComputeConfig, dict[str, Tensor]]:
     folder, file = (path, path / WEIGHTS_FILE) if paths.is_dir(path) else (None, path)
     if not paths.is_file(file):
         raise WeightsError(f"{path} holds no {WEIGHTS_FILE}.", fix=_DOWNLOAD_AGAIN)
@@ -96,7 +102,15 @@ def _read_own(path: Path) -> tuple[ILRMConfig, dict[str, Tensor]]:
             expected=f"a {CONFIG_FILE} beside it, or metadata written by ilrm",
         )
     try:
-        return ILRMConfig.from_dict(parse_json(text, source, WeightsError)), tensors
+        values = parse_json(text, source, WeightsError)
+        compute = {}
+        if isinstance(values, dict):
+            compute = values.pop(_COMPUTE_KEY, {})
+            # Where the first files had them.
+            values.pop("checkpoint", None)
+            if "mini_batch" in values:
+                compute = {"mini_batch": values.pop("mini_batch")}
+        return ILRMConfig.from_dict(values), build(ComputeConfig, compute), tensors
     except ConfigError as error:
         raise WeightsError(f"{path}: {error.problem}", expected=error.expected, fix=error.fix) from error
 

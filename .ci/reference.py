@@ -1,6 +1,6 @@
 """For the reference: docstrings say "width, height: image size", which its parser takes for a name and a type.
 
-A space that does not break keeps such names together.
+Another kind of space keeps such names together.
 """
 
 from __future__ import annotations
@@ -23,4 +23,4 @@ class NamesTogether(griffe.Extension):
 
 
 def _joined(match: re.Match[str]) -> str:
-    return match[0].replace(", ", ",\u00a0")
+    return match[0].replace(", ", ",\u2005")

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import ilrm
+from ilrm.core import scene as core_scene
 from ilrm.core.errors import CameraError, SceneError
 from ilrm.core.scene import LazyImages, LazyMasks
 from tests.conftest import make_cameras
@@ -123,6 +124,12 @@ def test_files_of_another_shape_are_refused(tmp_path: Path, cameras: ilrm.Camera
     files = save_all(np.stack([smooth(WIDTH, WIDTH)] * VIEWS), tmp_path)
     with pytest.raises(SceneError, match="32x32, its camera 32x24"):
         ilrm.Scene.from_images(files, cameras)
+
+
+def test_paths_need_somebody_who_knows_files(cameras: ilrm.Cameras, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_scene, "_photo_openers", [])
+    with pytest.raises(SceneError, match=r"import ilrm\.scenes"):
+        ilrm.Scene.from_images(["a.png", "b.png", "c.png"], cameras)
 
 
 def test_names_and_cameras_are_checked(photos: np.ndarray, cameras: ilrm.Cameras) -> None:

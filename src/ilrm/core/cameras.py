@@ -284,6 +284,29 @@ class Cameras:
         return torch.cat([torch.linalg.cross(origins, directions, dim=-1), directions], dim=-1)
 
 
+def rigid_inverse(c2w: Tensor) -> Tensor:
+    """World-to-camera matrices of camera-to-world matrices (..., 4, 4)."""
+    rotation = c2w[..., :3, :3].mT
+    w2c = torch.eye(4, dtype=c2w.dtype, device=c2w.device).repeat(*c2w.shape[:-2], 1, 1)
+    w2c[..., :3, :3] = rotation
+    w2c[..., :3, 3:] = -rotation @ c2w[..., :3, 3:]
+    return w2c
+
+
+def points_at_depth(depth: Tensor, pixels: Tensor, c2w: Tensor, K: Tensor) -> Tensor:
+    """World points (..., L, 3) at z-depths (..., L) behind the image positions (..., L, 2) of cameras (...).
+
+    Args:
+        pixels: (x, y) with the centre of the first pixel at (0.5, 0.5).
+        c2w: (..., 4, 4) camera-to-world.
+        K: (..., 3, 3) intrinsics in pixels; skew is ignored.
+    """
+    focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], dim=-1)[..., None, :]
+    xy = (pixels - K[..., None, :2, 2]) / focal
+    local = torch.cat([xy, torch.ones_like(xy[..., :1])], dim=-1) * depth[..., None]
+    return local @ c2w[..., :3, :3].mT + c2w[..., None, :3, 3]
+
+
 def pixel_centres(width: int, height: int, like: Tensor) -> Tensor:
     """(H, W, 2) image coordinates (x, y) = (j + 0.5, i + 0.5), dtype and device of ``like``."""
     y = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5

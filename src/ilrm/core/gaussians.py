@@ -20,6 +20,8 @@ from ilrm.core.errors import GaussiansError
 
 # The fields that have an entry for each Gaussian.
 PER_GAUSSIAN = ("means", "scales", "quats", "opacities", "sh")
+# Rotations count as equal where the quaternions' cosine is this near to 1 or -1 (the released threshold).
+_SAME_ROTATION = 4 * torch.finfo(torch.float64).eps
 _WORLD_ORIGIN = torch.zeros(3, dtype=torch.float64)
 
 
@@ -328,6 +330,18 @@ def matrix_to_quaternion(rotation: Tensor) -> Tensor:
     best = double.argmax(-1)[..., None, None].expand(*double.shape[:-1], 1, 4)
     quat = F.normalize(candidates.gather(-2, best)[..., 0, :], dim=-1)
     return torch.where(quat[..., :1] < 0, -quat, quat)
+
+
+def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """Unit quaternions (..., 4) on the shorter arc from a (..., 4) to b (..., 4), at shares (...) of its angle."""
+    cosine = (a * b).sum(-1)
+    b, cosine = torch.where(cosine[..., None] < 0, -b, b), cosine.abs()
+    angle = cosine.clamp_max(1).acos()
+    same = 1 - cosine < _SAME_ROTATION
+    sine = torch.where(same, 1.0, angle.sin())
+    weights = torch.stack([((1 - share) * angle).sin(), (share * angle).sin()], -1) / sine[..., None]
+    mixed = weights[..., :1] * a + weights[..., 1:] * b
+    return torch.where(same[..., None], a, mixed)
 
 
 def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.render import Rendering, render
 from ilrm.render.depth_colours import colour_depth, depth_range
 from ilrm.render.normals import colour_normals, normals
+from ilrm.scenes.views import evenly_spaced
 
 Panel = Literal["rgb", "depth", "normals", "opacity"]
 
@@ -120,7 +121,7 @@ def clear_near_plane(gaussians: Gaussians, cameras: Cameras, near: float) -> flo
 @torch.no_grad()
 def surface_depths(gaussians: Gaussians, cameras: Cameras, near: float) -> Tensor:
     """(P,) depths of opaque pixels in a few small views along a path."""
-    probes = cameras[_evenly(len(cameras), _PROBES)]
+    probes = cameras[evenly_spaced(len(cameras), _PROBES)]
     factor = min(1.0, _PROBE_SIDE / max(cameras.width, cameras.height))
     probes = probes.resize(max(1, round(cameras.width * factor)), max(1, round(cameras.height * factor)))
     depths = []
@@ -128,10 +129,3 @@ def surface_depths(gaussians: Gaussians, cameras: Cameras, near: float) -> Tenso
         seen = render(gaussians, probes[view], near=near)
         depths.append(seen.depth[seen.alpha > _SURFACE_ALPHA].cpu())
     return torch.cat(depths) if depths else torch.zeros(0)
-
-
-def _evenly(count: int, most: int) -> Sequence[int]:
-    """Up to ``most`` of ``count`` indices, the first and the last among them."""
-    if count <= most:
-        return range(count)
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)]

@@ -20,6 +20,7 @@ from ilrm.core.scene import Scene
 from ilrm.evaluate.agreement import warn_if_apart
 from ilrm.evaluate.metrics import SSIM_WINDOW, mean_of_known, psnr, ssim_map, whole_windows
 from ilrm.render import render
+from ilrm.scenes.views import evenly_spaced
 
 # From widenings of 1 to 2.2 times, compared on the five captures of docs/benchmarks and the bundled one.
 _FOOTPRINT, _MOST_WIDENING = 1.5, 1.75
@@ -196,7 +197,7 @@ def refine(
     origin = gaussians.origin if gaussians.origin.any() else scene.cameras.local_origin()
     state = _State(start, photos.cameras, config)
     best = _Best(start, config.patience)
-    probes = photos.select(_evenly(len(photos), _MOST_PROBES))
+    probes = photos.select(evenly_spaced(len(photos), _MOST_PROBES))
     before = mean_psnr(start, probes)
     warn_if_apart(start, probes, before)
     if watched is not None:
@@ -254,13 +255,6 @@ def _check(gaussians: Gaussians, scene: Scene, steps: int) -> None:
             "opacities outside [0, 1] or the rotation 0 0 0 0.",
             fix="keep only gaussians[gaussians.possible()]",
         )
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    """Up to ``most`` of ``count`` indices, the first and the last among them."""
-    if count <= most:
-        return list(range(count))
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
 def _view_rounds(count: int, per_step: int | None, generator: torch.Generator) -> Iterator[list[int]]:

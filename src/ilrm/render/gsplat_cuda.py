@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilrm.core import spherical_harmonics
-from ilrm.core.cameras import Cameras
+from ilrm.core.cameras import Cameras, rigid_inverse
 from ilrm.core.errors import ConfigError, MissingExtraError
 from ilrm.core.gaussians import Gaussians
 from ilrm.render.rules import BLUR
@@ -59,7 +59,7 @@ def draw(
         scales=drawn.scales,
         opacities=drawn.opacities,
         colors=colours,
-        viewmats=_rigid_inverse(c2w).to(drawn.means),
+        viewmats=rigid_inverse(c2w).to(drawn.means),
         Ks=cameras.K.detach().to(drawn.means),
         width=width,
         height=height,
@@ -81,12 +81,3 @@ def _without_broken(gaussians: Gaussians) -> Gaussians:
     shown = gaussians.map(lambda x: torch.where(sound.reshape(sound.shape + (1,) * (x.ndim - sound.ndim)), x, 0.0))
     upright = shown.quats.new_tensor([1.0, 0.0, 0.0, 0.0])
     return replace(shown, quats=torch.where(sound[..., None], shown.quats, upright))
-
-
-def _rigid_inverse(c2w: Tensor) -> Tensor:
-    """World-to-camera matrices of camera-to-world matrices (..., 4, 4)."""
-    rotation = c2w[..., :3, :3].mT
-    w2c = torch.eye(4, dtype=c2w.dtype, device=c2w.device).repeat(*c2w.shape[:-2], 1, 1)
-    w2c[..., :3, :3] = rotation
-    w2c[..., :3, 3:] = -rotation @ c2w[..., :3, 3:]
-    return w2c

@@ -25,6 +25,13 @@ def split_holdout(count: int, every: int = 8) -> tuple[list[int], list[int]]:
     return [i for i in range(count) if i % every], held_out
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Up to ``most`` of ``count`` indices, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
 def select_inputs(cameras: Cameras, count: int, candidates: Sequence[int] | None = None, seed: int = 0) -> list[int]:
     """``count`` views that stand for all candidates: the member nearest to each centre of a k-means clustering.
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ilrm.core.cameras import pixel_centres, points_at_depth
 from ilrm.core.errors import ConfigError
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.precision import autocast
@@ -176,15 +177,8 @@ def surface_points(depth_BVL: Tensor, batch: Batch, factor: int) -> Tensor:
     """(B, V, L, 3) points at these z-depths on the rays through the centres of the viewpoint pixels."""
     height, width = (side // factor for side in batch.images.shape[2:4])
     c2w, K = batch.c2w[:, : batch.inputs], batch.K[:, : batch.inputs]
-    y, x = torch.meshgrid(
-        factor * (torch.arange(height, device=K.device) + 0.5),
-        factor * (torch.arange(width, device=K.device) + 0.5),
-        indexing="ij",
-    )
-    local_x = (x.flatten() - K[..., 0, 2, None]) / K[..., 0, 0, None]
-    local_y = (y.flatten() - K[..., 1, 2, None]) / K[..., 1, 1, None]
-    local = torch.stack([local_x, local_y, torch.ones_like(local_x)], dim=-1) * depth_BVL[..., None]
-    return torch.einsum("bvij,bvlj->bvli", c2w[..., :3, :3], local) + c2w[:, :, None, :3, 3]
+    pixels = factor * pixel_centres(width, height, K).flatten(0, 1)
+    return points_at_depth(depth_BVL, pixels, c2w, K)
 
 
 def _known_depth(depth_BVHW: Tensor, factor: int) -> Tensor:

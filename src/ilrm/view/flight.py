@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ilrm.core.errors import ConfigError
-from ilrm.core.gaussians import matrix_to_quaternion, quaternion_to_matrix
+from ilrm.core.gaussians import matrix_to_quaternion, quaternion_to_matrix, slerp
 from ilrm.view.splats import Pose
 
 
@@ -38,22 +38,11 @@ def fly(keyframes: Sequence[Pose], frames: int) -> list[Pose]:
         i = min(int(time), max(last - 1, 0))
         j, t = min(i + 1, last), time - i
         c2w = torch.eye(4, dtype=torch.float64)
-        c2w[:3, :3] = quaternion_to_matrix(_slerp(quats[i], quats[j], t))
+        c2w[:3, :3] = quaternion_to_matrix(slerp(quats[i], quats[j], torch.tensor(t, dtype=torch.float64)))
         c2w[:3, 3] = _spline(centres[max(i - 1, 0)], centres[i], centres[j], centres[min(j + 1, last)], t)
         fov, distance = ((1 - t) * logs[i] + t * logs[j]).exp().tolist()
         way.append(Pose(c2w, fov, distance))
     return way
-
-
-def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """The quaternion (4,) a share t of the shorter way from a to b."""
-    cosine = torch.dot(a, b)
-    if cosine < 0:
-        b, cosine = -b, -cosine
-    angle = torch.acos(cosine.clamp(max=1.0))
-    if angle < 1e-6:
-        return a
-    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
 def _spline(before: Tensor, a: Tensor, b: Tensor, after: Tensor, t: float) -> Tensor:

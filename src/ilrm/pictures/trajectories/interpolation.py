@@ -10,12 +10,10 @@ from torch.nn import functional as F
 
 from ilrm.core.cameras import Cameras
 from ilrm.core.errors import ConfigError
-from ilrm.core.gaussians import matrix_to_quaternion, quaternion_to_matrix
+from ilrm.core.gaussians import matrix_to_quaternion, quaternion_to_matrix, slerp
 
 # Looking directions count as parallel where their cosine is this near to 1 or -1 (the released threshold).
 _PARALLEL = 1e-4
-# Rotations count as equal where the quaternions' cosine is this near to 1 or -1 (the released threshold).
-_SAME_ROTATION = 4 * torch.finfo(torch.float64).eps
 
 
 def interpolate(cameras: Cameras, steps: int = 16) -> Cameras:
@@ -63,22 +61,10 @@ def _at(cameras: Cameras, times: Tensor) -> Cameras:
     c2w, K = cameras.c2w.double().cpu(), cameras.K.double().cpu()
     quats = matrix_to_quaternion(c2w[:, :3, :3])
     path = torch.eye(4, dtype=torch.float64).repeat(len(times), 1, 1)
-    path[:, :3, :3] = quaternion_to_matrix(_slerp(quats[first], quats[second], share))
+    path[:, :3, :3] = quaternion_to_matrix(slerp(quats[first], quats[second], share))
     path[:, :3, 3] = torch.lerp(c2w[first, :3, 3], c2w[second, :3, 3], share[:, None])
     between = torch.lerp(K[first], K[second], share[:, None, None])
     return Cameras(path.to(cameras.c2w), between.to(cameras.K), cameras.width, cameras.height)
-
-
-def _slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """Unit quaternions (F, 4) on the shorter great arc from a (F, 4) to b (F, 4), at shares (F,) of its angle."""
-    cosine = (a * b).sum(-1)
-    b, cosine = torch.where(cosine[:, None] < 0, -b, b), cosine.abs()
-    angle = cosine.clamp_max(1).acos()
-    same = 1 - cosine < _SAME_ROTATION
-    sine = torch.where(same, 1.0, angle.sin())
-    weights = torch.stack([((1 - share) * angle).sin(), (share * angle).sin()], -1) / sine[:, None]
-    mixed = weights[:, :1] * a + weights[:, 1:] * b
-    return torch.where(same[:, None], a, mixed)
 
 
 def interpolate_pair(pair: Cameras, times: Tensor) -> Cameras:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -254,3 +257,21 @@ def test_an_origin_is_short_to_write() -> None:
     assert local_origin(centre, 34.0).tolist() == [512350.0, 5432110.0, 250.0]
     assert local_origin(centre, 0.0).tolist() == [0, 0, 0]
     assert local_origin(centre * float("nan"), 1.0).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("given", [lambda x: x, lambda x: x.numpy()], ids=["tensor", "array"])
+def test_cameras_of_world_to_camera_matrices(given: Callable[[Tensor], Any]) -> None:
+    cameras = make_cameras(3, 32, 24)
+    for rows in (3, 4):
+        found = Cameras.from_w2c(given(cameras.w2c[:, :rows]), given(cameras.K[0]), 32, 24)
+        torch.testing.assert_close(found.c2w, cameras.c2w)
+        torch.testing.assert_close(found.K, cameras.K)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.zeros(2, 4, 4), torch.eye(4), torch.eye(3).repeat(2, 1, 1), torch.eye(4, dtype=torch.long).repeat(2, 1, 1)],
+)
+def test_matrices_that_no_camera_has_are_refused(wrong: Tensor) -> None:
+    with pytest.raises(CameraError):
+        Cameras.from_w2c(wrong, torch.eye(3), 8, 6)

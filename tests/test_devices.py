@@ -111,6 +111,7 @@ FUNCTIONS: dict[str, Callable[[], Any]] = {
     "cat": lambda: Gaussians.cat([meta_gaussians(), meta_gaussians().at(FAR)]),
     "matrix_to_quaternion": lambda: matrix_to_quaternion(meta_cameras().c2w[:, :3, :3]),
     "quaternion_multiply": lambda: quaternion_multiply(meta_gaussians().quats, meta_gaussians().quats),
+    "from_gsplat": lambda: Gaussians.from_gsplat(**meta_gaussians(2).to_gsplat()),
     "gsplat": drawn,
     "normals": lambda: normals.normals(torch.rand(VIEWS, HEIGHT, WIDTH, device=META), meta_cameras(), "world"),
     "psnr": lambda: psnr(torch.rand(**IMAGES), torch.rand(**IMAGES)),

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -165,12 +166,34 @@ class Cameras:
         return torch.linalg.inv(self.c2w)
 
     @staticmethod
-    def from_w2c(w2c: Tensor, K: Tensor, width: int, height: int) -> Cameras:
-        """Cameras of world-to-camera matrices (..., V, 4, 4), as COLMAP, gsplat and VGGT have them (OpenCV axes)."""
-        if tuple(w2c.shape[-2:]) == (3, 4):
+    def from_w2c(w2c: Tensor | NDArray[Any], K: Tensor | NDArray[Any], width: int, height: int) -> Cameras:
+        """Cameras of world-to-camera matrices, as COLMAP, gsplat and VGGT have them (OpenCV axes).
+
+        Args:
+            w2c: (..., V, 4, 4), or (..., V, 3, 4) without the last row.
+            K: (..., V, 3, 3) intrinsics in pixels, or one (3, 3) for all.
+            width, height: image size in pixels.
+
+        Raises:
+            CameraError: shapes that do not fit, or a matrix that cannot be inverted.
+        """
+        w2c, K = torch.as_tensor(w2c), torch.as_tensor(K)
+        if w2c.ndim < 3 or tuple(w2c.shape[-2:]) not in ((3, 4), (4, 4)) or not w2c.is_floating_point():
+            raise CameraError(
+                f"Cameras.from_w2c was given w2c {tuple(w2c.shape)} of {w2c.dtype}.",
+                expected="(..., V, 4, 4) or (..., V, 3, 4) in floating point",
+            )
+        if w2c.shape[-2] == 3:
             last = w2c.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*w2c.shape[:-2], 1, 4)
             w2c = torch.cat([w2c, last], dim=-2)
-        return Cameras(torch.linalg.inv(w2c.double()).to(w2c.dtype), K, width, height)
+        try:
+            c2w = torch.linalg.inv(w2c.double()).to(w2c.dtype)
+        except RuntimeError as error:
+            raise CameraError(
+                "Cameras.from_w2c was given a matrix that cannot be inverted.",
+                expected="a rotation and a translation in each",
+            ) from error
+        return Cameras(c2w, K.expand(*w2c.shape[:-2], 3, 3) if K.shape == (3, 3) else K, width, height)
 
     @staticmethod
     def stack(parts: Sequence[Cameras]) -> Cameras:

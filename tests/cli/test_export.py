@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ilrm.splats.cameras import load_cameras
 from tests.cli.conftest import tree
 from tests.conftest import make_gaussians
 from tests.export.compare import differences
+from tests.view.test_page import embedded
 
 
 @pytest.fixture
@@ -116,6 +118,54 @@ def test_colmap_project_in_another_frame(result: Path, scene_folder: Path, tmp_p
         seen.append(scene.points @ camera[:3, :3].T + camera[:3, 3])
     distance = torch.cdist(3 * seen[0], seen[1]).min(dim=1).values
     assert distance.max() < 1e-4 * seen[1].norm(dim=1).max()
+
+
+def test_the_page_of_a_result(result: Path, tmp_path: Path) -> None:
+    """What `ilrm view --html` writes, byte for byte but for what differs from one writing to the next."""
+    page = tmp_path / "page.html"
+    assert main(["export", str(result), "-o", str(page), "-o", str(tmp_path / "a.ply")]) == 0
+    assert main(["view", str(result), "--html", str(tmp_path / "view.html")]) == 0
+    ours, other = parts(page), parts(tmp_path / "view.html")
+    assert ours == other
+    assert f"<title>{result.name}</title>" in ours[0]
+    assert "held-out PSNR" in ours[0]
+    assert ours[0].count('<img alt="camera') == len(load_cameras(result / "cameras.json")[1])
+    assert load_gaussians(tmp_path / "a.ply").means.shape == load_gaussians(result / "scene.ply").means.shape
+
+
+def test_the_page_is_filtered_and_turned(result: Path, tmp_path: Path) -> None:
+    """Cameras move along with the splats."""
+    names = ("plain.html", "turned.html")
+    assert main(["export", str(result), "-o", str(tmp_path / names[0]), "--top", "9"]) == 0
+    options = ["--top", "9", "--frame", "z-up", "--scale", "2"]
+    assert main(["export", str(result), "-o", str(tmp_path / names[1]), *options]) == 0
+    plain, turned = (parts(tmp_path / name) for name in names)
+    assert "<td>Gaussians</td><td>9</td>" in plain[0]
+    before, after = (
+        torch.tensor([m["position"] for m in page[1] if m["name"] != "/splats"]) for page in (plain, turned)
+    )
+    assert len(before) == len(load_cameras(result / "cameras.json")[1])
+    torch.testing.assert_close(torch.cdist(after, after), 2 * torch.cdist(before, before), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(after, 2 * before, atol=1e-2)
+    splats = [next(m for m in page[1] if m["name"] == "/splats")["position"] for page in (plain, turned)]
+    first = [torch.dist(torch.tensor(splats[0]), before[0]), torch.dist(torch.tensor(splats[1]), after[0])]
+    # The middle of the splats, a median along each axis, depends a little on the axes.
+    assert 0.5 < first[1] / (2 * first[0]) < 2
+
+
+def parts(page: Path) -> tuple[str, list[dict]]:
+    """The text of a page without the scene, and where the scene's nodes stand."""
+    text = page.read_text()
+    scene = [m for m in embedded(text)[0] if m["type"] == "SetPositionMessage" and m["name"]]
+    return re.sub(r'__VISER_EMBED_DATA__="[^"]*"', "", text), scene
+
+
+def test_a_page_in_the_way_stays(splats: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "page.html").write_text("mine")
+    fails(["export", str(splats), "-o", str(tmp_path / "page.html")], ["exists already", "--overwrite"], capsys)
+    assert (tmp_path / "page.html").read_text() == "mine"
+    assert main(["export", str(splats), "-o", str(tmp_path / "page.html"), "--overwrite"]) == 0
+    assert "<title>in</title>" in (tmp_path / "page.html").read_text()
 
 
 def fails(arguments: list[str], words: list[str], capsys) -> None:

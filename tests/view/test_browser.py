@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from ilrm.view.controls import FRAMES_PER_SECOND, add_controls
 from ilrm.view.live import Viewer, pose_of
 from ilrm.view.server import serve
 from ilrm.view.splats import Layout, Pose, arrange
-from tests.conftest import PATIENCE_S, make_cameras, make_gaussians, wait_until
+from tests.conftest import PATIENCE_S, look_at, make_cameras, make_gaussians, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page
@@ -79,6 +80,17 @@ class Watched:
         style.evaluate("element => element.remove()")
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")) / 255.0
 
+    def at_rest(self) -> np.ndarray:
+        """The picture once it shows something and stays what it is."""
+        deadline, last, same = time.monotonic() + PATIENCE_S, self.picture(), 0
+        while same < 3:
+            assert time.monotonic() < deadline, "it never came to rest"
+            drawn(self.page)
+            now = self.picture()
+            same = same + 1 if np.array_equal(now, last) and now.min() < 0.9 else 0
+            last = now
+        return last
+
     def psnr(self, expected: np.ndarray) -> float:
         """Of the picture, once it has come to rest: the best until time is over."""
         deadline, best = time.monotonic() + PATIENCE_S, 0.0
@@ -108,11 +120,9 @@ def test_the_page_draws_the_scene_offline(capture: Result, watched: Watched, tmp
     page.goto(path.as_uri())
     assert page.title() == capture.title
     assert capture.numbers["held-out PSNR"] in page.inner_text("#ilrm-card")
-    hide_cameras(page)
     assert watched.psnr(rendered(capture, layout, layout.poses[0])) >= LEAST_PSNR
     page.click("#ilrm-strip a:nth-child(3)")  # a control of the page: another input camera
     page.wait_for_url(re.compile("initialCameraPosition"))
-    hide_cameras(page)
     assert watched.psnr(rendered(capture, layout, layout.poses[2])) >= LEAST_PSNR
     assert watched.complaints() == []
     assert [url for url in watched.requests if not url.startswith(("file:", "blob:", "data:"))] == []
@@ -163,12 +173,53 @@ def test_the_page_draws_far_before_near(nearest_first: bool, watched: Watched, t
         pixel = watched.picture()[HEIGHT // 2 - 8, WIDTH // 2 + 8]
 
 
-def hide_cameras(page: Page) -> None:
-    """By viser's own control, the eye in the scene tree."""
-    page.locator("[aria-label='Show scene tree']").first.dispatch_event("click")
-    page.locator("[data-scene-node='/cameras'] svg").nth(1).dispatch_event("mousedown", {"button": 0})
-    page.mouse.up()
-    page.locator("[aria-label='Hide scene tree']").first.dispatch_event("click")
+def ring(views: int) -> Cameras:
+    """Around the origin, looking at it: half of them in the view of each."""
+    angles = 2 * math.pi * torch.arange(views) / views
+    centres = 4 * torch.stack([angles.sin(), torch.full((views,), -0.2), -angles.cos()], dim=1)
+    return Cameras(torch.stack([look_at(centre, torch.zeros(3)) for centre in centres]), lens(views), WIDTH, HEIGHT)
+
+
+def walk(views: int) -> Cameras:
+    """One behind the other, looking the way they go: all others lie in the view of the first."""
+    c2w = torch.eye(4).repeat(views, 1, 1)
+    c2w[:, :3, 3] = torch.arange(views)[:, None] * torch.tensor([0.02, 0.01, 0.1]) - torch.tensor([0, 0, 6.0])
+    return Cameras(c2w, lens(views), WIDTH, HEIGHT)
+
+
+def lens(views: int) -> torch.Tensor:
+    return torch.tensor([[300.0, 0, WIDTH / 2], [0, 300, HEIGHT / 2], [0, 0, 1]]).repeat(views, 1, 1)
+
+
+@pytest.mark.parametrize("cameras", [ring(9), ring(60), walk(40)], ids=["ring", "dense ring", "walk"])
+def test_frustums_cover_nothing_and_a_key_hides_them(cameras: Cameras, watched: Watched, tmp_path: Path) -> None:
+    photos = [np.zeros((HEIGHT, WIDTH, 3), np.uint8)] * len(cameras)
+    small = make_gaussians(50)  # in the middle of the picture, so that nothing hides the frustums
+    save_page(replace(small, means=0.1 * small.means), tmp_path / "page.html", cameras, photos)
+    page = watched.page
+    page.goto((tmp_path / "page.html").as_uri())
+    assert 0 < hidden_by_key(watched) < 0.01
+    page.keyboard.press("c")
+    page.get_by_role("button", name="Hide the cameras").wait_for()
+    page.goto((tmp_path / "page.html").as_uri() + (page.get_attribute("#ilrm-strip a:nth-child(4)", "href") or ""))
+    assert hidden_by_key(watched) < 0.01
+    assert watched.complaints() == []
+
+
+def test_frustums_do_not_cover_the_capture(capture: Result, watched: Watched, tmp_path: Path) -> None:
+    save_page(capture.gaussians, tmp_path / "page.html", capture.cameras, capture.photos)
+    watched.page.goto((tmp_path / "page.html").as_uri())
+    assert hidden_by_key(watched) < 0.01
+
+
+def hidden_by_key(watched: Watched) -> float:
+    """The share of the picture's pixels that the key for the frustums changes."""
+    page = watched.page
+    page.wait_for_function("window.ilrmClient?.nodeRefFromName['/cameras/000']")
+    before = watched.at_rest()
+    page.keyboard.press("c")
+    page.get_by_role("button", name="Show the cameras").wait_for()
+    return float((np.abs(watched.at_rest() - before).max(axis=-1) > 0.03).mean())
 
 
 @pytest.fixture
@@ -186,14 +237,17 @@ def test_the_live_viewer_draws_and_obeys(capture: Result, viewer: Viewer, watche
     wait_until(viewer.server.get_clients)
     (client,) = viewer.server.get_clients().values()
     first, second = viewer.layout.poses[:2]
-    # It starts in the first input camera, whose frustum steps aside.
+    # It starts in the first input camera.
     wait_until(lambda: np.allclose(client.camera.position, first.position, atol=1e-3))
     assert torch.allclose(pose_of(client.camera).c2w, first.c2w, atol=1e-3)
-    wait_until(lambda: not viewer.frustums[0].visible)
-    assert viewer.frustums[1].visible
-    viewer.frustums_wanted = False
-    viewer.update_frustums()
     assert watched.psnr(rendered(capture, viewer.layout, pose_of(client.camera))) >= LEAST_PSNR
+
+    # A key hides the frustums and shows them again, like their control.
+    page.get_by_role("button", name="Save video").wait_for(state="attached")
+    drawn(page)
+    for wanted in (False, True):
+        page.keyboard.press("c")
+        wait_until(lambda wanted=wanted: viewer.all_frustums is not None and viewer.all_frustums.visible == wanted)
 
     # Thresholds, set by keyboard in the panel, and the count that follows.
     page.set_viewport_size({"width": 800, "height": 600})
@@ -217,12 +271,10 @@ def test_the_live_viewer_draws_and_obeys(capture: Result, viewer: Viewer, watche
     assert len(load_ply(tmp_path / "edited.ply")) == expected
 
     # A click on a frustum, seen from further back, flies there.
-    viewer.frustums_wanted = True
     c2w = first.c2w.clone()
     c2w[:3, 3] -= 2 * viewer.layout.scale * c2w[:3, 2]
     viewer.fly_along(client, [Pose(c2w, first.fov, first.distance)], 0)
     wait_until(lambda: np.allclose(client.camera.position, c2w[:3, 3], atol=1e-3))
-    wait_until(lambda: viewer.frustums[1].visible)
     drawn(page)
     page.mouse.click(*on_screen(page, client.camera, plate(viewer.frustums[1])))
     wait_until(lambda: np.allclose(client.camera.position, second.position, atol=1e-3))
@@ -242,8 +294,7 @@ def test_the_live_viewer_records_and_crops(capture: Result, viewer: Viewer, watc
     (client,) = viewer.server.get_clients().values()
     first = viewer.layout.poses[0]
     wait_until(lambda: np.allclose(client.camera.position, first.position, atol=1e-3))
-    viewer.frustums_wanted = False
-    viewer.update_frustums()
+    viewer.show_frustums(False)
 
     # What Screenshot saves is the picture without the panel.
     def screenshot() -> np.ndarray:

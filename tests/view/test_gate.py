@@ -151,6 +151,7 @@ MALFORMED = [
     {"type": "ShareUrlRequest"},  # would open a tunnel for the whole world
     {"type": "BackgroundImageMessage", "format": "png", "rgb_data": None, "depth_data": None},
     {"type": "ViewerCameraMessage"},
+    {"type": "CommandTriggerMessage", "uuid": 3},
     {**CAMERA, "wxyz": (1, 0, 0)},
     {**CAMERA, "position": (float("nan"), 0, 0)},
     {**CAMERA, "fov": 0.0},

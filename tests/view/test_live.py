@@ -25,7 +25,8 @@ from ilrm.splats import load_ply
 from ilrm.view.client import repaired
 from ilrm.view.controls import add_controls, comparison, count_text, edited_ply, save_flight
 from ilrm.view.live import Viewer
-from ilrm.view.server import serve
+from ilrm.view.server import frustum_scale, serve
+from ilrm.view.splats import arrange
 from tests.conftest import PATIENCE_S, make_cameras, make_gaussians, wait_until
 
 
@@ -152,14 +153,28 @@ def test_comparison(viewer: Viewer) -> None:
     assert np.array_equal(alone, pair[:, 64:])
 
 
-def test_frustums_step_aside(viewer: Viewer) -> None:
-    assert viewer.camera_at(viewer.layout.poses[2].position) == 2
-    assert viewer.camera_at(viewer.layout.poses[2].position + 10) is None
-    viewer._standing[5] = 2
-    viewer.update_frustums()
-    assert [frustum.visible for frustum in viewer.frustums] == [True, True, False]
+def test_frustums_go_and_come_back(viewer: Viewer) -> None:
+    everything = viewer.all_frustums
+    assert everything is not None
     control(viewer, "Frustums").value = False
-    until(lambda: not any(frustum.visible for frustum in viewer.frustums), viewer)
+    until(lambda: not everything.visible, viewer)
+    (command,) = viewer.server.gui._command_handle_from_uuid.values()
+    assert command.hotkey == "C"
+    for callback in command._impl.trigger_cb:
+        callback(viser.CommandEvent(None, None, command))  # type: ignore[arg-type]
+    until(lambda: everything.visible, viewer)
+    assert control(viewer, "Frustums").value
+
+
+def test_frustums_are_small() -> None:
+    """Beside the scene, and beside the distance from one camera to the next; cameras at one place count once."""
+    cameras = make_cameras(2, 64, 48)
+    apart = (cameras.centers[0] - cameras.centers[1]).norm().item()
+    assert frustum_scale(arrange(make_gaussians(9), cameras)) <= 0.25 * apart
+    twice = frustum_scale(arrange(make_gaussians(9), cameras[[0, 1, 0, 1]]))
+    assert 0 < twice <= 0.25 * apart
+    alone = arrange(make_gaussians(9), cameras[:1])
+    assert frustum_scale(alone) == pytest.approx(0.05 * alone.scale)
 
 
 def test_a_flight_becomes_a_video(viewer: Viewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

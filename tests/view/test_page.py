@@ -54,7 +54,7 @@ def test_the_page_holds_the_scene(tmp_path: Path) -> None:
     colours = torch.cat([degree_zero_colours(g), g.opacities[:, None]], dim=1)
     assert np.abs(rgba / 255 - colours.numpy()).max() <= 0.5 / 255 + 1e-6
     frustums = [m for m in messages if m["type"] == "CameraFrustumMessage"]
-    assert [m["props"]["_image_data"] is None for m in frustums] == [True, False, False]
+    assert [m["props"]["_image_data"] is None for m in frustums] == [False, False, False]
     (start,) = [m for m in messages if m["type"] == "SetCameraPositionMessage"]
     assert np.allclose(start["position"], cameras.centers[0])
     assert start["initial"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ilrm.core.errors import OutputError
+from ilrm.core.errors import OutputError, warn
+
+if TYPE_CHECKING:
+    from ilrm.core.gaussians import Gaussians
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 # load_scene's own limit under a name of the command line, with one help text.
@@ -35,3 +38,12 @@ def read_with(splats: Path, *others: Path | None) -> list[Path]:
     given = [path for path in others if path is not None]
     named = [path for path in given if path.name == "cameras.json"]
     return [*beside, *named, *(file for path in given if path not in named for file in input_paths(path))]
+
+
+def warn_of_browsers(gaussians: Gaussians) -> None:
+    """Say what a browser cannot show of splats that were trained anti-aliased."""
+    if gaussians.antialiased:
+        warn(
+            "the splats are anti-aliased; browsers draw thin ones too opaque, the renderings of `ilrm view` and "
+            "`ilrm render` are right"
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ilrm.cli.arguments import MaxPixels, read_with
+from ilrm.cli.arguments import MaxPixels, read_with, warn_of_browsers
 from ilrm.cli.console import Console
 from ilrm.core.checks import check_at_least
 from ilrm.core.errors import ConfigError, GaussiansError, SceneError
@@ -34,7 +34,8 @@ _SAME_POSE = 1e-3
 class Export:
     """Convert splats; the extension of the output names the format.
 
-    .ply, .compressed.ply, .splat, .spz, .glb (glTF with KHR_gaussian_splatting; a mesh comes from `ilrm mesh`), .sog.
+    .ply, .compressed.ply, .splat, .spz, .glb (glTF with KHR_gaussian_splatting; a mesh comes from `ilrm mesh`), .sog;
+    .html is the page of `ilrm view --html`, which opens by double click.
     Gaussians are filtered first, in the units and axes of the input, then turned and scaled.
     """
 
@@ -114,7 +115,8 @@ class Export:
             )
         if self.format == "auto":
             for path in self.output:
-                find_format(path)
+                if not _is_page(path):
+                    find_format(path)
         if self.min_opacity is not None and not 0 <= self.min_opacity <= 1:
             raise ConfigError(f"--min-opacity {self.min_opacity} was given.", expected="0 to 1")
         for flag, value in (("--max-scale", self.max_scale), ("--scale", self.scale)):
@@ -165,6 +167,8 @@ class Export:
 
         if self.format == "colmap":
             return self._write_colmap(gaussians, source, path, cameras)
+        if _is_page(path):
+            return self._write_page(gaussians, source, path, cameras)
         if path.suffix.lower() == ".splat" and gaussians.sh_degree > 0:
             console.warn(f"{path} holds no view-dependent colour: SH of degree {gaussians.sh_degree} is left out")
         axes = find_format(path).axes
@@ -190,6 +194,21 @@ class Export:
         size = sum(file.stat().st_size for file in paths.files_below(path))
         return {"path": str(path), "bytes": size, "num_images": len(scene)}
 
+    def _write_page(self, gaussians: Gaussians, source: Path, path: Path, cameras: Cameras | None) -> dict[str, object]:
+        """With the cameras, photos and numbers of the input, where they lie beside it; cameras move along."""
+        from ilrm.files import note_written
+        from ilrm.results import result_of
+        from ilrm.view import save_page
+
+        to_page, result = self._similarity(cameras, None), result_of(source, gaussians)
+        moved, shown = self._moved(gaussians, to_page), result.cameras
+        if shown is not None and to_page is not None:
+            shown = shown.transform(to_page)
+        warn_of_browsers(moved)
+        save_page(moved, path, shown, result.photos or None, result.title, result.numbers)
+        note_written(path)
+        return {"path": str(path), "bytes": path.stat().st_size, "world_offset": moved.origin.tolist()}
+
     def _similarity(self, cameras: Cameras | None, axes: Similarity | None) -> Similarity | None:
         """From the world of the input to the one that is handed to a writer; None if they are the same.
 
@@ -208,6 +227,10 @@ class Export:
     @staticmethod
     def _moved(gaussians: Gaussians, similarity: Similarity | None) -> Gaussians:
         return gaussians if similarity is None else gaussians.transform(similarity)
+
+
+def _is_page(path: Path) -> bool:
+    return path.suffix.lower() == ".html"
 
 
 def _check_same_world(scene: Scene, gaussians: Path, photos: Path) -> None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
-from ilrm.cli.arguments import MaxPixels, check_suffix, read_with
+from ilrm.cli.arguments import MaxPixels, check_suffix, read_with, warn_of_browsers
 from ilrm.cli.console import Console
 from ilrm.core.checks import find_device
-from ilrm.core.errors import ConfigError, SceneError, warn
+from ilrm.core.errors import ConfigError, SceneError
 from ilrm.files import claim_file, note_written
 from ilrm.files.image_files import MAX_PIXELS
 
@@ -79,10 +79,7 @@ class View:
         from ilrm.results.result import photos_of
 
         result = load_result(self.input, self.antialiased or None)
-        if result.gaussians.antialiased:
-            warn(
-                "the splats are anti-aliased; browsers draw thin ones too opaque, the renderings of the panel are right"
-            )
+        warn_of_browsers(result.gaussians)
         if self.photos is None:
             return result
         if result.cameras is None:

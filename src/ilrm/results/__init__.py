@@ -1,5 +1,5 @@
 """What a run leaves: a folder with splats, cameras, photos and numbers, or any splat file with what lies beside it."""
 
-from ilrm.results.result import Result, load_result
+from ilrm.results.result import Result, load_result, result_of
 
-__all__ = ["Result", "load_result"]
+__all__ = ["Result", "load_result", "result_of"]

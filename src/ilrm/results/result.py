@@ -143,7 +143,12 @@ def load_result(path: Path | str, antialiased: bool | None = None) -> Result:
     """
     settle(path)
     path = find_splats(path)
-    gaussians, folder = load_gaussians(path, antialiased), folder_of(path)
+    return result_of(path, load_gaussians(path, antialiased))
+
+
+def result_of(path: Path, gaussians: Gaussians) -> Result:
+    """Gaussians that come from a splat file, with what lies beside that file, as ``load_result`` finds it."""
+    folder = folder_of(path)
     cameras, names, photos = None, (), ()
     if (beside := cameras_beside(path)) is not None:
         cameras, names = beside

@@ -30,7 +30,7 @@ if (location.protocol === "file:") {
 
 # The client unpacks its code as text before it runs it, which is where it can be changed. The corners of a splat's quad
 # have two coordinates; three.js asks for the third and reports NaN as an error. The notice that there is no GPU would
-# stay over the scene until it is closed by hand.
+# stay over the scene until it is closed by hand. What the client keeps about its scene gets a name, for the frustums.
 _CODE = """
 {
   const decode = TextDecoder.prototype.decode;
@@ -40,7 +40,8 @@ _CODE = """
     TextDecoder.prototype.decode = decode;
     return text
       .replace("[-2,-2,2,-2,2,2,-2,2]),2)", "[-2,-2,0,2,-2,0,2,2,0,-2,2,0]),3)")
-      .replace(/(id:`webgl-software-rendering`[^}]*autoClose:)!1/, (_, before) => before + "10000");
+      .replace(/(id:`webgl-software-rendering`[^}]*autoClose:)!1/, (_, before) => before + "10000")
+      .replace("useRef({sendMessage:", "useRef(window.ilrmClient??={sendMessage:");
   };
 }"""
 
@@ -52,6 +53,50 @@ _ADDRESSES_OF_PICTURES = """
   URL.revokeObjectURL = (url) => void setTimeout(revoke, 10000, url);
 }"""
 
+# Frustums may not cover what is looked at. One that comes near shrinks, down to nothing where one stands in it, and all
+# shrink together where they would take more than a share of the picture. A frustum counts as the disc of its sphere.
+_FRUSTUMS = """
+{
+  const LARGEST = 0.06, SHARE = 0.01; // radius over distance; discs over the picture
+  const radius = (node) => {
+    let largest = 0;
+    node.traverse((part) => (largest = Math.max(largest, part.geometry?.boundingSphere?.radius ?? 0)));
+    return largest;
+  };
+  const fit = () => {
+    requestAnimationFrame(fit);
+    const client = window.ilrmClient, camera = client?.camera;
+    if (!camera || !client.nodeRefFromName) return;
+    const view = camera.matrixWorldInverse.elements;
+    const high = Math.tan((camera.fov * Math.PI) / 360), wide = high * camera.aspect;
+    const line = (2 * high) / window.innerHeight; // its width, a pixel, at distance 1
+    const scales = new Map();
+    let covered = 0;
+    for (const [name, node] of Object.entries(client.nodeRefFromName)) {
+      const size = name.startsWith("/cameras/") && node ? radius(node) : 0;
+      if (size === 0) continue;
+      const place = node.matrixWorld.elements;
+      const [x, y, z] = [0, 1, 2].map(
+        (row) => view[row] * place[12] + view[4 + row] * place[13] + view[8 + row] * place[14] + view[12 + row]
+      );
+      const distance = Math.hypot(x, y, z);
+      scales.set(node, Math.min(1, (LARGEST * distance) / size));
+      const seen = Math.abs(x) < -1.1 * wide * z && Math.abs(y) < -1.1 * high * z;
+      if (seen) covered += (Math.PI * ((scales.get(node) * size) / distance + line) ** 2) / (4 * wide * high);
+    }
+    const together = covered > SHARE ? Math.sqrt(SHARE / covered) : 1;
+    let changed = false;
+    for (const [node, alone] of scales) {
+      const scale = Math.max(alone * together, 1e-6);
+      if (Math.abs(scale - node.scale.x) <= 0.01 * node.scale.x) continue;
+      node.scale.setScalar(scale);
+      changed = true;
+    }
+    if (changed) client.requestRender();
+  };
+  requestAnimationFrame(fit);
+}"""
+
 # In a small window notices lie over the controls: clicks reach what is below them, except on their own buttons.
 _NOTICES = """
 .mantine-Notification-root { pointer-events: none !important; }
@@ -61,7 +106,7 @@ _NOTICES = """
 
 def repaired(page: str, head: str = _TITLE) -> str:
     """viser's page with the repairs, and with ``head`` (title and styles) in place of its title."""
-    scripts = f"<script>{_SORTER_FROM_FILES}{_CODE}{_ADDRESSES_OF_PICTURES}\n</script>"
+    scripts = f"<script>{_SORTER_FROM_FILES}{_CODE}{_ADDRESSES_OF_PICTURES}{_FRUSTUMS}\n</script>"
     # Python's replace: a title with backslashes or dollars stays what it is.
     return page.replace(_TITLE, f"{head}<style>{_NOTICES}</style>{scripts}", 1)
 

@@ -170,7 +170,7 @@ def _add_inputs(viewer: Viewer) -> None:
     gui, result = viewer.server.gui, viewer.result
     names = result.labels
     with gui.add_folder("Input cameras"):
-        wanted = gui.add_checkbox("Frustums", True, hint="Click one to fly there")
+        wanted = gui.add_checkbox("Frustums", True, hint="Click one to fly there. The key C hides and shows them")
         which = gui.add_dropdown("Camera", names, initial_value=names[0])
         go = gui.add_button("Fly there")
         score = gui.add_markdown(
@@ -188,8 +188,14 @@ def _add_inputs(viewer: Viewer) -> None:
     @wanted.on_update
     def _(_: object) -> None:
         with viewer.turn:
-            viewer.frustums_wanted = wanted.value
-            viewer.update_frustums()
+            viewer.show_frustums(wanted.value)
+
+    command = gui.add_command("Hide or show the frustums", hotkey="C")
+
+    @command.on_trigger
+    def _(_: object) -> None:
+        with viewer.turn:
+            wanted.value = not wanted.value
 
     which.on_update(lambda _: viewer.work.submit("comparison", compare))
     go.on_click(_told(viewer, lambda client: viewer.fly_to(client, viewer.layout.poses[names.index(which.value)])))

@@ -64,12 +64,18 @@ class _GizmoLeft(_Kind, tag="TransformControlsDragEndMessage"):
     owner: str = ""
 
 
+class _Command(_Kind, tag="CommandTriggerMessage"):
+    uuid: str
+
+
 class _Picture(_Kind, tag="GetRenderResponseMessage"):
     payload: bytes
     render_uuid: str
 
 
-_DECODER = msgspec.msgpack.Decoder(_Camera | _Control | _Click | _Gizmo | _GizmoTaken | _GizmoLeft | _Picture)
+_DECODER = msgspec.msgpack.Decoder(
+    _Camera | _Control | _Click | _Gizmo | _GizmoTaken | _GizmoLeft | _Command | _Picture
+)
 
 
 class _Messages(Protocol):

@@ -68,20 +68,18 @@ class Viewer:
         self.turn = threading.RLock()
         self.listeners: dict[str, Callable[[], None]] = {}  # what else is to be drawn again, by name
         self._arrays: tuple[str, SplatArrays] | None = None
-        self._standing: dict[int, int | None] = {}  # client -> the camera that it stands in
         show_layout(server, self.layout)
         self._splats = show_splats(server, self.arrays)
         self._points: viser.PointCloudHandle | None = None
         self._mesh = _show_mesh(server, result.mesh, self.origin)
+        self.all_frustums: viser.FrameHandle | None = None
         self.frustums: list[viser.CameraFrustumHandle] = []
-        self.frustums_wanted = True
         if result.cameras is not None:
             photos = result.photos or [None] * len(result.cameras)
-            self.frustums = show_cameras(server, result.cameras, self.layout, photos)
+            self.all_frustums, self.frustums = show_cameras(server, result.cameras, self.layout, photos)
         for i, frustum in enumerate(self.frustums):
             frustum.on_click(lambda event, i=i: self.fly_to(event.client, self.layout.poses[i]))
         server.on_client_connect(self._welcome)
-        server.on_client_disconnect(lambda client: self._moved(client, gone=True))
 
     @property
     def modes(self) -> list[str]:
@@ -155,34 +153,18 @@ class Viewer:
 
     def _welcome(self, client: viser.ClientHandle) -> None:
         client.camera.on_update(lambda _: self._moved(client))
-        self._moved(client)
         self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
 
-    def _moved(self, client: viser.ClientHandle, gone: bool = False) -> None:
-        """Follow a visitor: hide the frustum that would cover the view, draw the picture again."""
+    def _moved(self, client: viser.ClientHandle) -> None:
+        """Follow a visitor with our own rendering, where that is shown."""
         with self.turn:
-            if gone:
-                self._standing.pop(client.client_id, None)
-            else:
-                self._standing[client.client_id] = self.camera_at(client.camera.position)
-                if self.mode in PICTURES:
-                    self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
-            self.update_frustums()
+            if self.mode in PICTURES:
+                self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
 
-    def camera_at(self, position: Array) -> int | None:
-        """The input camera whose frustum surrounds a point (3,), if any."""
-        for i, pose in enumerate(self.layout.poses if self.frustums else ()):
-            if np.linalg.norm(pose.position - position) < 0.1 * self.layout.scale:
-                return i
-        return None
-
-    def update_frustums(self) -> None:
-        """Show the frustums that are wanted and that nobody stands in."""
-        occupied = set(self._standing.values())
-        for i, frustum in enumerate(self.frustums):
-            visible = self.frustums_wanted and i not in occupied
-            if frustum.visible != visible:
-                frustum.visible = visible
+    def show_frustums(self, wanted: bool) -> None:
+        """Show the frustums of the input cameras, or hide them."""
+        if self.all_frustums is not None:
+            self.all_frustums.visible = wanted
 
     def fly_to(self, client: viser.ClientHandle, pose: Pose) -> None:
         """Move one visitor to a pose."""

@@ -14,7 +14,7 @@ from ilrm.core.errors import GaussiansError
 from ilrm.core.gaussians import Gaussians
 from ilrm.files import write_text
 from ilrm.view.client import repaired
-from ilrm.view.server import serve, show_cameras, show_layout, show_splats, thumbnail
+from ilrm.view.server import CAMERAS, serve, show_cameras, show_layout, show_splats, thumbnail
 from ilrm.view.splats import Array, Layout, Pose, arrange, check_drawable, splat_arrays
 
 _STRIP_SIDE = 72  # pixels of a thumbnail in the strip
@@ -30,7 +30,30 @@ _STYLE = """<style>
 #ilrm-strip a { display: block; color: #222; }
 #ilrm-strip img { display: block; border-radius: 3px; }
 #ilrm-card p { margin: 4px 0 2px; color: #666; }
+#ilrm-card button { font: inherit; padding: 0 6px; }
 </style>"""
+
+_BUTTON = " <button>Hide the cameras</button> (key C)"
+# A message like those of a live viewer, which nobody sends here.
+_HIDE = """
+{
+  const button = document.querySelector("#ilrm-card button");
+  let visible = true;
+  const toggle = () => {
+    const client = window.ilrmClient;
+    if (!client) return;
+    visible = !visible;
+    button.textContent = visible ? "Hide the cameras" : "Show the cameras";
+    client.messageQueue.push({ type: "SetSceneNodeVisibilityMessage", name: "CAMERAS", visible });
+    client.requestRender();
+  };
+  button.addEventListener("click", toggle);
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest?.("input, textarea, select");
+    const other = event.repeat || event.ctrlKey || event.metaKey || event.altKey;
+    if (event.key.toLowerCase() === "c" && !other && !typing) toggle();
+  });
+}""".replace("CAMERAS", CAMERAS)
 
 
 def save_page(
@@ -68,9 +91,7 @@ def save_page(
         show_layout(server, layout)
         show_splats(server, splat_arrays(gaussians))
         if cameras is not None:
-            # The first camera is where the page opens: its photo would cover the scene.
-            images = [None, *thumbnails[1:]] if thumbnails else [None] * len(cameras)
-            show_cameras(server, cameras, layout, images)
+            show_cameras(server, cameras, layout, thumbnails or [None] * len(cameras))
         page = server.scene.as_html()
     write_text(path, _dressed(page, layout if cameras is not None else None, thumbnails, title, numbers or {}))
 
@@ -86,9 +107,10 @@ def _dressed(
     name = html.escape(title)
     rows = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in numbers.items())
     strip = "" if layout is None else _strip(layout, thumbnails)
+    more, script = ("", "") if layout is None else (_BUTTON, f"<script>{_HIDE}\n</script>")
     card = (
         f'<details id="ilrm-card" open><summary>{name}</summary><table>{rows}</table>{strip}'
-        "<p>Drag to turn, drag with the right button to move, scroll to come nearer.</p></details>"
+        f"<p>Drag to turn, drag with the right button to move, scroll to come nearer.{more}</p></details>{script}"
     )
     page = repaired(page, f"<title>{name}</title>{_STYLE}")
     body_end = page.rindex("</body>")

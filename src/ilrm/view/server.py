@@ -23,9 +23,12 @@ from ilrm.view.splats import Array, Layout, SplatArrays
 if TYPE_CHECKING:
     import viser
 
-_FRUSTUM_SHARE = 0.08  # of the scene's scale
-_FRUSTUM_COLOUR = (230, 120, 30)
+CAMERAS = "/cameras"  # the node of the scene that holds all frustums
+# A frustum's size: at most these shares of the scene's scale and of the distance to the nearest camera.
+_OF_SCALE, _OF_DISTANCE = 0.05, 0.25
+_FRUSTUM_COLOUR = (205, 170, 140)
 _THUMBNAIL_SIDE = 128
+_PALE = 0.35  # share of white in the photo of a frustum; a transparent one would still hide the splats behind it
 _LONGEST_HOST = 80  # letters of it in a message
 _FIXES = {
     errno.EADDRINUSE: "choose another port with --port, or --port 0 for any free one",
@@ -127,19 +130,26 @@ def show_splats(server: viser.ViserServer, arrays: SplatArrays) -> viser.Gaussia
 
 def show_cameras(
     server: viser.ViserServer, cameras: Cameras, layout: Layout, photos: Sequence[Array | None]
-) -> list[viser.CameraFrustumHandle]:
-    """Add a frustum per camera under the name /cameras, with its photo (H, W, 3) uint8 where there is one."""
+) -> tuple[viser.FrameHandle, list[viser.CameraFrustumHandle]]:
+    """Add a small, faint frustum per camera, with its photo (H, W, 3) uint8 where there is one.
+
+    The client shrinks those that come near the visitor (see ``ilrm.view.client``).
+
+    Returns:
+        the node ``CAMERAS`` that all of them hang on, and the frustums.
+    """
     wxyz = matrix_to_quaternion(cameras.c2w[:, :3, :3].double().cpu()).numpy()
-    scale = _FRUSTUM_SHARE * layout.scale
-    return [
+    scale = frustum_scale(layout)
+    return server.scene.add_frame(CAMERAS, show_axes=False), [
         server.scene.add_camera_frustum(
-            f"/cameras/{i:03d}",
+            f"{CAMERAS}/{i:03d}",
             fov=pose.fov,
             aspect=cameras.width / cameras.height,
             scale=scale,
-            thickness=0.02 * scale,
+            thickness=1.0,
+            thickness_units="screen",  # a line that is scaled with the frustum would be a blob in a small one
             color=_FRUSTUM_COLOUR,
-            image=None if (photo := photos[i]) is None else thumbnail(photo),
+            image=None if (photo := photos[i]) is None else _pale(thumbnail(photo)),
             jpeg_quality=80,
             wxyz=wxyz[i],
             position=pose.position,
@@ -148,6 +158,22 @@ def show_cameras(
         )
         for i, pose in enumerate(layout.poses)
     ]
+
+
+def frustum_scale(layout: Layout) -> float:
+    """viser's scale of all frustums: small beside the scene, and beside the distance from a camera to the next."""
+    centres = np.stack([pose.position for pose in layout.poses])
+    nearest = []
+    for centre in centres:
+        distances = np.linalg.norm(centres - centre, axis=1)
+        others = distances[distances > 1e-6 * layout.scale]  # neither itself nor cameras at the same place
+        nearest.append(others.min(initial=np.inf))
+    return min(_OF_SCALE * layout.scale, _OF_DISTANCE * float(np.median(nearest)))
+
+
+def _pale(photo: Array) -> Array:
+    """A photo (H, W, 3) uint8 with white mixed in."""
+    return (photo * (1 - _PALE) + 255 * _PALE).round().astype(np.uint8)
 
 
 def thumbnail(photo: Array, side: int = _THUMBNAIL_SIDE) -> Array:

@@ -89,7 +89,8 @@ class Average:
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = model.state_dict()
         moving = [name for name, x in now.items() if x.is_floating_point()]
-        torch._foreach_lerp_([self.weights[name] for name in moving], [now[name] for name in moving], 1 - keep)
+        ours, theirs = [self.weights[name] for name in moving], [now[name] for name in moving]
+        torch._foreach_lerp_(ours, theirs, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
         for name in now.keys() - {*moving}:
             self.weights[name].copy_(now[name])
         self.updates += 1

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Literal
 
 from ilrm.core.errors import OutputError
 from ilrm.core.precision import exact_fp32
@@ -21,9 +20,7 @@ from ilrm.train.config import TrainConfig
 from ilrm.train.data.loader import worker_deaths_explained
 from ilrm.train.distributed import StrategyName, launch, together
 from ilrm.train.log import StepRecord
-from ilrm.train.run import CONFIG, LAST, Run
-
-StoppedBy = Literal["steps", "minutes", "signal"]
+from ilrm.train.run import CONFIG, LAST, Run, StoppedBy
 
 
 @dataclass(frozen=True)

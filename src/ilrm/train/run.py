@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -38,9 +38,9 @@ from ilrm.train.validate import validate
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from ilrm.train.engine import StoppedBy
 
 T = TypeVar("T")
+StoppedBy = Literal["steps", "minutes", "signal"]
 
 LAST, BEST, WEIGHTS, CONFIG = "last", "best", "weights", "config.json"
 # A share of broken items means little among fewer.

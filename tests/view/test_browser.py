@@ -32,7 +32,7 @@ from ilrm.view import save_page
 from ilrm.view.controls import FRAMES_PER_SECOND, add_controls
 from ilrm.view.live import Viewer, pose_of
 from ilrm.view.server import serve
-from ilrm.view.splats import Layout, Pose, arrange
+from ilrm.view.splats import Pose, ViewLayout, arrange
 from tests.conftest import PATIENCE_S, look_at, make_cameras, make_gaussians, wait_until
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def watched(browser: Browser) -> Iterator[Watched]:
     context.close()
 
 
-def rendered(result: Result, layout: Layout, pose: Pose) -> np.ndarray:
+def rendered(result: Result, layout: ViewLayout, pose: Pose) -> np.ndarray:
     seen = render(result.gaussians, pose.camera(WIDTH, HEIGHT), near=layout.near)
     return seen.rgb[0].clamp(0, 1).numpy()
 

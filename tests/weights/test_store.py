@@ -58,7 +58,7 @@ def test_bf16_file_gives_fp32_parameters(model: ILRM, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["main", "wide"])
-def test_the_map_covers_a_full_network_both_ways(layout: official.Layout) -> None:
+def test_the_map_covers_a_full_network_both_ways(layout: official.ReleasedLayout) -> None:
     config = ILRMConfig.released_two_view() if layout == "main" else ILRMConfig.released_wide()
     with torch.device("meta"):
         ours = set(ILRM(config).state_dict())

@@ -29,7 +29,7 @@ from ilrm.cli.render import Render
 from ilrm.cli.train import Train
 from ilrm.cli.view import View
 from ilrm.cli.weights import Weights
-from ilrm.core.errors import ConfigError, IlrmError, hear_warnings
+from ilrm.core.errors import ConfigError, IlrmError, redirect_warnings
 from ilrm.files import settle
 
 Command = (
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         console.results.failure = error
         return console.settle(0)
     console = Console(quiet=command.json)
-    with _explained_warnings(console), hear_warnings(console.warn):
+    with _explained_warnings(console), redirect_warnings(console.warn):
         try:
             status = _run(command, console)
         except SystemExit as asked:
@@ -102,7 +102,7 @@ def _end_beside_gloo(status: int) -> None:
 
 def _run(command: Any, console: Console) -> int:
     try:
-        with _StopCleanly(), hear_warnings(console.warn):
+        with _StopCleanly(), redirect_warnings(console.warn):
             for path in _paths(command):
                 settle(path)
             console.answer(command.run(console))

@@ -87,7 +87,7 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def hear_warnings(tell: Callable[[str], object]) -> Iterator[None]:
+def redirect_warnings(tell: Callable[[str], object]) -> Iterator[None]:
     """Hand the text of each IlrmWarning to ``tell`` while inside, also where Python would show it only once.
 
     Other warnings go their usual way. Like all of ``warnings``, for one thread at a time.
@@ -107,7 +107,7 @@ def hear_warnings(tell: Callable[[str], object]) -> Iterator[None]:
 
 
 @contextmanager
-def note_warnings(notes: list[str]) -> Iterator[None]:
+def collect_warnings(notes: list[str]) -> Iterator[None]:
     """Keep the text of each IlrmWarning in a list, once; all warnings go their usual way."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:

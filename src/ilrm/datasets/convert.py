@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from ilrm.core.errors import ConfigError, SceneError, hear_warnings
+from ilrm.core.errors import ConfigError, SceneError, redirect_warnings
 from ilrm.core.scene import Scene
 from ilrm.datasets.dataset import NameRule, SceneRef, find_scenes
 from ilrm.datasets.layouts import Item
@@ -19,7 +19,7 @@ from ilrm.files import as_json, check_apart, claim_names, write_owned
 from ilrm.files.image_files import MAX_PIXELS
 from ilrm.files.paths import is_dir, portable
 from ilrm.scenes.camera_findings import camera_warnings
-from ilrm.scenes.frames import Source, assemble
+from ilrm.scenes.frames import CaptureSource, assemble
 from ilrm.scenes.load import read_source
 from ilrm.scenes.photos.images import Size
 from ilrm.scenes.readers.photo_files import REDUCED_FOLDERS
@@ -128,7 +128,7 @@ def _origin(ref: SceneRef) -> str:
 
 def _load(ref: SceneRef, fit: Fit, form: Literal["chunks", "json"]) -> tuple[Scene, tuple[str, ...]]:
     found: list[str] = []
-    with hear_warnings(found.append):
+    with redirect_warnings(found.append):
         source = _open(ref, fit)
         scene = assemble(source, max_side=fit.max_side, size=fit.size, max_pixels=fit.max_pixels)
     found += [*camera_warnings(source, scene), *_enlarged(source, scene, fit)]
@@ -140,7 +140,7 @@ def _load(ref: SceneRef, fit: Fit, form: Literal["chunks", "json"]) -> tuple[Sce
     return scene, tuple(dict.fromkeys(found))
 
 
-def _open(ref: SceneRef, fit: Fit) -> Source:
+def _open(ref: SceneRef, fit: Fit) -> CaptureSource:
     """The scene with the smallest copies of its photos that are large enough; as listed if none are."""
     folder = ref.path if is_dir(ref.path) else ref.path.parent
     if fit.max_side is not None or fit.size is not None:
@@ -156,13 +156,13 @@ def _open(ref: SceneRef, fit: Fit) -> Source:
     return read_source(ref.path, ref.key)
 
 
-def _common_size(source: Source) -> Size:
+def _common_size(source: CaptureSource) -> Size:
     """Of the undistorted photos."""
     sizes = Counter(frame.lens.undistorted(frame.photo.label).size for frame in source.frames)
     return sizes.most_common(1)[0][0]
 
 
-def _enlarged(source: Source, scene: Scene, fit: Fit) -> Iterator[str]:
+def _enlarged(source: CaptureSource, scene: Scene, fit: Fit) -> Iterator[str]:
     width, height = _common_size(source)
     if fit.size is not None and fit.enlarges((width, height)):
         target = f"{scene.cameras.width}x{scene.cameras.height}"

@@ -64,7 +64,7 @@ class Written:
         return build(Written, value)
 
 
-class Layout(Protocol):
+class SetLayout(Protocol):
     """A data set's folder."""
 
     def open(self) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ilrm.core.errors import IlrmError, OutputError
-from ilrm.datasets.layouts import ChunkLayout, FolderLayout, Form, Item, Layout, Settings, Written, check_same
+from ilrm.datasets.layouts import ChunkLayout, FolderLayout, Form, Item, SetLayout, Settings, Written, check_same
 from ilrm.datasets.parallel import Lost, choose_jobs, run_each
 from ilrm.files import only_writer
 from ilrm.scenes.save import ImageFormat
@@ -96,14 +96,14 @@ def save_set(
 
 def _layout(
     root: Path, form: Form, image_format: ImageFormat, settings: Mapping[str, object], chunk_bytes: int
-) -> Layout:
+) -> SetLayout:
     same: Settings = {"form": form, "image_format": image_format, **json.loads(json.dumps(settings))}
     if form == "chunks":
         return ChunkLayout(root, image_format, {**same, "chunk_bytes": chunk_bytes}, chunk_bytes)
     return FolderLayout(root, form, image_format, same)
 
 
-def _find(layout: Layout, root: Path, item: Item) -> Written | None:
+def _find(layout: SetLayout, root: Path, item: Item) -> Written | None:
     if not _NAME.fullmatch(item.name):
         raise OutputError(
             f"A scene cannot be written under the name {item.name!r}.",

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ilrm.core.precision import without_autocast
 from ilrm.model.config import FootprintDecoder
 from ilrm.model.matching import AGREEMENT_TOLERANCE, Match
-from ilrm.model.view_geometry import Views, at_a_time
+from ilrm.model.view_geometry import ViewGeometry, at_a_time
 
 # Errors in log-distance below this are no contradiction.
 _SLACK = 0.05
@@ -80,12 +80,12 @@ def cross_check(
     """
     B, V, H, W = match.fraction.shape
     with without_autocast(rgb.device):
-        views = Views.of(c2w.float(), K.float(), W, H, V - 1, hidden)
+        views = ViewGeometry.of(c2w.float(), K.float(), W, H, V - 1, hidden)
         counted = _count(match.fraction.flatten(0, 1).float(), rgb.flatten(0, 1).float(), views, decoder)
     return Consistency(*(x.unflatten(0, (B, V)) for x in counted))
 
 
-def _count(fraction: Tensor, rgb: Tensor, views: Views, decoder: FootprintDecoder) -> tuple[Tensor, ...]:
+def _count(fraction: Tensor, rgb: Tensor, views: ViewGeometry, decoder: FootprintDecoder) -> tuple[Tensor, ...]:
     """Six maps (B * V, H, W): the fields of ``Consistency`` in their order."""
     distance = decoder.near * torch.exp(math.log(decoder.far / decoder.near) * fraction)
     points = views.points(distance)

@@ -26,7 +26,7 @@ from ilrm.core.errors import ConfigError
 from ilrm.core.precision import without_autocast
 from ilrm.model.config import FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.model.matching_net import MatchingNet
-from ilrm.model.view_geometry import Views, at_a_time
+from ilrm.model.view_geometry import ViewGeometry, at_a_time
 
 # Variance of grey values below which a window counts as plain: (two grey levels of 255) squared.
 _PLAIN_VARIANCE = (2 / 255) ** 2
@@ -109,7 +109,7 @@ def match_depth(
         return Match(middle, torch.full_like(middle, _UNSEEN), torch.zeros_like(middle))
     rgb_NHW3 = rgb.flatten(0, 1)
     with torch.no_grad(), without_autocast(rgb.device):
-        views = Views.of(c2w.float(), K.float(), W, H, matching.sources, hidden)
+        views = ViewGeometry.of(c2w.float(), K.float(), W, H, matching.sources, hidden)
         correlation = _Correlation(rgb_NHW3.float().mean(-1), views, matching.window)
         volume = _sweep(correlation, matching.planes, decoder)
     logits = None if net is None else net(volume, rgb_NHW3)
@@ -128,7 +128,7 @@ def match_depth(
 
 
 def _settle(
-    fraction: Tensor, score: Tensor, logits: Tensor | None, views: Views, decoder: FootprintDecoder
+    fraction: Tensor, score: Tensor, logits: Tensor | None, views: ViewGeometry, decoder: FootprintDecoder
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fraction, score and agreement (N, H, W): each view's own finding, replaced by its surroundings where the views
     disagree."""
@@ -144,7 +144,7 @@ def _settle(
 class _Correlation:
     """Zero-mean normalised correlation of grey windows between each view and its sources, at any hypothesis."""
 
-    def __init__(self, grey_NHW: Tensor, views: Views, window: int) -> None:
+    def __init__(self, grey_NHW: Tensor, views: ViewGeometry, window: int) -> None:
         self.views, self.window = views, _Window(window, grey_NHW)
         self.images = grey_NHW[views.sources]  # (N, S, H, W)
         slope, base = views.project()
@@ -285,7 +285,7 @@ def _sharpened(scores_NFHW: Tensor, places_NFHW: Tensor, logits_NPHW: Tensor, sh
     return ((sharpness * scores_NFHW + prior).softmax(1) * places_NFHW).sum(1)
 
 
-def _agreement(fraction_NHW: Tensor, views: Views, near: float, log_range: float) -> Tensor:
+def _agreement(fraction_NHW: Tensor, views: ViewGeometry, near: float, log_range: float) -> Tensor:
     """How well each pixel's depth fits the depth that the source views found there, in [0, 1] (N, H, W).
 
     Mean over the better half of the sources, as for the scores; a source that does not see the point counts as 0.

@@ -27,7 +27,7 @@ def at_a_time(like: Tensor) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Views:
+class ViewGeometry:
     """All views: c2w (N, 4, 4), K (N, 3, 3), rays of their pixels (N, H, W, 3), S sources of each view (N, S), and
     which pixels a mask hides (N, H, W), None where none does."""
 
@@ -41,14 +41,14 @@ class Views:
     @staticmethod
     def of(
         c2w_BV44: Tensor, K_BV33: Tensor, width: int, height: int, sources: int, hidden_BVHW: Tensor | None = None
-    ) -> Views:
+    ) -> ViewGeometry:
         """Views with their ``sources`` nearest others of the same sample each, or all others where there are fewer."""
         B, V = c2w_BV44.shape[:2]
         first = V * torch.arange(B, device=c2w_BV44.device)[:, None, None]
         folded = (source_views(c2w_BV44, sources) + first).flatten(0, 1)
         c2w, K = c2w_BV44.flatten(0, 1), K_BV33.flatten(0, 1)
         hidden = None if hidden_BVHW is None else hidden_BVHW.flatten(0, 1)
-        return Views(c2w, K, *rays(c2w, K, width, height), folded, hidden)
+        return ViewGeometry(c2w, K, *rays(c2w, K, width, height), folded, hidden)
 
     def points(self, distance_NHW: Tensor) -> Tensor:
         """(N, H, W, 3) at these distances along the pixels' rays."""

@@ -215,7 +215,7 @@ def refine(
         history.append(RefineStep(step, loss, train_psnr, watch_psnr, len(state)))
         if progress is not None:
             progress(history[-1])
-        if best.worn_out:
+        if best.exhausted:
             break
     if watched is None and history:
         best.measured(len(history), math.inf, state.gaussians())
@@ -223,7 +223,7 @@ def refine(
         best.gaussians.transform(to_world, origin=origin),
         tuple(history),
         best.step,
-        best.worn_out,
+        best.exhausted,
         state.skipped_steps,
         psnr_inputs_before=before,
         psnr_inputs=mean_psnr(best.gaussians, probes),
@@ -287,7 +287,7 @@ class _Best:
             self.failures += 1
 
     @property
-    def worn_out(self) -> bool:
+    def exhausted(self) -> bool:
         return self.failures >= self.patience
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ilrm.core.checks import check_at_least, check_size, find_device
-from ilrm.core.errors import note_warnings
+from ilrm.core.errors import collect_warnings
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.files import output_file
 from ilrm.files.image_files import MAX_PIXELS
@@ -61,7 +61,7 @@ def refine_file(
     check_at_least("--steps", steps, 1)
     check_at_least("--max-pixels", max_pixels, 1)
     where, reporter, warnings = find_device(device), reporter or Silent(), []
-    with note_warnings(warnings):
+    with collect_warnings(warnings):
         file = find_splats(Path(splats))
         reads = [file, *input_paths(scene)]
         gaussians = load_gaussians(file, antialiased or None).to(where)

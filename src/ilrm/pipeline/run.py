@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ilrm.core.checks import find_device, peak_memory
-from ilrm.core.errors import note_warnings
+from ilrm.core.errors import collect_warnings
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
@@ -104,7 +104,7 @@ class _Run:
             from ilrm.mesh.files import check_mesh_packages
 
             check_mesh_packages()
-        with note_warnings(self.warnings):
+        with collect_warnings(self.warnings):
             if options.output is None:
                 return self._compute(None)
             check_folder(options.output)

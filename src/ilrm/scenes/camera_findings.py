@@ -9,7 +9,7 @@ from math import atan, degrees
 import torch
 
 from ilrm.core.scene import Scene
-from ilrm.scenes.frames import Source
+from ilrm.scenes.frames import CaptureSource
 from ilrm.scenes.readers.records import listing
 
 # Beyond these the photos are more likely mislabelled than real (100 degrees is the released data's own limit).
@@ -19,7 +19,7 @@ _MOST_OFF_CENTRE = 0.3  # of the principal point, as a share of the photo's side
 _TALLEST_PIXEL = 2.0
 
 
-def camera_warnings(source: Source, scene: Scene) -> Iterator[str]:
+def camera_warnings(source: CaptureSource, scene: Scene) -> Iterator[str]:
     """Sentences that name the views, without a full stop.
 
     Args:
@@ -37,7 +37,7 @@ def horizontal_fov(scene: Scene) -> list[float]:
     return [degrees(2 * atan(scene.cameras.width / (2 * focal))) for focal in scene.cameras.K[:, 0, 0].tolist()]
 
 
-def _sizes(source: Source, scene: Scene) -> Iterator[str]:
+def _sizes(source: CaptureSource, scene: Scene) -> Iterator[str]:
     sizes = Counter((frame.photo.width, frame.photo.height) for frame in source.frames)
     if len(sizes) > 1:
         listed = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common(5))
@@ -45,7 +45,7 @@ def _sizes(source: Source, scene: Scene) -> Iterator[str]:
         yield f"the photos have several sizes ({listed}); all become {target}"
 
 
-def _distortion(source: Source) -> Iterator[str]:
+def _distortion(source: CaptureSource) -> Iterator[str]:
     distorted = [frame for frame in source.frames if frame.lens.distorted]
     for lens in dict.fromkeys(frame.lens for frame in distorted if frame.lens.kept_share() < 1):
         names = [frame.name for frame in distorted if frame.lens == lens]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ilrm.core.errors import IlrmError, SceneError, hear_warnings
+from ilrm.core.errors import IlrmError, SceneError, redirect_warnings
 from ilrm.core.scene import LazyImages, Scene
 from ilrm.files.image_files import MAX_PIXELS
 from ilrm.scenes.camera_findings import camera_warnings, horizontal_fov
-from ilrm.scenes.frames import Source, assemble
+from ilrm.scenes.frames import CaptureSource, assemble
 from ilrm.scenes.load import read_source
 
 
@@ -60,11 +60,11 @@ def check_scene(path: str | Path, *, key: str | None = None, max_pixels: int | N
     return list(report_scene(str(path), lambda: read_source(Path(path), key), max_pixels).findings)
 
 
-def report_scene(name: str, read: Callable[[], Source], max_pixels: int | None = MAX_PIXELS) -> SceneReport:
+def report_scene(name: str, read: Callable[[], CaptureSource], max_pixels: int | None = MAX_PIXELS) -> SceneReport:
     """The report on a scene that ``read`` opens; see ``check_scene``."""
     heard: list[str] = []
     try:
-        with hear_warnings(heard.append):
+        with redirect_warnings(heard.append):
             source = read()
             scene = assemble(source, max_pixels=max_pixels)
             heard.extend(camera_warnings(source, scene))
@@ -78,7 +78,7 @@ def report_scene(name: str, read: Callable[[], Source], max_pixels: int | None =
     )
 
 
-def _counts(source: Source, scene: Scene) -> Iterator[Finding]:
+def _counts(source: CaptureSource, scene: Scene) -> Iterator[Finding]:
     width, height = scene.cameras.width, scene.cameras.height
     known = {"depth": scene.depth, "points": scene.points, "masks": scene.mask}
     extras = [name for name, value in known.items() if value is not None]

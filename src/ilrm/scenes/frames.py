@@ -1,6 +1,6 @@
 """From frames on disk to a scene: undistort, bring to one size, check.
 
-Every loader turns its file format into a ``Source``; ``assemble`` is the one road from there to a ``Scene``.
+Every loader turns its file format into a ``CaptureSource``; ``assemble`` is the one road from there to a ``Scene``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CLEANABLE_ROTATION_ERROR = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class CaptureFrame:
     """One photo with its camera, as a file describes it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Frame:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class CaptureSource:
     """What a loader found.
 
     Attributes:
@@ -62,7 +62,7 @@ class Source:
         holdout: names of the frames that the file sets aside for testing.
     """
 
-    frames: tuple[Frame, ...]
+    frames: tuple[CaptureFrame, ...]
     points: Tensor | None = None
     points_rgb: Tensor | None = None
     holdout: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ def fit_lens(lens: Lens, photo: Photo) -> Lens:
 
 
 def assemble(
-    source: Source, *, max_side: int | None = None, size: Size | None = None, max_pixels: int | None = MAX_PIXELS
+    source: CaptureSource, *, max_side: int | None = None, size: Size | None = None, max_pixels: int | None = MAX_PIXELS
 ) -> Scene:
     """The scene of a source's frames, at one size and without distortion.
 
@@ -127,7 +127,7 @@ def assemble(
     )
 
 
-def _masks(frames: Sequence[Frame], framings: Sequence[Framing], max_pixels: int | None) -> LazyMasks | None:
+def _masks(frames: Sequence[CaptureFrame], framings: Sequence[Framing], max_pixels: int | None) -> LazyMasks | None:
     """None where every pixel counts."""
     photos, files, cut = zip(*((frame.photo, frame.masks, frame.cut) for frame in frames), strict=True)
     masks = open_masks(photos, files, cut, max_pixels)

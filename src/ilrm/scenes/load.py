@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ilrm.core.errors import SceneError, hear_warnings, warn
+from ilrm.core.errors import SceneError, redirect_warnings, warn
 from ilrm.core.scene import Scene
 from ilrm.files import paths, settle
 from ilrm.files.image_files import MAX_PIXELS
 from ilrm.files.reading import read_json
 from ilrm.scenes.camera_findings import camera_warnings
-from ilrm.scenes.frames import Source, assemble
+from ilrm.scenes.frames import CaptureSource, assemble
 from ilrm.scenes.readers.chunks import INDEX, is_chunk_index, read_chunk_scene
 from ilrm.scenes.readers.colmap import find_model, has_model, is_model, read_colmap
 from ilrm.scenes.readers.nerfstudio import read_nerfstudio
@@ -59,7 +59,7 @@ def load_scene(
     Warns (IlrmWarning) of what was left out, assumed, or is odd with the cameras, a line each.
     """
     heard: list[str] = []
-    with hear_warnings(heard.append):
+    with redirect_warnings(heard.append):
         source = read_source(Path(path), key)
         scene = assemble(source, max_side=max_side, size=size, max_pixels=max_pixels)
     for message in dict.fromkeys([*heard, *camera_warnings(source, scene)]):  # once, though many frames may say it
@@ -69,11 +69,11 @@ def load_scene(
 
 def declared_holdout(path: str | Path) -> tuple[str, ...]:
     """Names of the scene's views that its own file sets aside for testing; empty where it says nothing."""
-    with hear_warnings(lambda message: None):  # whoever loads the scene hears them
+    with redirect_warnings(lambda message: None):  # whoever loads the scene hears them
         return read_source(Path(path)).holdout
 
 
-def read_source(path: Path, key: str | None = None, *, images: str | None = None) -> Source:
+def read_source(path: Path, key: str | None = None, *, images: str | None = None) -> CaptureSource:
     """What the loader that fits found at ``path``; see ``load_scene``.
 
     ``images`` is a folder of reduced copies ("images_4") to prefer to the photos that a camera file lists.
@@ -109,7 +109,7 @@ def camera_files(folder: Path) -> list[Path]:
     return [file for file in paths.entries(folder, "*.json") if paths.is_file(file) and _frame_reader(file)]
 
 
-def _read_folder(folder: Path, images: str | None) -> Source:
+def _read_folder(folder: Path, images: str | None) -> CaptureSource:
     if paths.is_file(folder / "transforms.json"):
         return read_nerfstudio([folder / "transforms.json"], images)
     if paths.is_file(folder / _BLENDER_FILES[0]):
@@ -128,7 +128,7 @@ def _read_folder(folder: Path, images: str | None) -> Source:
     raise _nothing_found(folder)
 
 
-def _read_file(file: Path, images: str | None) -> Source:
+def _read_file(file: Path, images: str | None) -> CaptureSource:
     if file.suffix.lower() == ".json":
         if reader := _frame_reader(file):
             return reader(file, images)
@@ -144,7 +144,7 @@ def _read_file(file: Path, images: str | None) -> Source:
     raise SceneError(f"{file} is not a scene.", expected=f"a folder or file of one of these kinds: {_KINDS}")
 
 
-def _frame_reader(file: Path) -> Callable[[Path, str | None], Source] | None:
+def _frame_reader(file: Path) -> Callable[[Path, str | None], CaptureSource] | None:
     """The reader for a JSON file of posed frames, by the keys of its first frame; None for other JSON."""
     data = read_json(file)
     frames = data.get("frames") if isinstance(data, dict) else None

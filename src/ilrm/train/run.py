@@ -48,7 +48,7 @@ _LEAST_SEEN = 50
 
 
 @dataclass(frozen=True)
-class _Found:
+class _StepOutcome:
     """What the batch of a step gave, as in ``StepRecord``; means and counts are those of all processes.
 
     Attributes:
@@ -191,7 +191,7 @@ class Run:
         self._report(record, found)
         return record
 
-    def _gradient(self, step: int) -> _Found:
+    def _gradient(self, step: int) -> _StepOutcome:
         """The clipped gradient of one step's batch, over all parts and processes."""
         config, fabric = self.config, self.fabric
         values: list[dict[str, Tensor]] = []
@@ -216,7 +216,7 @@ class Run:
         counts = mine[0].new_tensor([len(problems), sum(p.broken for p in problems)])
         *means, unusable, broken = self._mean_of_all(torch.cat([torch.stack(mine), counts]))
         loss, psnr, *terms = means
-        return _Found(
+        return _StepOutcome(
             loss=loss,
             psnr=psnr,
             terms=dict(zip(list(values[0])[2:], terms, strict=True)),
@@ -246,7 +246,7 @@ class Run:
         assert isinstance(total, Tensor)
         return (total / self.fabric.world_size).tolist()
 
-    def _count(self, begun: float, batch: int, found: _Found, finite: bool) -> None:
+    def _count(self, begun: float, batch: int, found: _StepOutcome, finite: bool) -> None:
         now = time.perf_counter()
         before, passed = self.progress, now - self._mark
         self._mark, self._step_seconds = now, now - begun
@@ -261,7 +261,7 @@ class Run:
             skipped=before.skipped + (not finite),
         )
 
-    def _report(self, record: StepRecord, found: _Found) -> None:
+    def _report(self, record: StepRecord, found: _StepOutcome) -> None:
         """Log a step and the problems of all processes; stop if it makes no sense to go on."""
         problems = [p for theirs in gather(self.fabric, found.problems) for p in theirs] if found.unusable else []
         if self._log is not None:

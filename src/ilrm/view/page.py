@@ -15,7 +15,7 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.files import write_text
 from ilrm.view.client import repaired
 from ilrm.view.server import CAMERAS, serve, show_cameras, show_layout, show_splats, thumbnail
-from ilrm.view.splats import Array, Layout, Pose, arrange, check_drawable, splat_arrays
+from ilrm.view.splats import Array, Pose, ViewLayout, arrange, check_drawable, splat_arrays
 
 _STRIP_SIDE = 72  # pixels of a thumbnail in the strip
 
@@ -98,7 +98,7 @@ def save_page(
 
 def _dressed(
     page: str,
-    layout: Layout | None,
+    layout: ViewLayout | None,
     thumbnails: Sequence[Array | None] | None,
     title: str,
     numbers: Mapping[str, object],
@@ -117,7 +117,7 @@ def _dressed(
     return page[:body_end] + card + page[body_end:]
 
 
-def _strip(layout: Layout, thumbnails: Sequence[Array | None] | None) -> str:
+def _strip(layout: ViewLayout, thumbnails: Sequence[Array | None] | None) -> str:
     """A link per camera."""
     links = []
     for i, pose in enumerate(layout.poses):
@@ -127,7 +127,7 @@ def _strip(layout: Layout, thumbnails: Sequence[Array | None] | None) -> str:
     return f'<div id="ilrm-strip">{"".join(links)}</div>'
 
 
-def _query(pose: Pose, layout: Layout) -> str:
+def _query(pose: Pose, layout: ViewLayout) -> str:
     """The parameters by which viser's client opens at a pose."""
     vectors = {"Position": pose.position, "LookAt": pose.look_at, "Up": layout.up_at(pose)}
     query = {f"initialCamera{name}": ",".join(f"{x:.9g}" for x in vector) for name, vector in vectors.items()}

@@ -18,7 +18,7 @@ from ilrm.core.cameras import Cameras
 from ilrm.core.errors import OutputError
 from ilrm.core.gaussians import matrix_to_quaternion
 from ilrm.view.client import served_from
-from ilrm.view.splats import Array, Layout, SplatArrays
+from ilrm.view.splats import Array, SplatArrays, ViewLayout
 
 if TYPE_CHECKING:
     import viser
@@ -106,7 +106,7 @@ def _address_error(host: str, port: int, error: Exception) -> OutputError:
     )
 
 
-def show_layout(server: viser.ViserServer, layout: Layout) -> None:
+def show_layout(server: viser.ViserServer, layout: ViewLayout) -> None:
     """Up, clipping planes and the place that every viewer starts from."""
     server.scene.set_up_direction(layout.up.numpy())
     server.scene.world_axes.visible = False
@@ -129,7 +129,7 @@ def show_splats(server: viser.ViserServer, arrays: SplatArrays) -> viser.Gaussia
 
 
 def show_cameras(
-    server: viser.ViserServer, cameras: Cameras, layout: Layout, photos: Sequence[Array | None]
+    server: viser.ViserServer, cameras: Cameras, layout: ViewLayout, photos: Sequence[Array | None]
 ) -> tuple[viser.FrameHandle, list[viser.CameraFrustumHandle]]:
     """Add a small, faint frustum per camera, with its photo (H, W, 3) uint8 where there is one.
 
@@ -160,7 +160,7 @@ def show_cameras(
     ]
 
 
-def frustum_scale(layout: Layout) -> float:
+def frustum_scale(layout: ViewLayout) -> float:
     """viser's scale of all frustums: small beside the scene, and beside the distance from a camera to the next."""
     centres = np.stack([pose.position for pose in layout.poses])
     nearest = []

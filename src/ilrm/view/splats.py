@@ -130,7 +130,7 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ViewLayout:
     """How a scene is shown.
 
     Attributes:
@@ -161,7 +161,7 @@ class Layout:
         return _FAR * self.scale
 
 
-def arrange(gaussians: Gaussians, cameras: Cameras | None) -> Layout:
+def arrange(gaussians: Gaussians, cameras: Cameras | None) -> ViewLayout:
     """Up, scale and places to look from. Without cameras y points down and z forward, as usual for splat files."""
     means = gaussians.means.detach().double().cpu()
     middle = means.median(0).values
@@ -169,7 +169,7 @@ def arrange(gaussians: Gaussians, cameras: Cameras | None) -> Layout:
         spread = max((means - middle).norm(dim=1).median().item(), 1e-9)
         c2w = torch.eye(4, dtype=torch.float64)
         c2w[:3, 3] = middle - torch.tensor([0, 0, 3.0 * spread], dtype=torch.float64)
-        return Layout(torch.tensor([0, -1.0, 0], dtype=torch.float64), spread, (Pose(c2w, 1.0, 3.0 * spread),))
+        return ViewLayout(torch.tensor([0, -1.0, 0], dtype=torch.float64), spread, (Pose(c2w, 1.0, 3.0 * spread),))
     c2w = cameras.c2w.double().cpu()
     up = -c2w[:, :3, 1].mean(0)
     up = F.normalize(up, dim=0) if up.norm() > 1e-3 else -c2w[0, :3, 1]
@@ -178,7 +178,7 @@ def arrange(gaussians: Gaussians, cameras: Cameras | None) -> Layout:
     fovs = 2 * torch.atan(0.5 * cameras.height / K[:, 1, 1])
     focus = focus_point(cameras)
     distances = (((middle if focus is None else focus) - c2w[:, :3, 3]) * c2w[:, :3, 2]).sum(-1)
-    return Layout(
+    return ViewLayout(
         up,
         scale,
         tuple(

@@ -15,7 +15,7 @@ from ilrm.core.errors import ConfigError
 from ilrm.core.scene import Scene
 from ilrm.datasets.procedural import layout
 from ilrm.datasets.procedural.config import ProceduralConfig
-from ilrm.datasets.procedural.views import RAYS_AT_ONCE, Views, render
+from ilrm.datasets.procedural.views import RAYS_AT_ONCE, WorldViews, render
 from ilrm.datasets.procedural.worlds import Worlds
 
 
@@ -57,7 +57,7 @@ def _make_group(seeds: Sequence[int], config: ProceduralConfig, device: torch.de
     owner = torch.arange(count, device=device).repeat_interleave(config.views)
     worlds = Worlds.stack(drawn, device).select(owner)
     exposure = torch.tensor([w.exposure for w in drawn], device=device)
-    images, depth = render(Views(worlds, c2w.flatten(0, 1), K.flatten(0, 1)), exposure, config)
+    images, depth = render(WorldViews(worlds, c2w.flatten(0, 1), K.flatten(0, 1)), exposure, config)
     points, rgb = _surface_points(seeds, images, depth, c2w, K, config)
     return ProceduralBatch(images, depth, c2w, K, points, rgb)
 

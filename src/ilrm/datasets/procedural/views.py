@@ -20,16 +20,16 @@ _SILHOUETTE_OFFSETS = ((0.38, 0.1), (-0.28, 0.28), (-0.1, -0.38))
 
 
 @dataclass(frozen=True, eq=False)
-class Views:
+class WorldViews:
     """N views, each in its own world: c2w (N, 4, 4) and K (N, 3, 3)."""
 
     worlds: Worlds
     c2w: Tensor
     K: Tensor
 
-    def select(self, index: Tensor) -> Views:
+    def select(self, index: Tensor) -> WorldViews:
         """The views at ``index`` (N',)."""
-        return Views(self.worlds.select(index), self.c2w[index], self.K[index])
+        return WorldViews(self.worlds.select(index), self.c2w[index], self.K[index])
 
     def trace(self, pixels: Tensor, config: ProceduralConfig) -> tuple[Tensor, Tensor, Tensor]:
         """Light (N, 3, R), z-depth (N, R) and surface (N, R) at image coordinates (N or 1, 2, R)."""
@@ -60,7 +60,7 @@ def _silhouettes(index: Tensor, width: int) -> Tensor:
     return edge.flatten(1)
 
 
-def _refine(views: Views, centres: Tensor, light: Tensor, index: Tensor, config: ProceduralConfig) -> Tensor:
+def _refine(views: WorldViews, centres: Tensor, light: Tensor, index: Tensor, config: ProceduralConfig) -> Tensor:
     """Light with the pixels on silhouettes replaced by the mean of four samples."""
     edge = _silhouettes(index, config.width)
     most = int(edge.sum(1).max())
@@ -77,7 +77,7 @@ def _refine(views: Views, centres: Tensor, light: Tensor, index: Tensor, config:
     return light.scatter(2, slot, torch.lerp(old, mean, edge.gather(1, place)[:, None].to(old)))
 
 
-def _render(views: Views, config: ProceduralConfig) -> tuple[Tensor, Tensor]:
+def _render(views: WorldViews, config: ProceduralConfig) -> tuple[Tensor, Tensor]:
     place = torch.arange(config.width * config.height, device=views.c2w.device)
     centres = torch.stack([place % config.width + 0.5, place // config.width + 0.5])[None]
     light, depth, index = views.trace_all(centres, config)
@@ -109,7 +109,7 @@ def _each(job: Callable[[Tensor], tuple[Tensor, ...]], items: Sequence[Tensor]) 
     return tuple(torch.cat(part) for part in zip(*done, strict=True))
 
 
-def render(views: Views, exposure: Tensor, config: ProceduralConfig) -> tuple[Tensor, Tensor]:
+def render(views: WorldViews, exposure: Tensor, config: ProceduralConfig) -> tuple[Tensor, Tensor]:
     """Images (B, V, H, W, 3) and z-depth (B, V, H, W) of B * V views, developed to one exposure (B,) a scene."""
     count, scenes = views.c2w.shape[0], exposure.shape[0]
     together = max(1, RAYS_AT_ONCE[views.c2w.device.type] // (config.width * config.height))

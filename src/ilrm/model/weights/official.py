@@ -15,7 +15,7 @@ from ilrm.core.errors import ConfigError, WeightsError
 from ilrm.files.torch_files import LazyTensor
 from ilrm.model.config import ILRMConfig
 
-Layout = Literal["main", "wide"]
+ReleasedLayout = Literal["main", "wide"]
 _MAIN_PREFIX = "encoder.scaler."
 _BLOCK = re.compile(r"processor\.blocks\.(\d+)\.")
 
@@ -41,7 +41,7 @@ _SELF_BLOCK = {
     "mlp.fc1": "self_mlp.fc1",
     "mlp.fc2": "self_mlp.fc2",
 }
-_ENDS: dict[Layout, dict[str, str]] = {
+_ENDS: dict[ReleasedLayout, dict[str, str]] = {
     "main": {
         "input_tokenizer": "viewpoint_tokens.project",
         "input_layernorm": "viewpoint_tokens.norm",
@@ -61,7 +61,7 @@ _ENDS: dict[Layout, dict[str, str]] = {
 }
 
 
-def name_map(layout: Layout, layers: int) -> dict[str, str]:
+def name_map(layout: ReleasedLayout, layers: int) -> dict[str, str]:
     """{name in the file: name in our network} of every tensor of a network with that many update layers."""
     prefix = _MAIN_PREFIX if layout == "main" else ""
     names = dict(_ENDS[layout])
@@ -71,7 +71,7 @@ def name_map(layout: Layout, layers: int) -> dict[str, str]:
     return {f"{prefix}{a}.weight": f"{b}.weight" for a, b in names.items()}
 
 
-def detect(tensors: Mapping[str, Any]) -> Layout | None:
+def detect(tensors: Mapping[str, Any]) -> ReleasedLayout | None:
     """Which released layout these names belong to, if any."""
     if any(name.startswith(_MAIN_PREFIX) for name in tensors):
         return "main"
@@ -80,7 +80,7 @@ def detect(tensors: Mapping[str, Any]) -> Layout | None:
     return None
 
 
-def infer_config(layout: Layout, tensors: Mapping[str, LazyTensor], source: str) -> ILRMConfig:
+def infer_config(layout: ReleasedLayout, tensors: Mapping[str, LazyTensor], source: str) -> ILRMConfig:
     """The config whose network these tensors fill: sizes are read off the shapes, the rest is fixed by the layout.
 
     Raises:
@@ -133,7 +133,7 @@ def infer_config(layout: Layout, tensors: Mapping[str, LazyTensor], source: str)
         raise WeightsError(f"{source}: {error.problem}", expected=f"the released layout {layout!r}") from error
 
 
-def rename(layout: Layout, tensors: Mapping[str, LazyTensor], layers: int) -> dict[str, LazyTensor]:
+def rename(layout: ReleasedLayout, tensors: Mapping[str, LazyTensor], layers: int) -> dict[str, LazyTensor]:
     """The tensors under our names. Names that the map lacks are passed on, so that a strict load reports them."""
     names = name_map(layout, layers)
     return {names.get(name, name): tensor for name, tensor in tensors.items()}

@@ -15,7 +15,7 @@ from ilrm.core.errors import SceneError, warn
 from ilrm.files import paths
 from ilrm.files.reading import read_json
 from ilrm.files.torch_files import LazyBytes, LazyTensor, load_lazily, share_reasonably
-from ilrm.scenes.frames import Frame, Source
+from ilrm.scenes.frames import CaptureFrame, CaptureSource
 from ilrm.scenes.lenses.models import Lens
 from ilrm.scenes.photos.images import encoded_photo
 from ilrm.scenes.readers.records import listing
@@ -36,7 +36,7 @@ def list_keys(path: Path | str) -> tuple[str, ...]:
     return tuple(key for chunk in _chunk_files(path) for key in list_keys(chunk))
 
 
-def read_chunk_scene(path: Path, key: str | None = None) -> Source:
+def read_chunk_scene(path: Path, key: str | None = None) -> CaptureSource:
     """One scene of a chunk file or stage folder; only its chunk is opened, and no image is decoded.
 
     Args:
@@ -99,7 +99,7 @@ class ChunkScene:
         except RuntimeError as error:
             raise SceneError(f"A world-to-camera matrix of {self.label} has no inverse.") from error
 
-    def source(self, views: Sequence[int] | None = None) -> Source:
+    def source(self, views: Sequence[int] | None = None) -> CaptureSource:
         """All frames or some of them, their images not decoded. Raises SceneError as ``c2w``, or for a non-image."""
         poses = self.c2w.double().numpy()
         if (self.cameras[:, 4:6] != 0).any():  # RealEstate10K's places for distortion
@@ -112,14 +112,14 @@ class ChunkScene:
                 f"{self.label} holds its poses in single precision, in steps of about {step:.2g}, and the cameras are "
                 f"{spread:.2g} apart: write the chunk again from the original poses, with an origin near the cameras"
             )
-        return Source(tuple(self._frame(view, poses[view]) for view in (views or range(len(self.cameras)))))
+        return CaptureSource(tuple(self._frame(view, poses[view]) for view in (views or range(len(self.cameras)))))
 
-    def _frame(self, view: int, c2w: np.ndarray) -> Frame:
+    def _frame(self, view: int, c2w: np.ndarray) -> CaptureFrame:
         photo = encoded_photo(lambda: self.images[view].numpy().tobytes(), f"image {view} of {self.label}")
         width, height = photo.width, photo.height
         fx, fy, cx, cy = self.cameras[view, :4].double().tolist()
         lens = Lens.pinhole(fx * width, fy * height, cx * width, cy * height, width, height)
-        return Frame(f"{view:06d}", photo, lens, c2w)
+        return CaptureFrame(f"{view:06d}", photo, lens, c2w)
 
 
 class Chunk:

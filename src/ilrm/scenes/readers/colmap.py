@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ilrm.core.errors import SceneError, warn
 from ilrm.files import paths
-from ilrm.scenes.frames import Frame, Source, fit_lens
+from ilrm.scenes.frames import CaptureFrame, CaptureSource, fit_lens
 from ilrm.scenes.lenses.models import Lens
 from ilrm.scenes.photos.images import open_photo
 from ilrm.scenes.photos.masks import colmap_mask
 from ilrm.scenes.readers import colmap_binary, colmap_text
 from ilrm.scenes.readers.colmap_model import Camera, RegisteredImage
-from ilrm.scenes.readers.photo_files import Found, Listed, find_photos, is_listed_photo
+from ilrm.scenes.readers.photo_files import FoundPhoto, Listed, find_photos, is_listed_photo
 from ilrm.scenes.readers.records import check_size, unique_names
 
 # Where models lie in a project, in the order of precedence; the mapper numbers them inside. hloc says "models".
@@ -54,7 +54,7 @@ def find_model(folder: Path) -> Path | None:
     return best
 
 
-def read_colmap(model: Path, images: str | None = None) -> Source:
+def read_colmap(model: Path, images: str | None = None) -> CaptureSource:
     """The registered images of a model, sorted by name, with its points.
 
     The photos are looked for in ``images/`` beside the model or up to three folders above it (``sparse/0`` lies two
@@ -84,7 +84,7 @@ def read_colmap(model: Path, images: str | None = None) -> Source:
     views = [(image, found) for image, found in zip(registered, places, strict=True) if found is not None]
     names = unique_names([found.name for _, found in views], model)
     frames = tuple(_frame(*view, name, cameras, folder) for view, name in zip(views, names, strict=True))
-    return Source(frames, *_points(model / f"points3D{suffix}", reader))
+    return CaptureSource(frames, *_points(model / f"points3D{suffix}", reader))
 
 
 def _models(place: Path) -> list[Path]:
@@ -146,7 +146,9 @@ def _image_folders(model: Path) -> Iterator[Path]:
     yield from near
 
 
-def _frame(image: RegisteredImage, found: Found, name: str, cameras: dict[int, Camera], folder: Path) -> Frame:
+def _frame(
+    image: RegisteredImage, found: FoundPhoto, name: str, cameras: dict[int, Camera], folder: Path
+) -> CaptureFrame:
     camera = cameras.get(image.camera)
     if camera is None:
         raise SceneError(
@@ -160,7 +162,7 @@ def _frame(image: RegisteredImage, found: Found, name: str, cameras: dict[int, C
     # COLMAP detects features on the pixels as stored and does not turn photos by their EXIF orientation.
     photo = open_photo(found.file, (camera.width, camera.height), stored_pixels=True)
     masks = colmap_mask(folder, image.name)
-    return Frame(name, photo, fit_lens(_lens(camera), photo), np.linalg.inv(image.w2c), masks=masks, cut=True)
+    return CaptureFrame(name, photo, fit_lens(_lens(camera), photo), np.linalg.inv(image.w2c), masks=masks, cut=True)
 
 
 def _lens(camera: Camera) -> Lens:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ilrm.core.errors import AccessError, SceneError, warn
 from ilrm.files.paths import is_file
-from ilrm.scenes.frames import Frame, Source, fit_lens
+from ilrm.scenes.frames import CaptureFrame, CaptureSource, fit_lens
 from ilrm.scenes.photos.images import open_photo
 from ilrm.scenes.photos.masks import dynamic_mask, listed_mask
 from ilrm.scenes.readers.intrinsics import perspective_or_fisheye
-from ilrm.scenes.readers.photo_files import Found, Listed, find_photos
+from ilrm.scenes.readers.photo_files import FoundPhoto, Listed, find_photos
 from ilrm.scenes.readers.points import read_points
 from ilrm.scenes.readers.records import Record, read_frames, unique_names
 
@@ -28,7 +28,7 @@ OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0, 1.0])
 _RENDERED_FILES = ("transforms_train.json", "transforms_test.json", "transforms_val.json")
 
 
-def read_nerfstudio(paths: Sequence[Path], images: str | None = None) -> Source:
+def read_nerfstudio(paths: Sequence[Path], images: str | None = None) -> CaptureSource:
     """The frames of one or more transforms files, in the files' order.
 
     Args:
@@ -58,10 +58,10 @@ def read_nerfstudio(paths: Sequence[Path], images: str | None = None) -> Source:
     texts = [listed[view].text for view, _ in views]
     aside = tuple(dict.fromkeys([*_holdout(parts[0][0], texts, names), *later]))
     points, points_rgb = _points(parts[0][0], paths[0].parent)
-    return Source(frames, points, points_rgb, aside)
+    return CaptureSource(frames, points, points_rgb, aside)
 
 
-def _frame(record: Record, name: str, found: Found, folder: Path, rendered: bool) -> Frame:
+def _frame(record: Record, name: str, found: FoundPhoto, folder: Path, rendered: bool) -> CaptureFrame:
     photo = open_photo(found.file, record.size())
     depth = folder / record.text("depth_file_path") if "depth_file_path" in record else None
     masks = (listed_mask(folder, record.text("mask_path")),) if "mask_path" in record else ()
@@ -69,7 +69,7 @@ def _frame(record: Record, name: str, found: Found, folder: Path, rendered: bool
     # Rendered objects, which have a field of view at most, stand before an empty background; photographs were cut.
     cut = "fl_x" in record and not rendered
     lens = fit_lens(perspective_or_fisheye(record, photo, found.reduction), photo)
-    return Frame(name, photo, lens, record.pose("transform_matrix") * OPENGL_TO_OPENCV, depth, masks, cut)
+    return CaptureFrame(name, photo, lens, record.pose("transform_matrix") * OPENGL_TO_OPENCV, depth, masks, cut)
 
 
 def _holdout(top: dict[str, Any], listed: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:

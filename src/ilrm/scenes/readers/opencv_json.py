@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from ilrm.core.errors import SceneError
-from ilrm.scenes.frames import Frame, Source, fit_lens
+from ilrm.scenes.frames import CaptureFrame, CaptureSource, fit_lens
 from ilrm.scenes.photos.images import open_photo
 from ilrm.scenes.photos.masks import listed_mask
 from ilrm.scenes.readers.intrinsics import opencv_lens
-from ilrm.scenes.readers.photo_files import Found, Listed, find_photos
+from ilrm.scenes.readers.photo_files import FoundPhoto, Listed, find_photos
 from ilrm.scenes.readers.records import Record, read_frames, unique_names
 
 
-def read_opencv_json(path: Path, images: str | None = None) -> Source:
+def read_opencv_json(path: Path, images: str | None = None) -> CaptureSource:
     """The frames of one camera file, in its order.
 
     A frame has "file_path" and "fx", "fy", "cx", "cy" with "w", "h", or (LVSM) "image_path" and "fxfycxcy" for the
@@ -30,14 +30,14 @@ def read_opencv_json(path: Path, images: str | None = None) -> Source:
     places = find_photos([Listed(path.parent, text) for text in texts], path, images)
     views = [(record, found) for record, found in zip(records, places, strict=True) if found is not None]
     names = unique_names([found.name for _, found in views], path)
-    return Source(tuple(_frame(*view, name, path.parent) for view, name in zip(views, names, strict=True)))
+    return CaptureSource(tuple(_frame(*view, name, path.parent) for view, name in zip(views, names, strict=True)))
 
 
-def _frame(record: Record, found: Found, name: str, folder: Path) -> Frame:
+def _frame(record: Record, found: FoundPhoto, name: str, folder: Path) -> CaptureFrame:
     photo = open_photo(found.file, record.size())
     lens = fit_lens(opencv_lens(record, photo, found.reduction), photo)
     masks = (listed_mask(folder, record.text("mask_path")),) if "mask_path" in record else ()
-    return Frame(name, photo, lens, inverse_pose(record.pose("w2c"), record.label), masks=masks)
+    return CaptureFrame(name, photo, lens, inverse_pose(record.pose("w2c"), record.label), masks=masks)
 
 
 def inverse_pose(w2c: np.ndarray, label: str) -> np.ndarray:

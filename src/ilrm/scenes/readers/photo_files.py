@@ -32,7 +32,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPhoto:
     """The file that was meant.
 
     Attributes:
@@ -46,7 +46,7 @@ class Found:
     reduction: int = 1
 
 
-def find_photos(listed: Sequence[Listed], source: Path | str, images: str | None = None) -> list[Found | None]:
+def find_photos(listed: Sequence[Listed], source: Path | str, images: str | None = None) -> list[FoundPhoto | None]:
     """The files that a camera file means, None for those that are not there; a warning counts these.
 
     A photo may lie as listed, with a suffix that the list left out, in a folder of reduced copies, or differ from the
@@ -104,18 +104,18 @@ class _Folders:
         return self.known[folder].get(name.casefold(), [])
 
 
-def _find(photo: Listed, folders: _Folders, images: str | None) -> Found | None:
+def _find(photo: Listed, folders: _Folders, images: str | None) -> FoundPhoto | None:
     for text in photo.spellings():
         path = Path(text)
         if path.name in ("", ".."):  # names a folder
             continue
         for file, reduction in _candidates(photo.folder / path, images):
             if paths.is_file(file):
-                return Found(file, str(path.with_name(file.name)), reduction)
+                return FoundPhoto(file, str(path.with_name(file.name)), reduction)
     for text in photo.spellings():
         path = Path(text)
         if file := _in_any_case(photo.folder, path, folders):
-            return Found(file, str(path.with_name(file.name)))
+            return FoundPhoto(file, str(path.with_name(file.name)))
     return None
 
 

@@ -70,7 +70,7 @@ class BatchMaker:
         stage = self.config.stage_at(step)
         inputs = draw_inputs(stage.sampler, self._rng(_INPUTS, step))
         orders = [self._order(step, stage, place, inputs) for place in places]
-        made: dict[int, _Made] = {}
+        made: dict[int, _MadeBatch] = {}
         for index, source in enumerate(stage.sources):
             opened = self._opened[_unweighted(source)]
             chosen = [order for order in orders if order.pick.source == index]
@@ -84,7 +84,7 @@ class BatchMaker:
         number = self._mixture.sample_number(step, place)
         return _Order(step, stage, place, number, inputs, self._mixture.pick(step, place))
 
-    def _from_procedural(self, source: ProceduralSource, orders: Sequence[_Order]) -> Iterator[tuple[int, _Made]]:
+    def _from_procedural(self, source: ProceduralSource, orders: Sequence[_Order]) -> Iterator[tuple[int, _MadeBatch]]:
         if not orders:
             return
         stage, inputs = orders[0].stage, orders[0].inputs
@@ -98,15 +98,15 @@ class BatchMaker:
             if stage.flip and rng.random() < 0.5:
                 scene = mirror(scene)
             sample = make_sample(scene, inputs, self.config.model.normalisation)
-            yield order.place, _Made(source.name(order.pick.count), sample)
+            yield order.place, _MadeBatch(source.name(order.pick.count), sample)
 
-    def _from_files(self, source: FiniteSource, order: _Order) -> _Made:
+    def _from_files(self, source: FiniteSource, order: _Order) -> _MadeBatch:
         """The scene whose turn it is or, where that cannot be used, others drawn from the same source."""
         problems: list[Problem] = []
         for attempt, key in enumerate(self._candidates(source, order)):
             try:
                 sample = self._from_file(source, key, order, self._rng(_SAMPLE, order.number, attempt))
-                return _Made(key, sample, tuple(problems))
+                return _MadeBatch(key, sample, tuple(problems))
             except (IlrmError, OSError) as error:
                 problems.append(Problem(key, source.label, _one_line(error), not isinstance(error, Unusable)))
         last = "; ".join(f"{problem.scene}: {problem.reason}" for problem in problems[-3:])
@@ -156,7 +156,7 @@ class _Order:
 
 
 @dataclass(frozen=True, eq=False)
-class _Made:
+class _MadeBatch:
     """A sample, its scene's name and what could not be used instead of it."""
 
     name: str
@@ -207,7 +207,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _batch(made: Sequence[_Made], inputs: int, device: torch.device) -> Batch:
+def _batch(made: Sequence[_MadeBatch], inputs: int, device: torch.device) -> Batch:
     samples = [each.sample for each in made]
     return Batch(
         images=torch.stack([sample.images.to(device) for sample in samples]),

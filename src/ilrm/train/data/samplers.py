@@ -29,7 +29,7 @@ class TooFewFrames(Unusable):
     """A sequence that is too short for the sampler."""
 
 
-class Views(NamedTuple):
+class SampledViews(NamedTuple):
     """Indices into a sequence."""
 
     inputs: tuple[int, ...]
@@ -79,7 +79,7 @@ def choose_views(
     inputs: int,
     *,
     stage: SamplerStage = "train",
-) -> Views:
+) -> SampledViews:
     """Draw the input and target frames of one sample.
 
     Args:
@@ -106,7 +106,7 @@ def choose_views(
 
 def _bounded(
     sampler: Bounded, frames: int, step: int, rng: np.random.Generator, inputs: int, stage: SamplerStage
-) -> Views:
+) -> SampledViews:
     if stage == "test":
         left, right = _longest_window(sampler.max_gap[1], frames)
     else:
@@ -114,7 +114,7 @@ def _bounded(
         left, right = _window(least, scheduled(sampler.max_gap, step, sampler.warm_up), frames, rng)
     chosen = _evenly(range(left, right + 1), inputs)
     if stage == "test":
-        return Views(chosen, tuple(range(left, right + 1)))
+        return SampledViews(chosen, tuple(range(left, right + 1)))
     # The window's ends may be targets too, as released; inputs that were added between them may not (paper).
     between = chosen[1:-1]
     candidates = [
@@ -122,12 +122,12 @@ def _bounded(
         for frame in range(left + sampler.min_distance, right - sampler.min_distance + 1)
         if all(abs(frame - view) >= max(sampler.min_distance, 1) for view in between)
     ]
-    return Views(chosen, _draw(candidates, sampler.targets, rng, "targets in a window"))
+    return SampledViews(chosen, _draw(candidates, sampler.targets, rng, "targets in a window"))
 
 
 def _bounded_v2(
     sampler: BoundedV2, c2w: Tensor, step: int, rng: np.random.Generator, inputs: int, stage: SamplerStage
-) -> Views:
+) -> SampledViews:
     frames = len(c2w)
     if stage == "test":
         left, right = _longest_window(sampler.max_gap[1], frames)
@@ -140,20 +140,20 @@ def _bounded_v2(
         first, last = max(left - sampler.extension, 0), min(right + sampler.extension, frames - 1)
         targets = tuple(sorted(_draw(range(first, last + 1), sampler.targets, rng, "targets in a window")))
     if inputs == 2:
-        return Views((left, right), targets)
+        return SampledViews((left, right), targets)
     if sampler.strategy == "random":
         between = _draw(range(left + 1, right), inputs - 2, rng, "inputs between the ends of a window")
-        return Views((left, *sorted(between), right), targets)
+        return SampledViews((left, *sorted(between), right), targets)
     chosen = sorted({left + index for index in farthest_points(c2w[left : right + 1, :3, 3], inputs)})
     if len(chosen) < inputs:
         raise Unusable(
             f"A window of {right - left + 1} frames has {len(chosen)} distinct camera centres.",
             expected=f"at least {inputs}, one for each input",
         )
-    return Views(tuple(chosen), targets)
+    return SampledViews(tuple(chosen), targets)
 
 
-def _spread(sampler: Spread, c2w: Tensor, rng: np.random.Generator, inputs: int) -> Views:
+def _spread(sampler: Spread, c2w: Tensor, rng: np.random.Generator, inputs: int) -> SampledViews:
     frames = len(c2w)
     if not _enough(sampler, inputs, frames):
         held = f" with every {sampler.hold_out_every}-th held out" if sampler.hold_out_every else ""
@@ -172,7 +172,7 @@ def _spread(sampler: Spread, c2w: Tensor, rng: np.random.Generator, inputs: int)
             cameras = Cameras(c2w, torch.eye(3).expand(frames, 3, 3), 1, 1)  # only the poses count
             chosen = tuple(select_inputs(cameras, inputs, pool, seed=int(rng.integers(2**31))))
     candidates = held_out or [frame for frame in pool if frame not in chosen]
-    return Views(chosen, tuple(sorted(_draw(candidates, sampler.targets, rng, "targets"))))
+    return SampledViews(chosen, tuple(sorted(_draw(candidates, sampler.targets, rng, "targets"))))
 
 
 def _pools(sampler: Spread, frames: int) -> tuple[Sequence[int], Sequence[int]]:

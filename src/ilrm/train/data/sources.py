@@ -37,7 +37,7 @@ class Clip:
 
     c2w: Tensor
     lenses: Tensor
-    frames: Callable[[Sequence[int]], frames.Source]
+    frames: Callable[[Sequence[int]], frames.CaptureSource]
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,11 @@ class _FileScenes:
         size = torch.tensor([[lens.width, lens.height] for lens in lenses], dtype=torch.float64)
         K = torch.from_numpy(np.stack([lens.matrix() for lens in lenses]))
         shares = torch.cat([K[:, [0, 1], [0, 1]] / size, K[:, :2, 2] / size], dim=1)
-        return Clip(c2w, shares, lambda views: frames.Source(tuple(source.frames[view] for view in views)))
+        return Clip(c2w, shares, lambda views: frames.CaptureSource(tuple(source.frames[view] for view in views)))
 
 
 @lru_cache(maxsize=128)
-def _read(path: Path) -> frames.Source:
+def _read(path: Path) -> frames.CaptureSource:
     return read_source(path)
 
 

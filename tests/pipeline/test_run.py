@@ -16,7 +16,7 @@ import ilrm
 from ilrm.cli import main
 from ilrm.cli.reconstruct import Reconstruct
 from ilrm.cli.refine import Refine
-from ilrm.core.errors import IlrmWarning, OutputError
+from ilrm.core.errors import ConfigError, IlrmWarning, OutputError
 from ilrm.pipeline.options import RunOptions
 from ilrm.pipeline.refinement import refine_file
 from ilrm.pipeline.run import run
@@ -158,3 +158,11 @@ def test_splats_of_a_forward_pass_start_wider(
     for number, splats in enumerate((tmp_path / "fresh", by_command, by_command / "scene.spz")):
         refine_file(splats, CAPTURE, tmp_path / f"{number}.ply", steps=1, views=3, size=64, device="cpu")
     assert footprints == [refinement.RefineConfig.long().footprint, None, None]
+
+
+@pytest.mark.parametrize("options", [{"export": ("page",)}, {"export": "html"}, {"watch": "all"}, {"precision": "fp8"}])
+def test_unknown_names_are_refused_before_the_work(options: dict[str, Any], tmp_path: Path) -> None:
+    """The command's parser knows the choices; Python's callers are told, too."""
+    with pytest.raises(ConfigError, match=f"{next(iter(options))} .* was given"):
+        run(CAPTURE, tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ilrm.core.checks import check_at_least, check_size
+from ilrm.core.errors import ConfigError
 from ilrm.files.image_files import MAX_PIXELS
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
@@ -53,7 +54,11 @@ class RunOptions:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Refuse impossible numbers before any work. Raises ConfigError."""
+        """Refuse impossible numbers and unknown names before any work. Raises ConfigError."""
+        named = [("watch", self.watch, WatchName), ("precision", self.precision, PrecisionName)]
+        for name, value, choices in [*named, *(("export", value, ExportName) for value in self.export)]:
+            if value not in get_args(choices):
+                raise ConfigError(f"{name} {value!r} was given.", expected=" or ".join(get_args(choices)))
         check_size(self.size)
         check_at_least("--max-pixels", self.max_pixels, 1)
         check_at_least("--refine", self.refine, 0)

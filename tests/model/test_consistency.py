@@ -10,8 +10,8 @@ import torch
 
 from ilrm.core.errors import ConfigError
 from ilrm.model import ILRM, FootprintDecoder
-from ilrm.model.consistency import Consistency, cross_check
 from ilrm.model.matching import Match
+from ilrm.model.matching.consistency import Consistency, cross_check
 from tests.conftest import make_cameras
 from tests.model.test_ilrm import MATCHED, inputs
 from tests.model.test_matching import textured_plane

@@ -11,11 +11,11 @@ from ilrm.core.cameras import Cameras, normalise
 from ilrm.core.errors import ConfigError
 from ilrm.datasets.procedural import ProceduralConfig, make_batch
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
-from ilrm.model.consistency import cross_check
 from ilrm.model.hidden import fill_hidden, hidden_pixels
-from ilrm.model.matching import _fill, match_depth
-from ilrm.model.matching_net import MatchingNet
-from ilrm.model.view_geometry import source_views
+from ilrm.model.matching.consistency import cross_check
+from ilrm.model.matching.net import MatchingNet
+from ilrm.model.matching.sweep import _fill, match_depth
+from ilrm.model.matching.view_geometry import source_views
 from tests.launches import Launches
 
 CONFIG = ILRMConfig(
@@ -60,7 +60,7 @@ def test_a_batch_is_its_samples(learned: int) -> None:
     with torch.no_grad():
         together = match_depth(batch.images, c2w, batch.K, config, net)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("ilrm.model.view_geometry._MOST_VALUES", {"cpu": 1, "cuda": 1})
+            patched.setattr("ilrm.model.matching.view_geometry._MOST_VALUES", {"cpu": 1, "cuda": 1})
             alone = [match_depth(batch.images[[b]], c2w[[b]], batch.K[[b]], config, net) for b in range(3)]
     for name in ("fraction", "score", "agreement"):
         apart = torch.cat([getattr(match, name) for match in alone]) - getattr(together, name)
@@ -70,7 +70,7 @@ def test_a_batch_is_its_samples(learned: int) -> None:
 
 def test_launches_of_matching_and_cross_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU every operation is a launch, whatever its size; 25,660 of them were what the card waited for."""
-    monkeypatch.setattr("ilrm.model.view_geometry._MOST_VALUES", {"cpu": 1 << 28, "cuda": 1 << 28})
+    monkeypatch.setattr("ilrm.model.matching.view_geometry._MOST_VALUES", {"cpu": 1 << 28, "cuda": 1 << 28})
     config = replace(CONFIG, matching=MatchingConfig(planes=48, sources=3, window=5, channels=16, fine=9))
     batch = make_batch(range(40, 44), ProceduralConfig(views=8, width=64, height=64))
     c2w = torch.stack([normalise(Cameras(batch.c2w[b], batch.K[b], 64, 64))[0].c2w for b in range(4)])

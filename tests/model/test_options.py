@@ -13,7 +13,7 @@ from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.model.blocks import UpdateLayer, attend
 from ilrm.model.camera_encoding import CameraEncoding
 from ilrm.model.matching import Match, match_depth
-from ilrm.model.matching_net import MatchingNet
+from ilrm.model.matching.net import MatchingNet
 from tests.conftest import make_cameras
 from tests.model.test_ilrm import FOOTPRINT, MATCHED, TINY, inputs, make
 from tests.model.test_matching import textured_plane

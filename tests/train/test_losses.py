@@ -328,7 +328,7 @@ class TestMatching:
 
 def test_launches_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the shipped network's kind: 30,939 at first, 3,296 when batches became a dimension (4 samples of 8 views)."""
-    monkeypatch.setattr("ilrm.model.view_geometry._MOST_VALUES", {"cpu": 1 << 28, "cuda": 1 << 28})
+    monkeypatch.setattr("ilrm.model.matching.view_geometry._MOST_VALUES", {"cpu": 1 << 28, "cuda": 1 << 28})
     config = preset("synthetic-small")
     torch.manual_seed(0)
     model = ILRM(config.model)

@@ -17,8 +17,8 @@ from ilrm.core.gaussians import Gaussians, matrix_to_quaternion, quaternion_mult
 from ilrm.core.precision import without_autocast
 from ilrm.core.spherical_harmonics import C0
 from ilrm.model.config import CHANNEL_WIDTH, FootprintDecoder, ILRMConfig, ReleasedDecoder
-from ilrm.model.consistency import Consistency
 from ilrm.model.matching import Match
+from ilrm.model.matching.consistency import Consistency
 
 # A matched depth at the very end of the range has no finite logit.
 _MATCH_MARGIN = 1e-3

@@ -14,11 +14,11 @@ from ilrm.model import mini_batch
 from ilrm.model.blocks import UpdateLayer
 from ilrm.model.camera_encoding import CameraEncoding
 from ilrm.model.config import ComputeConfig, FootprintDecoder, ILRMConfig
-from ilrm.model.consistency import cross_check
 from ilrm.model.decode import DecoderInputs, GaussianLogits, PixelHead, decode
 from ilrm.model.hidden import fill_hidden, hidden_pixels
 from ilrm.model.matching import Match, match_depth
-from ilrm.model.matching_net import MatchingNet
+from ilrm.model.matching.consistency import cross_check
+from ilrm.model.matching.net import MatchingNet
 from ilrm.model.tokens import (
     LAYER_NORM_EPS,
     PatchTokens,

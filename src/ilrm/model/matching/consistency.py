@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from ilrm.core.precision import without_autocast
 from ilrm.model.config import FootprintDecoder
-from ilrm.model.matching import AGREEMENT_TOLERANCE, Match
-from ilrm.model.view_geometry import ViewGeometry, at_a_time
+from ilrm.model.matching.sweep import AGREEMENT_TOLERANCE, Match
+from ilrm.model.matching.view_geometry import ViewGeometry, at_a_time
 
 # Errors in log-distance below this are no contradiction.
 _SLACK = 0.05

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from ilrm.core.errors import ConfigError
 from ilrm.core.precision import without_autocast
 from ilrm.model.config import FootprintDecoder, ILRMConfig, MatchingConfig
-from ilrm.model.matching_net import MatchingNet
-from ilrm.model.view_geometry import ViewGeometry, at_a_time
+from ilrm.model.matching.net import MatchingNet
+from ilrm.model.matching.view_geometry import ViewGeometry, at_a_time
 
 # Variance of grey values below which a window counts as plain: (two grey levels of 255) squared.
 _PLAIN_VARIANCE = (2 / 255) ** 2

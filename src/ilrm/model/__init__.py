@@ -1,6 +1,21 @@
 """The iLRM network: config, tokens, update layers, decoder."""
 
-from ilrm.model.config import ComputeConfig, FootprintDecoder, ILRMConfig, MatchingConfig, ReleasedDecoder
+from ilrm.model.config import (
+    ComputeConfig,
+    FeedbackConfig,
+    FootprintDecoder,
+    ILRMConfig,
+    MatchingConfig,
+    ReleasedDecoder,
+)
 from ilrm.model.ilrm import ILRM
 
-__all__ = ["ILRM", "ComputeConfig", "FootprintDecoder", "ILRMConfig", "MatchingConfig", "ReleasedDecoder"]
+__all__ = [
+    "ILRM",
+    "ComputeConfig",
+    "FeedbackConfig",
+    "FootprintDecoder",
+    "ILRMConfig",
+    "MatchingConfig",
+    "ReleasedDecoder",
+]

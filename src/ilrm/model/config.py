@@ -112,6 +112,32 @@ class MatchingConfig:
             )
 
 
+Evidence = Literal["pixels", "gradients", "samples"]
+
+
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """Iterations after the decoder that render the input views, compare them with the photos and correct the Gaussians.
+
+    Attributes:
+        iterations: how many there are by default.
+        channels: width of the convolutions that read the evidence.
+        evidence: what an iteration reads beside the Gaussians and photos themselves. "pixels": the residual of the own
+            pixels; "gradients": the photometric error's gradient by each Gaussian; "samples": what the other views show
+            where they see it.
+    """
+
+    iterations: int = 3
+    channels: int = 48
+    evidence: tuple[Evidence, ...] = ("pixels", "gradients", "samples")
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, _MOST_LAYERS, "iterations")
+        check_range(self, 1, _MOST_CHANNELS, "channels")
+        if not self.evidence or len(set(self.evidence)) < len(self.evidence):
+            raise ConfigError(f"evidence = {self.evidence}.", expected="at least one kind, and each once")
+
+
 @dataclass(frozen=True)
 class ComputeConfig:
     """How a network is computed. Its parameters are the same whatever this says.
@@ -150,6 +176,7 @@ class ILRMConfig:
             views contradict them (see ``consistency``).
         pixel_head: hidden channels of a convolution on the viewpoint grid that corrects each Gaussian's raw channels
             after the decoder's projection, 0 = none (not part of the paper).
+        feedback: iterations that look at renderings of the Gaussians; none by default, as in the paper.
     """
 
     width: int = 768
@@ -170,6 +197,7 @@ class ILRMConfig:
     decoder: ReleasedDecoder | FootprintDecoder = field(default_factory=ReleasedDecoder)
     matching: MatchingConfig | None = None
     pixel_head: int = 0
+    feedback: FeedbackConfig | None = None
 
     def __post_init__(self) -> None:
         check_range(self, 1, _WIDEST, "width", "head_width")

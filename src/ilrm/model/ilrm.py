@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ilrm.core.cameras import Cameras
+from ilrm.core.errors import ConfigError
 from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.model import mini_batch
 from ilrm.model.blocks import UpdateLayer
 from ilrm.model.camera_encoding import CameraEncoding
 from ilrm.model.config import ComputeConfig, FootprintDecoder, ILRMConfig
 from ilrm.model.decode import DecoderInputs, GaussianLogits, PixelHead, decode
+from ilrm.model.feedback import Feedback, Seen
 from ilrm.model.hidden import fill_hidden, hidden_pixels
 from ilrm.model.matching import Match, match_depth
 from ilrm.model.matching.consistency import cross_check
@@ -56,6 +61,7 @@ class ILRM(nn.Module):
         learned = config.matching if config.matching is not None and config.matching.channels else None
         self.matching = MatchingNet(learned.planes, learned.channels, fine=learned.fine > 0) if learned else None
         self.pixel_head = PixelHead(config) if config.pixel_head else None
+        self.feedback = Feedback(config) if config.feedback else None
 
     @overload
     def forward(
@@ -65,7 +71,8 @@ class ILRM(nn.Module):
         K: Tensor,
         *,
         mask: Tensor | None = None,
-        iterations: bool = False,
+        feedback: int | None = None,
+        iterations: bool | Literal["feedback"] = False,
         with_match: Literal[False] = False,
     ) -> Gaussians: ...
 
@@ -77,7 +84,8 @@ class ILRM(nn.Module):
         K: Tensor,
         *,
         mask: Tensor | None = None,
-        iterations: bool = False,
+        feedback: int | None = None,
+        iterations: bool | Literal["feedback"] = False,
         with_match: Literal[True],
     ) -> tuple[Gaussians, Match | None]: ...
 
@@ -88,7 +96,8 @@ class ILRM(nn.Module):
         K: Tensor,
         *,
         mask: Tensor | None = None,
-        iterations: bool = False,
+        feedback: int | None = None,
+        iterations: bool | Literal["feedback"] = False,
         with_match: bool = False,
     ) -> Gaussians | tuple[Gaussians, Match | None]:
         """Gaussians of posed images, in the frame of the cameras it is given.
@@ -97,25 +106,69 @@ class ILRM(nn.Module):
             images: (B, V, H, W, 3) in [0, 1]; any V and any size (stretched to the nearest one that patches divide).
             c2w: (B, V, 4, 4) camera-to-world, normalised as the config says (``ilrm.reconstruct`` does it).
             K: (B, V, 3, 3) intrinsics in pixels of the images.
-            iterations: also decode after every earlier update layer.
+            iterations: also decode after every earlier update layer and return every state; "feedback" returns only the
+                decoder's and those of the feedback iterations.
+            feedback: iterations that render, compare and correct after the decoder; as many as the config says by
+                default. 0 is the plain network.
             mask: (B, V, H, W) bool, the pixels that count; all by default. The others are filled in from their
                 surroundings and nothing is matched with them.
             with_match: also return what plane-sweep matching found (None without it), as training supervises it.
 
         Returns:
             Gaussians (B, N), N = V * (H / r) * (W / r), in the order view, row, column. With ``iterations`` the
-            batch is led by one more dimension: (layers, B, N), the last one being the result.
+            batch is led by one more dimension: (layers + feedback, B, N), or (1 + feedback, B, N), the last one being
+            the result.
+
+        Raises:
+            ConfigError: feedback of a network that has none, or a negative number.
         """
+        rounds = self._feedback_rounds(feedback)
         if mask is not None:
             images = fill_hidden(images, mask)
         images, K = fit_size(images, K, self.config.size_multiple)
         grid = (images.shape[2] // self.config.viewpoint_factor, images.shape[3] // self.config.viewpoint_factor)
-        inputs = self.decoder_inputs(images, c2w, K, None if mask is None else hidden_pixels(mask, *grid))
-        activated = [x.activate() for x in self.refine_tokens(images, c2w, K, inputs, every_layer=iterations)]
+        with self._base_gradients():
+            inputs = self.decoder_inputs(images, c2w, K, None if mask is None else hidden_pixels(mask, *grid))
+            every_layer = iterations is True
+            activated = [x.activate() for x in self.refine_tokens(images, c2w, K, inputs, every_layer=every_layer)]
+        if rounds and self.feedback is not None:
+            seen = self._seen(images, c2w, K, mask, inputs)
+            activated += self.feedback(activated[-1], seen, rounds)
         gaussians = activated[-1]
         if iterations:
             gaussians = Gaussians(*(torch.stack([getattr(g, name) for g in activated]) for name in PER_GAUSSIAN))
         return (gaussians, inputs.match) if with_match else gaussians
+
+    def _base_gradients(self) -> AbstractContextManager[object]:
+        """Nothing is kept for the gradient of what does not learn, as where feedback is trained on a frozen network."""
+        frozen = self.feedback is not None and not self.decoder.weight.requires_grad
+        return torch.no_grad() if frozen else nullcontext()
+
+    def _feedback_rounds(self, asked: int | None) -> int:
+        if asked is None:
+            return 0 if self.config.feedback is None else self.config.feedback.iterations
+        if asked < 0 or (asked and self.feedback is None):
+            raise ConfigError(
+                f"{asked} feedback iterations were asked of a network with{'' if self.feedback else 'out'} feedback.",
+                expected="0 or more" if self.feedback else "0",
+                fix=None if self.feedback else "use weights that were trained with it",
+            )
+        return asked
+
+    def _seen(self, images: Tensor, c2w: Tensor, K: Tensor, mask: Tensor | None, inputs: DecoderInputs) -> Seen:
+        """What feedback looks at: photos at the size that patches divide, their cameras, what is known of the grid."""
+        height, width = images.shape[2:4]
+        if mask is not None:
+            fitted = F.interpolate(mask.flatten(0, 1)[:, None].float(), (height, width))
+            mask = fitted[:, 0].unflatten(0, mask.shape[:2]) > 0
+        known = [x.channels().detach() for x in (inputs.match, inputs.consistency) if x is not None]
+        return Seen(
+            images.float(),
+            Cameras(c2w, K, width, height),
+            (inputs.rgb.shape[2], inputs.rgb.shape[3]),
+            mask,
+            torch.cat(known, dim=-1).float() if known else None,
+        )
 
     def logits(
         self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor, *, every_layer: bool = False

@@ -19,7 +19,14 @@ from ilrm.model.tokens import round_size
 
 
 @torch.no_grad()
-def reconstruct(scene: Scene, model: ILRM, *, precision: Precision = "auto", iterations: bool = False) -> Gaussians:
+def reconstruct(
+    scene: Scene,
+    model: ILRM,
+    *,
+    precision: Precision = "auto",
+    feedback: int | None = None,
+    iterations: bool = False,
+) -> Gaussians:
     """Gaussians of all views of a scene.
 
     The cameras are moved into the frame the network was trained in and the result is moved back, so that a
@@ -30,15 +37,18 @@ def reconstruct(scene: Scene, model: ILRM, *, precision: Precision = "auto", ite
         scene: the input views. Sizes that patches do not divide are stretched to the nearest that they do.
         model: the network, on the device to compute on.
         precision: "auto" is bf16 where the hardware has it and it pays, else fp32.
-        iterations: also return the state after every earlier update layer.
+        feedback: iterations that render, compare and correct; as many as the network's config says by default.
+        iterations: also return the state after every earlier update layer and feedback iteration.
 
     Returns:
         N Gaussians in the scene's world frame on the model's device, in the order view, row, column;
-        with ``iterations`` (layers, N), the last one being the result. Pixels outside the scene's mask have none.
+        with ``iterations`` (layers + feedback, N), the last one being the result. Pixels outside the scene's mask have
+        none.
 
     Raises:
         SceneError: the scene has no view, or no pixel that counts.
         CameraError: a pose or intrinsic is impossible.
+        ConfigError: feedback of a network that has none.
     """
     if len(scene) == 0:
         raise SceneError("The scene has no view.", expected="at least one posed photo, better two or more")
@@ -51,7 +61,9 @@ def reconstruct(scene: Scene, model: ILRM, *, precision: Precision = "auto", ite
     mask = None if scene.mask is None else scene.mask[:].to(device)[None]
     cameras = cameras.to(device, torch.float32)
     with autocast(resolve(precision, device, model.parameter_count()), device):
-        gaussians = model(images[None], cameras.c2w[None], cameras.K[None], mask=mask, iterations=iterations)
+        gaussians = model(
+            images[None], cameras.c2w[None], cameras.K[None], mask=mask, feedback=feedback, iterations=iterations
+        )
     states = gaussians[:, 0] if iterations else gaussians[0]
     states = states.to(dtype=torch.float32).transform(to_local).at(origin)
     return states if mask is None else _of_counting_pixels(states, mask, model.config)

@@ -79,8 +79,12 @@ def render(
     flat_gaussians, flat_cameras = _flattened(gaussians, shape), _flattened_cameras(local, shape)
     images = _render_with(backend)(flat_gaussians, flat_cameras, colour, near, far)
     rgb, alpha, weighted_depth = (image.reshape(*shape, *image.shape[1:]) for image in images)
-    depth = weighted_depth / alpha.clamp_min(DEPTH_ALPHA_MIN)
-    return Rendering(rgb, alpha, torch.where(alpha > 0, depth, 0.0))
+    return Rendering(rgb, alpha, expected_depth(weighted_depth, alpha))
+
+
+def expected_depth(weighted_depth: Tensor, alpha: Tensor) -> Tensor:
+    """Of the sum of weight times depth: depth in world units, 0 where alpha is 0."""
+    return torch.where(alpha > 0, weighted_depth / alpha.clamp_min(DEPTH_ALPHA_MIN), 0.0)
 
 
 def _batch_shape(gaussians: Gaussians, cameras: Cameras) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ eight bytes a Gaussian, a pixel, and a pair of Gaussian and tile; projections ar
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,8 @@ from ilrm.render.numba_tiles import (
     sort_by_depth,
 )
 from ilrm.render.projection import Pinhole
+
+Difference = Callable[[int, int, Tensor], Tensor]
 
 # Numba's fallback threading layer must not be entered by two threads at once.
 _LOCK = threading.RLock()
@@ -56,14 +58,43 @@ def render_views(
     gaussians: Gaussians, cameras: Cameras, background: Tensor, near: float, far: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of a batch (B, N), (B, V): colour (B, V, H, W, 3), alpha and sum of weight times depth (B, V, H, W), float32."""
+    g = gaussians.to("cpu", torch.float32)
+    job = _job(g, cameras, background, near, far)
+    return _Rasterise.apply(g.means, g.scales, g.quats, g.opacities, g.sh, job)  # type: ignore[misc]
+
+
+def compare_views(
+    gaussians: Gaussians, cameras: Cameras, difference: Difference, background: Tensor, near: float, far: float
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...], Tensor]:
+    """``render_views``; the gradients of the five parameters, (B, N, ...), where ``difference`` is the gradient of the
+    colour; and the sum of each Gaussian's blending weights (B, N). One view is traced at a time.
+
+    Args:
+        difference: from a batch element, a view and its colours (H, W, 3) to the gradient of those (H, W, 3).
+    """
+    g = gaussians.detach().to("cpu", torch.float32)
+    job = _job(g, cameras, background, near, far)
+    arrays = [np.ascontiguousarray(x.numpy()) for x in (g.means, g.scales, g.quats, g.opacities, g.sh)]
+    rgb, alpha, depth = job.images()
+    gradients, seen = [np.zeros(a.shape, np.float32) for a in arrays], np.zeros(arrays[3].shape, np.float32)
+    nothing = np.zeros((job.height, job.width), np.float32)
+    with _threads():
+        for b, v, view in job.each():
+            element = [array[b] for array in arrays]
+            trace = _render(element, view, job, rgb[b, v], alpha[b, v], depth[b, v])
+            v_rgb = np.ascontiguousarray(difference(b, v, torch.from_numpy(rgb[b, v])).numpy())
+            _add_gradient(element, view, job, trace, [v_rgb, nothing, nothing], [x[b] for x in gradients], seen[b])
+    images = (torch.from_numpy(rgb), torch.from_numpy(alpha), torch.from_numpy(depth))
+    return images, tuple(torch.from_numpy(x) for x in gradients), torch.from_numpy(seen)
+
+
+def _job(gaussians: Gaussians, cameras: Cameras, background: Tensor, near: float, far: float) -> _Job:
     like = torch.empty(0, dtype=torch.float64)
     views = [
         [view_vector(view, near, far, gaussians.antialiased) for view in Pinhole.of(element, like)]
         for element in cameras
     ]
-    g = gaussians.to("cpu", torch.float32)
-    job = _Job(views, cameras.width, cameras.height, background.numpy(force=True).astype(np.float32))
-    return _Rasterise.apply(g.means, g.scales, g.quats, g.opacities, g.sh, job)  # type: ignore[misc]
+    return _Job(views, cameras.width, cameras.height, background.numpy(force=True).astype(np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +109,11 @@ class _Job:
     def each(self) -> Iterator[tuple[int, int, np.ndarray]]:
         """Batch element, view, and the view's numbers."""
         return ((b, v, view) for b, views in enumerate(self.views) for v, view in enumerate(views))
+
+    def images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Colour (B, V, H, W, 3), alpha and weighted depth (B, V, H, W), to be filled."""
+        size = (len(self.views), len(self.views[0]), self.height, self.width)
+        return np.empty((*size, 3), np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
 
     @property
     def tiles_x(self) -> int:
@@ -105,8 +141,7 @@ class _Rasterise(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         *parameters, job = args
         arrays = [np.ascontiguousarray(p.detach().numpy()) for p in parameters]
-        size = (len(job.views), len(job.views[0]), job.height, job.width)
-        rgb, alpha, depth = np.empty((*size, 3), np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+        rgb, alpha, depth = job.images()
         traces = []
         with _threads():
             for b, v, view in job.each():
@@ -126,7 +161,8 @@ class _Rasterise(torch.autograd.Function):
         with _threads():
             for (b, v, view), trace in zip(ctx.job.each(), ctx.traces, strict=True):
                 of_element = [array[b] for array in arrays], view, ctx.job, trace
-                _add_gradient(*of_element, [image[b, v] for image in images], [x[b] for x in gradients])
+                seen = np.zeros(arrays[0].shape[1], np.float32)  # weights, which nothing here asks for
+                _add_gradient(*of_element, [image[b, v] for image in images], [x[b] for x in gradients], seen)
         needed = zip(gradients, ctx.needs_input_grad[:-1], strict=True)
         return (*(torch.from_numpy(g) if wanted else None for g, wanted in needed), None)
 
@@ -158,8 +194,9 @@ def _add_gradient(
     trace: _Trace,
     image_gradients: list[np.ndarray],
     gradients: list[np.ndarray],
+    seen: np.ndarray,
 ) -> None:
-    """Add one view's share to the gradients of the parameters."""
+    """Add one view's share to the gradients of the parameters, and to how much is seen of each Gaussian (N,)."""
     records, _ = project_all(view, *arrays)
     slot_gradients = np.zeros((len(trace.members), GRADIENT), np.float32)
     v_rgb, v_alpha, v_depth = image_gradients
@@ -179,4 +216,4 @@ def _add_gradient(
     )
     means, scales, quats, opacities, sh = arrays
     from_slots = (records, trace.slot_starts, slot_gradients)
-    unproject(view, means, scales, quats, opacities, sh, *from_slots, *gradients)
+    unproject(view, means, scales, quats, opacities, sh, *from_slots, *gradients, seen)

@@ -37,8 +37,8 @@ REC_X, REC_Y, REC_W11, REC_W21, REC_W22, REC_OPACITY, REC_RGB, REC_Z, REC_HALF_X
 )
 RECORD = 12
 # Image-space gradient of one Gaussian: colour, z, then sums over pixels of g, g y1, g y2, g y1^2, g y1 y2, g y2^2
-# with y = W (pixel - centre) and g = d loss / d log alpha.
-GRADIENT = 10
+# with y = W (pixel - centre) and g = d loss / d log alpha; last the sum of the blending weights, which is no gradient.
+GRADIENT = 11
 # View: world-to-camera rotation (9) and translation (3), camera centre (3), fx, fy, cx, cy, limits of x/z and y/z (4),
 # near, far, width, height, whether opacities are compensated for the blur.
 _CENTRE, _FOCAL, _LIMITS, _RANGE, _SIZE, _ANTIALIASED = 12, 15, 19, 23, 25, 27
@@ -370,8 +370,9 @@ def unproject(
     v_quats: Array,
     v_opacities: Array,
     v_sh: Array,
+    seen: Array,
 ) -> None:
-    """Add one view's gradients to those of the Gaussians.
+    """Add one view's gradients to those of the Gaussians, and their blending weights to ``seen`` (N,).
 
     Gaussian i owns the image-space gradients slot_gradients[slot_starts[i] : slot_starts[i + 1]]; they are summed in
     that order, so results do not depend on the number of threads.
@@ -395,4 +396,5 @@ def unproject(
                 v_scales[i, j] += out[3 + j]
             for j in range(4):
                 v_quats[i, j] += out[6 + j]
+            seen[i] += sums[10]
             _colour_gradient(view, means[i], sh[i], sums[0:3], basis, weights, v_means[i], v_sh[i])

@@ -325,7 +325,7 @@ def _composite_one_gradient(
     y = np.float32(record[REC_Y] - top - 0.5)
     zero = splat(_ZERO)
     sum_red, sum_green, sum_blue, sum_z = zero, zero, zero, zero
-    sum_g, sum_gy, sum_gyy = zero, zero, zero
+    sum_g, sum_gy, sum_gyy, sum_weight = zero, zero, zero, zero
     for row in range(first, last):
         if row_last[row] >= position:
             y2 = sheared + w22 * (np.float32(row) - y)
@@ -348,10 +348,12 @@ def _composite_one_gradient(
             sum_blue, sum_z = sum_blue + weight * v_blue, sum_z + weight * v_z
             gy = g * y2
             sum_g, sum_gy, sum_gyy = sum_g + g, sum_gy + gy, sum_gyy + gy * y2
+            sum_weight = sum_weight + weight
     out[0], out[1], out[2], out[3] = total(sum_red), total(sum_green), total(sum_blue), total(sum_z)
     # y1 depends on the lane only, so its moments need no sums of their own over the rows.
     out[4], out[5], out[6] = total(sum_g), total(sum_g * y1), total(sum_gy)
     out[7], out[8], out[9] = total(sum_g * y1 * y1), total(sum_gy * y1), total(sum_gyy)
+    out[10] = total(sum_weight)
 
 
 @_parallel

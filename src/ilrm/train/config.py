@@ -17,6 +17,7 @@ Fit = Literal["exact", "released", "released_shim", "stretch"]
 # Beyond any run; a mistyped number is told before something of that size is tried.
 _MOST_VIEWS, _MOST_STEPS, _LARGEST_SIDE = 10_000, 10**12, 16_384
 _LARGEST_SEED = 2**63 - 1
+_MOST_CLOSER, _MOST_ITERATIONS = 8, 100
 
 
 # --- which views of a sequence are inputs and targets ---------------------------------------------------------------
@@ -219,8 +220,12 @@ class LossConfig:
         points: distance of Gaussian centres from the true surface points of their pixels, relative to their depth.
         opacity: mean opacity.  scale: mean scale relative to depth.
         iterations: weight of the mse after earlier update layers, the layer l of L weighs iterations * decay^(L-1-l).
+            Where feedback is trained, of its earlier iterations instead.
         iterations_decay: .9 as in recurrent reconstruction.
         matching: cross-entropy of learned plane-sweep matching, where depth is known.
+        closer: mse of one target a sample, rendered at a multiple of its size and averaged down: holes that only a
+            closer look finds cost something.
+        closer_factors: the multiples, one is drawn for each step.
     """
 
     mse: float = 1.0
@@ -234,15 +239,22 @@ class LossConfig:
     iterations: float = 0.0
     iterations_decay: float = 0.9
     matching: float = 0.0
+    closer: float = 0.0
+    closer_factors: tuple[int, ...] = (2, 3, 4)
 
     def __post_init__(self) -> None:
-        for name in ("mse", "perceptual_weight", "depth", "points", "opacity", "scale", "iterations", "matching"):
+        terms = ("mse", "perceptual_weight", "depth", "points", "opacity", "scale", "iterations", "matching", "closer")
+        for name in terms:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(
                     f"The loss weight {name} is {getattr(self, name)}.", expected="a finite number from 0"
                 )
         if not 0 < self.iterations_decay <= 1:
             raise ConfigError(f"iterations_decay = {self.iterations_decay}.", expected="above 0, at most 1")
+        if not self.closer_factors or not all(2 <= factor <= _MOST_CLOSER for factor in self.closer_factors):
+            raise ConfigError(
+                f"closer_factors = {self.closer_factors}.", expected=f"whole numbers from 2 to {_MOST_CLOSER}"
+            )
         perceptual = self.perceptual is not None and self.perceptual_weight > 0 and self.perceptual_start == 0
         if self.mse == self.depth == self.points == self.matching == 0 and not perceptual:
             raise ConfigError("No loss term has a weight that would teach the network.", fix="give mse a weight")
@@ -279,6 +291,25 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True)
+class FeedbackTraining:
+    """How feedback iterations are taught; see ``ILRMConfig.feedback``.
+
+    Attributes:
+        iterations: (fewest, most), drawn for each step: more than were trained must not hurt.
+        base_rate: learning rate of the rest of the network, as a share of the schedule's; 0 leaves it as it is.
+    """
+
+    iterations: Range = (1, 4)
+    base_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, _MOST_ITERATIONS, "iterations")
+        check_range(self, 0, 1, "base_rate")
+        if self.iterations[0] > self.iterations[1]:
+            raise ConfigError(f"feedback.iterations = {self.iterations}.", expected="the fewest, then the most")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training run.
 
@@ -290,7 +321,8 @@ class TrainConfig:
         precision: "bf16" trains in bf16 autocast with fp32 parameters.
         compile: run the network through torch.compile.
         workers: processes that prepare batches (0: a thread of the training process).
-        initial_weights: name or path of weights to start from.
+        initial_weights: name or path of weights to start from. Those without feedback may start a network with it.
+        feedback: how the network's feedback is taught; needed where it has any.
         save_every, keep_every: steps between writes of OUT/last, and between checkpoints that are kept (0: none).
         validate_every: steps between validations on ``validation_scenes`` fixed samples.
         broken_share: more broken items than this share of all seen stop the run.
@@ -311,6 +343,7 @@ class TrainConfig:
     compile: bool = False
     workers: int = 0
     initial_weights: str | None = None
+    feedback: FeedbackTraining | None = None
     save_every: int = 500
     keep_every: int = 0
     validate_every: int = 1000
@@ -336,6 +369,10 @@ class TrainConfig:
             raise ConfigError(
                 f"loss.matching = {self.loss.matching} teaches learned matching, which this network has not.",
                 fix="set loss.matching to 0, or model.matching.channels above 0",
+            )
+        if (self.feedback is None) != (self.model.feedback is None):
+            raise ConfigError(
+                f"feedback = {self.feedback} with model.feedback = {self.model.feedback}.", fix="set both, or neither"
             )
         multiple = self.model.size_multiple
         for stage in (*self.stages, *([self.validation] if self.validation else [])):

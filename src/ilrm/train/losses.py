@@ -16,15 +16,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ilrm.core.cameras import pixel_centres, points_at_depth
+from ilrm.core.cameras import Cameras, pixel_centres, points_at_depth
 from ilrm.core.errors import ConfigError
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.precision import autocast
 from ilrm.model import FootprintDecoder, ILRMConfig
 from ilrm.model.matching import Match
 from ilrm.render import render
-from ilrm.train.config import LossConfig
+from ilrm.train.config import FeedbackTraining, LossConfig
 from ilrm.train.data.batch import Batch
 
 # Error of a rendering that equals its photo to the last bit; keeps its PSNR (100 dB) finite in logs.
@@ -59,6 +60,7 @@ def losses(
     model_config: ILRMConfig,
     precision: Literal["fp32", "bf16"],
     perceptual: Distance | None = None,
+    feedback: FeedbackTraining | None = None,
 ) -> Losses:
     """Reconstruct from the inputs, render the targets, compare.
 
@@ -71,13 +73,22 @@ def losses(
         model_config: of the network, which a wrapper may hide.
         perceptual: distances (T,) of two stacks of images (T, H, W, 3), from ``ilrm.train.perceptual.load``; needed
             where ``config.perceptual`` is set.
+        feedback: how feedback is taught, where the network has it. The number of iterations, as every draw here, comes
+            from torch's global generator.
     """
     inputs = (batch.images[:, : batch.inputs], batch.c2w[:, : batch.inputs], batch.K[:, : batch.inputs])
     wanted = {"iterations": config.iterations > 0, "with_match": config.matching > 0}
+    options: dict[str, Any] = {name: True for name, value in wanted.items() if value}
+    if feedback is not None:
+        fewest, most = feedback.iterations
+        options["feedback"] = int(torch.randint(fewest, most + 1, ()))
+        options |= {"iterations": "feedback"} if wanted["iterations"] else {}
     with autocast(precision, batch.images.device):
-        output = model(*inputs, **{name: True for name, value in wanted.items() if value})
+        output = model(*inputs, **options)
     output, match = output if wanted["with_match"] else (output, None)
     every_layer = output if wanted["iterations"] else None
+    if every_layer is not None and feedback is not None and feedback.base_rate == 0:
+        every_layer = every_layer[1:]  # what does not learn needs no renderings
     gaussians = output[-1] if wanted["iterations"] else output
     rendered = render_targets(gaussians, batch)
     truth = batch.target_images
@@ -93,6 +104,8 @@ def losses(
     if every_layer is not None:
         earlier = [every_layer[i] for i in range(every_layer.means.shape[0] - 1)]
         terms["iterations"] = config.iterations, iterations_term(earlier, batch, config.iterations_decay)
+    if config.closer > 0:
+        terms["closer"] = config.closer, closer_term(gaussians, batch, config.closer_factors)
     if config.depth > 0:
         terms["depth"] = config.depth, depth_term(gaussians, batch, model_config.viewpoint_factor)
     if config.points > 0:
@@ -122,6 +135,20 @@ def iterations_term(earlier: Sequence[Gaussians], batch: Batch, decay: float) ->
     errors = [(render_targets(gaussians, batch) - truth).square().mean() for gaussians in earlier]
     weighted = [decay ** (len(errors) - i) * error for i, error in enumerate(errors)]
     return torch.stack(weighted).sum() if weighted else truth.new_zeros(())
+
+
+def closer_term(gaussians: Gaussians, batch: Batch, factors: Sequence[int]) -> Tensor:
+    """Squared error of one target, rendered at one of these multiples of its size and averaged down.
+
+    Renderers widen what is smaller than a pixel, so Gaussians that leave gaps look right at the photos' own size.
+    """
+    factor = factors[int(torch.randint(len(factors), ()))]
+    target = batch.inputs + int(torch.randint(batch.targets, ()))
+    height, width = batch.images.shape[2:4]
+    cameras = Cameras(batch.c2w[:, target, None], batch.K[:, target, None], width, height)
+    large = render(gaussians, cameras.resize(factor * width, factor * height)).rgb[:, 0]
+    small = F.avg_pool2d(large.permute(0, 3, 1, 2), factor).permute(0, 2, 3, 1)
+    return (small - batch.images[:, target]).square().mean()
 
 
 def depth_term(gaussians: Gaussians, batch: Batch, factor: int) -> Tensor:

@@ -13,31 +13,42 @@ from torch import Tensor, nn
 from ilrm.core.errors import WeightsError
 from ilrm.train.config import OptimiserConfig
 
+# What parameters of the feedback are called, beginning.
+FEEDBACK = "feedback."
 # The released one-cycle: start = peak / 25, end = start / 1e4, 1 % of (steps + 10) to the peak.
 _START_DIVISOR, _END_DIVISOR, _RISE, _EXTRA_STEPS = 25.0, 1e4, 0.01, 10
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for AdamW: decay on everything of two and more dimensions, none on 1-D tensors (norm gains)."""
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in learned if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in learned if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def parameter_groups(model: nn.Module, weight_decay: float, base_rate: float = 1.0) -> list[dict[str, Any]]:
+    """Two groups for AdamW: decay on everything of two and more dimensions, none on 1-D tensors (norm gains).
+
+    With another ``base_rate`` than 1 there are two more for what is no feedback, with that share of the rate.
+    """
+    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    base = {name for name in learned if base_rate != 1 and not name.startswith(FEEDBACK)}
+    groups = []
+    for names, share in ((learned.keys() - base, 1.0), (base, base_rate)):
+        of_these = [parameter for name, parameter in learned.items() if name in names]
+        if of_these or share == 1:
+            groups += [
+                {"params": [p for p in of_these if p.ndim >= 2], "weight_decay": weight_decay, "share": share},
+                {"params": [p for p in of_these if p.ndim < 2], "weight_decay": 0.0, "share": share},
+            ]
+    return groups
 
 
-def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW on both groups. Its learning rate is set before each step by ``set_learning_rate``."""
-    groups = parameter_groups(model, config.weight_decay)
+def make_optimiser(model: nn.Module, config: OptimiserConfig, base_rate: float = 1.0) -> torch.optim.AdamW:
+    """AdamW on all groups. Its learning rate is set before each step by ``set_learning_rate``."""
+    groups = parameter_groups(model, config.weight_decay, base_rate)
     on_gpu = all(parameter.device.type == "cuda" for group in groups for parameter in group["params"])
     # One kernel for all tensors; on the CPU torch's default, which runs are resumed to the bit with.
     return torch.optim.AdamW(groups, lr=config.peak, betas=config.betas, eps=config.eps, fused=on_gpu or None)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of all groups."""
+    """The rate, or each group's share of it."""
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)
 
 
 def learning_rate(step: int, total_steps: int, config: OptimiserConfig) -> float:

@@ -23,11 +23,12 @@ from pathlib import Path
 from ilrm.core.errors import ConfigError
 from ilrm.datasets.procedural import ProceduralConfig
 from ilrm.files.paths import is_dir
-from ilrm.model import ComputeConfig, FootprintDecoder, ILRMConfig, MatchingConfig
+from ilrm.model import ComputeConfig, FeedbackConfig, FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.train.config import (
     Bounded,
     BoundedV2,
     Chunks,
+    FeedbackTraining,
     LossConfig,
     OptimiserConfig,
     Procedural,
@@ -167,6 +168,32 @@ def synthetic_small(data: Path | None) -> TrainConfig:
     )
 
 
+def synthetic_feedback(data: Path | None) -> TrainConfig:
+    """The network of ``synthetic-small`` with feedback, which alone learns at first; from ``ilrm-small``.
+
+    Ours throughout. One to four iterations a step, the squared error after each of them.
+    """
+    _no_data("synthetic-feedback", data)
+    small = synthetic_small(None)
+    scenes = ProceduralConfig(baseline=(0.1, 1.5))
+    stage = Stage((128, 128), 1, Spread(inputs=(2, 4, 8, 8, 12), targets=4), (Procedural(scenes),), flip=False)
+    return replace(
+        small,
+        name="synthetic-feedback",
+        model=replace(small.model, feedback=FeedbackConfig()),
+        feedback=FeedbackTraining(),
+        initial_weights="ilrm-small",
+        stages=(stage,),
+        steps=4000,
+        loss=LossConfig(iterations=1.0, closer=0.25),
+        optimiser=OptimiserConfig(peak=1e-3, warm_up=50, weight_decay=0.01, ema=0.99),
+        validation=_procedural_validation(stage, scenes),
+        seed=2,
+        save_every=100,
+        validate_every=200,
+    )
+
+
 def smoke(data: Path | None) -> TrainConfig:
     """A trial of the whole machinery: a tiny network at 64 px on procedural scenes, about two minutes on two cores.
 
@@ -212,6 +239,7 @@ PRESETS: dict[str, Preset] = {
     "undistorted-16view": undistorted_16view,
     "undistorted-32view": undistorted_32view,
     "synthetic-small": synthetic_small,
+    "synthetic-feedback": synthetic_feedback,
     "smoke": smoke,
 }
 

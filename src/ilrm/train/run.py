@@ -31,7 +31,7 @@ from ilrm.train.data.loader import batches, validation_batches
 from ilrm.train.distributed import gather, together
 from ilrm.train.log import PROBLEMS, RunLog, StepRecord
 from ilrm.train.losses import losses
-from ilrm.train.optim import Average, learning_rate, make_optimiser, set_learning_rate
+from ilrm.train.optim import FEEDBACK, Average, learning_rate, make_optimiser, set_learning_rate
 from ilrm.train.serialise import to_dict
 from ilrm.train.validate import validate
 
@@ -102,9 +102,13 @@ class Run:
         if config.compile:
             for layer in network.layers:
                 layer.compile()
+        base_rate = 1.0 if config.feedback is None else config.feedback.base_rate
+        if base_rate == 0:
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(name.startswith(FEEDBACK))
         self._trained = fabric.setup_module(_Trained(network))
         self._network: ILRM = self._trained.network
-        self._optimiser = make_optimiser(self._network, config.optimiser)
+        self._optimiser = make_optimiser(self._network, config.optimiser, base_rate)
         self._average = Average(self._network, config.optimiser.ema) if config.optimiser.ema > 0 else None
         if stored is not None:
             together(fabric, partial(restore, stored, self._network, self._optimiser, self._average))
@@ -238,6 +242,7 @@ class Run:
             model_config=self.config.model,
             precision=self.config.precision,
             perceptual=self._perceptual,
+            feedback=self.config.feedback,
         )
         return found.total, {"loss": found.total.detach(), "psnr": found.psnr, **found.terms}
 
@@ -360,10 +365,13 @@ def _initialise(network: ILRM, source: str) -> None:
     trained = from_pretrained(source)
     ours, theirs = network.config, trained.config
     differing = [f.name for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)]
+    if theirs.feedback is None and "feedback" in differing:
+        differing.remove("feedback")  # it starts as what the network does without it
     if differing:
         raise ConfigError(
             f"The initial weights {source} are of another network; these fields differ: {', '.join(differing)}.",
             expected="weights with the config's model",
             fix="change the config's model to that of the weights, or choose other weights",
         )
-    network.load_state_dict(trained.state_dict())
+    own = {name: x for name, x in network.state_dict().items() if name.startswith(FEEDBACK)}
+    network.load_state_dict({**own, **trained.state_dict()})

@@ -79,7 +79,7 @@ def try_out(
     device, reporter = torch.device(device), reporter or Silent()
     torch.manual_seed(config.seed)
     model = ILRM(config.model, config.compute).to(device)
-    optimiser = make_optimiser(model, config.optimiser)
+    optimiser = make_optimiser(model, config.optimiser)  # all of it: what is left out costs less
     ends = [*(stage.start for stage in config.stages[1:]), config.steps]
     stages = []
     with reporter.progress("measuring", len(config.stages)) as advance:
@@ -145,6 +145,7 @@ def _step(model: ILRM, optimiser: torch.optim.Optimizer, batch: Batch, config: T
             model_config=config.model,
             precision=config.precision,
             perceptual=perceptual,
+            feedback=config.feedback,
         )
         found.total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.clip)

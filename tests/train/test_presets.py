@@ -15,7 +15,7 @@ from ilrm.train.config import Bounded, BoundedV2, Chunks, Procedural, SceneList,
 from ilrm.train.presets import PRESETS, preset
 from ilrm.train.serialise import from_dict, from_json, override, to_dict, to_json
 
-PROCEDURAL = {"synthetic-small", "smoke"}
+PROCEDURAL = {"synthetic-small", "synthetic-feedback", "smoke"}
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ class ILRM(nn.Module):
             raise ConfigError(
                 f"{asked} feedback iterations were asked of a network with{'' if self.feedback else 'out'} feedback.",
                 expected="0 or more" if self.feedback else "0",
-                fix=None if self.feedback else "use weights that were trained with it",
+                fix="" if self.feedback else "use weights that were trained with it",
             )
         return asked
 

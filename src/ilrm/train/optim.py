@@ -26,15 +26,18 @@ def parameter_groups(model: nn.Module, weight_decay: float, base_rate: float = 1
     """
     learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     base = {name for name in learned if base_rate != 1 and not name.startswith(FEEDBACK)}
-    groups = []
-    for names, share in ((learned.keys() - base, 1.0), (base, base_rate)):
-        of_these = [parameter for name, parameter in learned.items() if name in names]
-        if of_these or share == 1:
-            groups += [
-                {"params": [p for p in of_these if p.ndim >= 2], "weight_decay": weight_decay, "share": share},
-                {"params": [p for p in of_these if p.ndim < 2], "weight_decay": 0.0, "share": share},
-            ]
+    groups = _by_decay([p for name, p in learned.items() if name not in base], weight_decay)
+    if base:
+        slower = _by_decay([p for name, p in learned.items() if name in base], weight_decay)
+        groups += [{**group, "share": base_rate} for group in slower]
     return groups
+
+
+def _by_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig, base_rate: float = 1.0) -> torch.optim.AdamW:

@@ -152,7 +152,7 @@ def test_the_descent_direction_is_that_of_the_error(part: str, width: int) -> No
     frame = Frame.of(made.means, seen)
     compared = compare(made, seen.cameras, seen.photos)
     direction = descent_direction(made, frame, compared)
-    gains = {"distance": 3.0, "shift": 30.0, "scale": 30.0, "turn": 60.0, "opacity": 60.0, "colour": 10.0}
+    gains = {"distance": 6.0, "shift": 20.0, "scale": 60.0, "turn": 500.0, "opacity": 60.0, "colour": 15.0}
     gradient = -direction.sinh() / gains[part] * (compared.weights + 0.5)[..., None]
     chosen = torch.zeros_like(direction)
     along = torch.randn(B, made.count, width, generator=torch.Generator().manual_seed(3))

@@ -34,7 +34,7 @@ _PARTS = {"distance": 1, "shift": 2, "scale": 3, "turn": 3, "opacity": 1, "colou
 # The most that one iteration changes of each.
 _BOUNDS = {"distance": 0.1, "shift": 1.0, "scale": 0.7, "turn": 0.5, "opacity": 3.0, "colour": 0.3}
 # Mean gradients are multiplied by these before they are compressed: then they are about as large as each other.
-_GAINS = {"distance": 3.0, "shift": 30.0, "scale": 30.0, "turn": 60.0, "opacity": 60.0, "colour": 10.0}
+_GAINS = {"distance": 6.0, "shift": 20.0, "scale": 60.0, "turn": 500.0, "opacity": 60.0, "colour": 15.0}
 _UPDATES = sum(_PARTS.values())
 # Blending weights are added to this before anything is divided by them: what is hardly seen has no gradient.
 _LEAST_WEIGHT = 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,18 @@ from ilrm.cli import main
 from ilrm.cli.reconstruct import Reconstruct
 from ilrm.cli.refine import Refine
 from ilrm.core.errors import ConfigError, IlrmWarning, OutputError
+from ilrm.model import ILRM, FeedbackConfig, FootprintDecoder, ILRMConfig
 from ilrm.pipeline.options import RunOptions
 from ilrm.pipeline.refinement import refine_file
 from ilrm.pipeline.run import run
 from ilrm.results import load_result
+from ilrm.view.layers import update_layers
 from tests.cli.conftest import tree
 from tests.conftest import CAPTURE
 
 SMALL: dict[str, Any] = {"views": 3, "size": 64, "refine": 2, "export": ("spz",), "device": "cpu"}
 FLAGS = ["--views", "3", "--size", "64", "--refine", "2", "--export", "spz", "--device", "cpu"]
+TINY = ILRMConfig(width=16, head_width=16, layers=1, patch_size=4, decoder=FootprintDecoder())
 # What no two runs have in common.
 TIMED = ("seconds", "peak_memory_gb")
 
@@ -166,3 +169,27 @@ def test_unknown_names_are_refused_before_the_work(options: dict[str, Any], tmp_
     with pytest.raises(ConfigError, match=f"{next(iter(options))} .* was given"):
         run(CAPTURE, tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_feedback_is_what_the_weights_say_or_what_is_asked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ILRM(replace(TINY, feedback=FeedbackConfig(channels=4, iterations=2)))
+    assert model.feedback is not None
+    torch.nn.init.normal_(model.feedback.write.weight, std=0.1)
+    model.save_pretrained(tmp_path / "weights")
+    options: dict[str, Any] = {
+        "views": 3,
+        "size": 64,
+        "export": (),
+        "device": "cpu",
+        "weights": str(tmp_path / "weights"),
+    }
+    results = {asked: run(CAPTURE, tmp_path / str(asked), feedback=asked, **options) for asked in (None, 0, 2)}
+    assert {asked: result.metrics["feedback"] for asked, result in results.items()} == {None: 2, 0: 0, 2: 2}
+    assert torch.equal(results[None].gaussians.means, results[2].gaussians.means)
+    assert not torch.equal(results[0].gaussians.means, results[2].gaussians.means)
+    states = update_layers(load_result(tmp_path / "2"))
+    assert [name for name, _ in states] == ["update layer 1", "feedback 1", "feedback 2"]
+    with pytest.raises(ConfigError, match="1 feedback iterations were asked of a network without feedback"):
+        run(CAPTURE, tmp_path / "none", views=3, size=64, feedback=1)
+    assert not (tmp_path / "none").exists()

@@ -34,6 +34,8 @@ class Reconstruct:
     itself declares for testing, else 8 if there are 10 or more."""
     weights: str = "ilrm-small"
     """Name, file or folder of the weights, or a hub id."""
+    feedback: int | None = None
+    """Iterations in which the network looks at its own renderings; default: as many as the weights say."""
     refine: int = 0
     """Optimise the result for so many steps on the input photos."""
     export: tuple[ExportName, ...] = ("html", "video")

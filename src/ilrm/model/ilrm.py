@@ -122,7 +122,7 @@ class ILRM(nn.Module):
         Raises:
             ConfigError: feedback of a network that has none, or a negative number.
         """
-        rounds = self._feedback_rounds(feedback)
+        rounds = self.feedback_iterations(feedback)
         if mask is not None:
             images = fill_hidden(images, mask)
         images, K = fit_size(images, K, self.config.size_multiple)
@@ -144,7 +144,12 @@ class ILRM(nn.Module):
         frozen = self.feedback is not None and not self.decoder.weight.requires_grad
         return torch.no_grad() if frozen else nullcontext()
 
-    def _feedback_rounds(self, asked: int | None) -> int:
+    def feedback_iterations(self, asked: int | None = None) -> int:
+        """How many there will be where so many are asked for; None is the config's own number.
+
+        Raises:
+            ConfigError: some of a network that has none, or a negative number.
+        """
         if asked is None:
             return 0 if self.config.feedback is None else self.config.feedback.iterations
         if asked < 0 or (asked and self.feedback is None):

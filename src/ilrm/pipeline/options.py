@@ -26,6 +26,7 @@ class RunOptions:
         holdout: keep every such photo out of the inputs, to measure on it; 0 keeps none out. By default the photos that
             the scene itself declares for testing, else every 8th if there are 10 or more.
         weights: name, file or folder of the weights, or a hub id.
+        feedback: iterations in which the network looks at its own renderings; as many as its weights say by default.
         refine: steps of optimisation on the input photos after the forward pass.
         export: what to write beside scene.ply.
         watch: photos that stop the refinement when they get worse: those neither input nor held out ("spare"), the
@@ -43,6 +44,7 @@ class RunOptions:
     views: int | None = None
     holdout: int | None = None
     weights: str = "ilrm-small"
+    feedback: int | None = None
     refine: int = 0
     export: tuple[ExportName, ...] = ("html", "video")
     watch: WatchName = "spare"
@@ -61,6 +63,7 @@ class RunOptions:
                 raise ConfigError(f"{name} {value!r} was given.", expected=" or ".join(get_args(choices)))
         check_size(self.size)
         check_at_least("--max-pixels", self.max_pixels, 1)
+        check_at_least("--feedback", self.feedback or 0, 0)
         check_at_least("--refine", self.refine, 0)
         check_at_least("--holdout", self.holdout or 0, 0)
         check_at_least("--views", 2 if self.views is None else self.views, 2)

@@ -42,6 +42,7 @@ def run(
     views: int | None = None,
     holdout: int | None = None,
     weights: str = "ilrm-small",
+    feedback: int | None = None,
     refine: int = 0,
     export: Sequence[ExportName] = ("html", "video"),
     watch: WatchName = "spare",
@@ -59,8 +60,8 @@ def run(
         input: a scene's folder or camera file.
         output: a folder for scene.ply, cameras.json, metrics.json, inputs/, renders/ and the files of ``export``, all
             of them or none; None writes nothing (``Result.save`` does later).
-        views, holdout, weights, refine, export, watch, size, max_pixels, device, precision, seed, overwrite: see
-            ``RunOptions``.
+        views, holdout, weights, feedback, refine, export, watch, size, max_pixels, device, precision, seed, overwrite:
+            see ``RunOptions``.
         reporter: is told what goes on.
 
     Returns:
@@ -75,6 +76,7 @@ def run(
         views=views,
         holdout=holdout,
         weights=weights,
+        feedback=feedback,
         refine=refine,
         export=tuple(export),
         watch=watch,
@@ -127,12 +129,13 @@ class _Run:
             split = self._split(scene)
             inputs, held_out = scene.select(split.inputs).loaded(), scene.select(split.held_out).loaded(_MOST_BYTES)
             model = ILRM.from_pretrained(options.weights).to(self.device)
+            feedback = model.feedback_iterations(options.feedback)
         self.reporter.say(
             f"{options.input}: {len(inputs)} inputs, {len(held_out)} held out, {len(split.spare)} spare, "
             f"{scene.cameras.width}x{scene.cameras.height}, {options.weights} on {self.device}"
         )
         with self._stage("reconstruct"):
-            gaussians = reconstruct(inputs, model, precision=options.precision)
+            gaussians = reconstruct(inputs, model, precision=options.precision, feedback=feedback)
         near = inputs.cameras.near_plane()
         before, refined = None, None
         if options.refine:
@@ -161,6 +164,7 @@ class _Run:
             "device": str(self.device),
             "precision": options.precision,
             "seed": options.seed,
+            "feedback": feedback,
             "refine_steps": options.refine,
             **_refine_report(refined, options.watch),
             "warnings": self.warnings,

@@ -14,7 +14,7 @@ from ilrm.results.result import Result
 
 
 def update_layers(result: Result, device: torch.device | str = "cpu") -> list[tuple[str, Gaussians]]:
-    """(name, N Gaussians on the CPU) after every update layer, without any refinement.
+    """(name, N Gaussians on the CPU) after every update layer and feedback iteration, without any refinement.
 
     The last one is the result itself, up to rounding and the compression of photos, if it was not refined.
 
@@ -37,5 +37,9 @@ def update_layers(result: Result, device: torch.device | str = "cpu") -> list[tu
     images = torch.from_numpy(np.stack([photo for photo in result.photos if photo is not None])).float() / 255
     scene = Scene(images, result.cameras, result.names)
     model = ILRM.from_pretrained(weights).to(device)
-    states = reconstruct(scene, model, iterations=True).to("cpu")
-    return [(f"update layer {i + 1}", states[i]) for i in range(states.means.shape[0])]
+    count = result.metrics.get("feedback")
+    rounds = model.feedback_iterations(count if isinstance(count, int) else None)
+    states = reconstruct(scene, model, feedback=rounds, iterations=True).to("cpu")
+    layers = len(states) - rounds
+    names = [*(f"update layer {i + 1}" for i in range(layers)), *(f"feedback {i + 1}" for i in range(rounds))]
+    return list(zip(names, states, strict=True))

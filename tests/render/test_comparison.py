@@ -81,3 +81,14 @@ def test_photos_of_another_size_are_refused() -> None:
     gaussians, cameras, photos = scene(0)
     with pytest.raises(GaussiansError, match=r"photos \(2, 5, 19, 20, 3\)"):
         compare(gaussians, cameras, photos[:, :, 1:])
+
+
+def test_without_gradients_it_only_renders() -> None:
+    gaussians, cameras, photos = scene(0)
+    mask = torch.zeros(photos.shape[:-1], dtype=torch.bool)
+    mask[..., 3:] = True
+    whole, plain = (compare(gaussians, cameras, photos, mask=mask, gradients=wanted) for wanted in (True, False))
+    assert torch.equal(whole.residual, plain.residual)
+    assert torch.equal(whole.rendering.depth, plain.rendering.depth)
+    assert plain.gradients == {}
+    assert plain.weights.sum() == 0

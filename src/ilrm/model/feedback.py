@@ -191,12 +191,13 @@ def apply(gaussians: Gaussians, updates_BNU: Tensor, seen: Seen) -> Gaussians:
 
 def gather(gaussians: Gaussians, frame: Frame, seen: Seen, evidence: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
     """Everything an iteration reads, (B, V, H, W, C); and the descent direction (B, V, H, W, U), if it is asked for."""
-    compared = compare(gaussians, seen.cameras, seen.photos, mask=seen.mask)
+    differentiated = "gradients" in evidence
+    compared = compare(gaussians, seen.cameras, seen.photos, mask=seen.mask, gradients=differentiated)
     maps = [seen.on_grid(_own_state(gaussians, frame)), *_fixed(seen)]
     descent = None
     if "pixels" in evidence:
         maps.append(_own_pixels(compared, frame, seen))
-    if "gradients" in evidence:
+    if differentiated:
         descent = seen.on_grid(descent_direction(gaussians, frame, compared))
         maps += [descent, seen.on_grid(torch.log1p(compared.weights)[..., None])]
     if "samples" in evidence:

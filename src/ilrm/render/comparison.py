@@ -27,8 +27,9 @@ class Comparison:
     Attributes:
         rendering: what the cameras see.
         residual: (..., V, H, W, 3) photo minus rendering; 0 where a pixel does not count.
-        gradients: of half the summed squared residual, by the five parameters' names and with their shapes.
-        weights: (..., N) sum of each Gaussian's blending weights over all pixels of all views.
+        gradients: of half the summed squared residual, by the five parameters' names and with their shapes; empty if
+            they were not asked for.
+        weights: (..., N) sum of each Gaussian's blending weights over all pixels of all views; zeros likewise.
     """
 
     rendering: Rendering
@@ -45,6 +46,7 @@ def compare(
     background: Sequence[float] | Tensor = (1.0, 1.0, 1.0),
     *,
     mask: Tensor | None = None,
+    gradients: bool = True,
     backend: Backend = "auto",
 ) -> Comparison:
     """Render Gaussians into cameras whose photos are known, and differentiate the error.
@@ -57,6 +59,7 @@ def compare(
         cameras: (B, V).
         photos: (B, V, H, W, 3).
         mask: (B, V, H, W) bool, the pixels that count; all by default.
+        gradients: whether the error is differentiated, which takes longer than rendering.
         background, backend: as for ``render``.
 
     Raises:
@@ -69,6 +72,10 @@ def compare(
             expected=f"{size} for these cameras, and Gaussians (B, N)",
         )
     gaussians = gaussians.detach()
+    if not gradients:
+        seen = render(gaussians, cameras, background, near=_NEAR, far=_FAR, backend=backend)
+        residual = _residual(seen.rgb, photos.to(seen.rgb), mask)
+        return Comparison(seen, residual, {}, torch.zeros_like(gaussians.opacities))
     if backend == "numba" or (backend == "auto" and gaussians.device.type == "cpu"):
         return _by_kernels(gaussians, cameras, photos, background, mask)
     parts = [slice(i, i + _VIEWS_AT_A_TIME) for i in range(0, cameras.views, _VIEWS_AT_A_TIME)]

@@ -16,7 +16,7 @@ from ilrm.splats import load_gaussians, save_ply
 from ilrm.splats.cameras import load_cameras
 from tests.cli.conftest import tree
 from tests.conftest import make_gaussians
-from tests.export.compare import differences
+from tests.splats.compare import differences
 from tests.view.test_page import embedded
 
 

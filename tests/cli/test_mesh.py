@@ -14,7 +14,7 @@ from ilrm.cli import main
 from ilrm.splats import save_ply
 from ilrm.splats.cameras import save_cameras
 from tests.cli.conftest import tree
-from tests.export.solids import cameras_on_sphere, sphere
+from tests.mesh.solids import cameras_on_sphere, sphere
 
 trimesh = pytest.importorskip("trimesh", reason="the extra 'mesh' is not installed")
 pytest.importorskip("skimage", reason="the extra 'mesh' is not installed")

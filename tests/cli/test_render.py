@@ -26,7 +26,7 @@ from ilrm.splats.cameras import load_cameras
 from tests.cli.conftest import tree, visible
 from tests.cli.test_bad_input import expect_failure, nan_ply
 from tests.conftest import make_cameras, make_gaussians
-from tests.trajectories.test_orbits import FOCUS, ring
+from tests.pictures.test_orbits import FOCUS, ring
 
 
 def video(path: Path) -> np.ndarray:

@@ -16,7 +16,7 @@ from ilrm.model.matching.consistency import cross_check
 from ilrm.model.matching.net import MatchingNet
 from ilrm.model.matching.sweep import _fill, match_depth
 from ilrm.model.matching.view_geometry import source_views
-from tests.launches import Launches
+from tests.devices.launches import Launches
 
 CONFIG = ILRMConfig(
     decoder=FootprintDecoder(), matching=MatchingConfig(planes=64, sources=3), image_channels=("rgb", "match")

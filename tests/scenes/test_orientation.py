@@ -15,8 +15,8 @@ from ilrm.datasets.convert import Fit, convert_scenes, find_inputs
 from ilrm.scenes import load_scene
 from ilrm.scenes.photos.images import open_photo
 from tests.conftest import make_cameras
+from tests.files.test_image_files import chunk
 from tests.scenes.files import FLIP, write_transforms
-from tests.test_image_files import chunk
 
 WIDTH, HEIGHT = 48, 32  # of the upright picture
 # EXIF specification, the other way round: how an upright picture (H, W, 3) is stored under each orientation.

@@ -17,7 +17,7 @@ from ilrm.train.engine import train
 from ilrm.train.losses import closer_term, losses, render_targets
 from ilrm.train.optim import make_optimiser, set_learning_rate
 from ilrm.train.serialise import from_dict, to_dict
-from tests.train.data import MODEL, config, stage
+from tests.train.data.sets import MODEL, config, stage
 
 PLAIN = replace(MODEL, decoder=FootprintDecoder())
 FED = replace(PLAIN, feedback=FeedbackConfig(channels=4, iterations=2))

@@ -22,7 +22,7 @@ from ilrm.train.data.batch import Batch
 from ilrm.train.losses import losses
 from ilrm.train.presets import preset
 from tests.conftest import make_cameras
-from tests.launches import Launches
+from tests.devices.launches import Launches
 
 NETWORK = ILRMConfig(width=32, head_width=16, layers=3, patch_size=4, decoder=FootprintDecoder())
 INPUTS, TARGETS, SIDE = 2, 2, 16

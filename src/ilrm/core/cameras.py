@@ -1,6 +1,6 @@
 """Pinhole cameras, rays and the world normalisation.
 
-Conventions (asserted in ``tests/test_conventions.py``, explained in ``docs/conventions.md``):
+Conventions (asserted in ``tests/project/test_conventions.py``, explained in ``docs/conventions.md``):
 camera-to-world 4x4 matrices with OpenCV axes (+x right, +y down, +z forward), intrinsics in pixels of
 the image, and the centre of the pixel in row i, column j at (j + 0.5, i + 0.5).
 """

@@ -2,7 +2,8 @@
 
 A name that no file can have (too long, with a null byte, not of the file system's encoding), a loop of links and a
 path through a file are a plain no. A folder that may not be looked into is no answer: that raises AccessError, because
-"not there" would send the user the wrong way. ``tests/test_paths.py`` keeps other ways of asking out of the package.
+"not there" would send the user the wrong way. ``tests/files/test_paths.py`` keeps other ways of asking out of the
+package.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "ilrm"
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "ilrm"
 LEVELS = [
     {"core"},
     {"files"},

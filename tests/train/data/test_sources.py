@@ -15,7 +15,7 @@ from ilrm.train.config import Chunks, Folders, SceneList
 from ilrm.train.data.sources import FiniteSource, ProceduralSource, open_source
 from tests.scenes.files import assert_close, write_scene
 from tests.scenes.test_chunks import example
-from tests.train.data import PROCEDURAL, write_chunk_set
+from tests.train.data.sets import PROCEDURAL, write_chunk_set
 
 
 def opened(config: Chunks | SceneList | Folders) -> FiniteSource:

@@ -10,7 +10,7 @@ import pytest
 from ilrm.core.errors import GaussiansError
 from ilrm.splats.sog import load_sog, save_sog
 from tests.conftest import make_gaussians
-from tests.export.compare import differences, in_order_of
+from tests.splats.compare import differences, in_order_of
 
 needs_program = pytest.mark.skipif(
     shutil.which("splat-transform") is None,

@@ -14,7 +14,7 @@ from ilrm.scenes.readers.records import read_frames
 from ilrm.splats.cameras import load_cameras
 from ilrm.train.serialise import from_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "examples").rglob("*.py")])
 
 

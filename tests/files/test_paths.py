@@ -13,7 +13,7 @@ import pytest
 from ilrm.core.errors import AccessError
 from ilrm.files import paths
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "ilrm"
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "ilrm"
 # ``paths`` asks the system itself; ``files`` is about what may be written, and explains every OSError.
 ALLOWED = {"paths.py", "files"}
 METHODS = {"exists", "is_file", "is_dir", "is_symlink", "iterdir", "glob", "rglob", "samefile", "resolve", "expanduser"}

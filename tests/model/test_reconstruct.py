@@ -15,8 +15,8 @@ from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.evaluate.metrics import psnr
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.model.reconstruct import reconstruct
+from tests.core.test_cameras import random_similarity
 from tests.model.test_matching import textured_plane
-from tests.test_cameras import random_similarity
 
 MATCHED = ILRMConfig(
     width=32,

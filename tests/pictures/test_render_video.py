@@ -15,7 +15,7 @@ from ilrm.core.errors import ConfigError, GaussiansError, IlrmError, OutputError
 from ilrm.pictures.camera_path import CameraPath
 from ilrm.splats.cameras import save_cameras
 from tests.conftest import make_cameras, make_gaussians
-from tests.export.test_video import read
+from tests.pictures.test_video import read
 
 CAMERAS = make_cameras(3, 64, 48)
 

@@ -22,7 +22,7 @@ from ilrm.train.data.loader import BatchMaker, batches, validation_batches, work
 from tests.conftest import PATIENCE_S
 from tests.scenes.files import write_scene
 from tests.scenes.test_chunks import example
-from tests.train.data import PROCEDURAL, config, stage, write_chunk_set
+from tests.train.data.sets import PROCEDURAL, config, stage, write_chunk_set
 
 FIELDS = ("images", "c2w", "K", "depth")
 
@@ -330,14 +330,14 @@ def test_an_interrupt_ends_everything(workers):
     program = """if True:
         from dataclasses import replace
         from ilrm.train.data.loader import batches
-        from tests.train.data import config, stage
+        from tests.train.data.sets import config, stage
         for number, _ in enumerate(batches(config(stage(batch=1), workers=%d))):
             if number == 1:
                 print("ready", flush=True)
         """
     process = subprocess.Popen(
         [sys.executable, "-c", program % workers],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "conventions.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "conventions.md"
 
 
 def test_the_conventions_page_holds() -> None:

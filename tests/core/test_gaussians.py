@@ -12,7 +12,7 @@ from ilrm.core.cameras import Similarity
 from ilrm.core.errors import GaussiansError
 from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians, matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
 from tests.conftest import make_gaussians
-from tests.test_cameras import random_similarity
+from tests.core.test_cameras import random_similarity
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])

@@ -28,8 +28,8 @@ from ilrm.mesh.texture import bake
 from ilrm.mesh.tsdf import CHUNK, Surface, find_chunks, fuse, fuse_block, fuse_block_reference
 from ilrm.pictures.viewpoints import cameras_around
 from tests.conftest import make_cameras
-from tests.export.compare import gltf_issues
-from tests.export.solids import cameras_on_sphere, depth_of_plane, paint, sphere
+from tests.mesh.solids import cameras_on_sphere, depth_of_plane, paint, sphere
+from tests.splats.compare import gltf_issues
 
 trimesh = pytest.importorskip("trimesh", reason="the extra 'mesh' is not installed")
 measure = pytest.importorskip("skimage.measure", reason="the extra 'mesh' is not installed")

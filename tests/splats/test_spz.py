@@ -20,7 +20,7 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.splats.axes import OPENGL
 from ilrm.splats.spz import load_spz, save_spz
 from tests.conftest import make_gaussians
-from tests.export.compare import differences, read_by_splat_transform
+from tests.splats.compare import differences, read_by_splat_transform
 
 HEADER = struct.Struct("<IIIBBBB")
 MAGIC = 0x5053474E

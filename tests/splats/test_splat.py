@@ -14,7 +14,7 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.core.spherical_harmonics import C0
 from ilrm.splats.splat import load_splat, save_splat
 from tests.conftest import make_gaussians
-from tests.export.compare import differences, in_order_of, read_by_splat_transform
+from tests.splats.compare import differences, in_order_of, read_by_splat_transform
 
 
 def test_the_bytes_of_one_gaussian(tmp_path: Path) -> None:

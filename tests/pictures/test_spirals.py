@@ -12,7 +12,7 @@ from ilrm.core.cameras import Cameras
 from ilrm.core.errors import ConfigError
 from ilrm.pictures.trajectories import interpolate_evenly, orbit, spin, spiral, stabilise, wobble, wobble_about
 from tests.conftest import make_cameras
-from tests.trajectories.test_orbits import FOCUS, ring
+from tests.pictures.test_orbits import FOCUS, ring
 
 
 def test_spiral_is_closed_looks_at_the_focus_and_stays_near() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from ilrm.core.errors import SceneError
 from ilrm.files.image_files import FORMATS, MAX_PIXELS, open_image, read_header
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "ilrm"
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "ilrm"
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 24\n%%EndComments\nshowpage\n%%EOF\n"
 
 

@@ -1,4 +1,4 @@
-"""The GPU computes what the CPU does: ``pytest tests/test_cuda.py`` is all that a machine with one has to run.
+"""The GPU computes what the CPU does: ``pytest tests/devices/test_cuda.py`` is all that a machine with one has to run.
 
 Without a GPU the same checks run on the CPU against itself, small as they are, so that they cannot rot.
 """

@@ -115,7 +115,7 @@ def test_jobs_do_not_matter(complete: Callable[[Form], Path], tmp_path: Path) ->
 def test_a_killed_run_continues_to_the_same_files(complete: Callable[[Form], Path], tmp_path: Path) -> None:
     """SIGKILL amid the work: its processes end with it, and nothing half-written counts."""
     script = (
-        "import sys, multiprocessing\nfrom tests.scenes.test_save_set import make\n"
+        "import sys, multiprocessing\nfrom tests.datasets.test_save_set import make\n"
         "def say(outcome):\n"
         "    print(outcome.name, *(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "if __name__ == '__main__':\n    make(sys.argv[1], range(8), form='chunks', jobs=2, on_done=say)\n"

@@ -14,7 +14,7 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.splats import load_ply, save_ply
 from ilrm.splats.compressed_ply import save_compressed_ply
 from tests.conftest import make_gaussians
-from tests.export.compare import differences, in_order_of, read_by_splat_transform, splat_transform
+from tests.splats.compare import differences, in_order_of, read_by_splat_transform, splat_transform
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])

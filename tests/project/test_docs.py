@@ -15,7 +15,7 @@ import torch
 import ilrm
 from tests.conftest import CAPTURE, PATIENCE_S, make_cameras, make_gaussians
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 # Written for a width of 100; older pages will follow.
 NARROW = [

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import PATIENCE_S
 
-EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("[0-9]*.py"))
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("[0-9]*.py"))
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from ilrm.splats import save_ply
 from ilrm.splats.axes import GLTF
 from ilrm.splats.glb import load_glb, save_glb
 from tests.conftest import make_gaussians
-from tests.export.compare import differences, gltf_issues, splat_transform
+from tests.splats.compare import differences, gltf_issues, splat_transform
 
 Content = dict[str, Any]
 PREFIX = "KHR_gaussian_splatting:"

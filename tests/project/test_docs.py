@@ -21,8 +21,7 @@ DOCS = ROOT / "docs"
 NARROW = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
     *(DOCS / name for name in ("index.md", "how-it-works.md", "benchmarks/index.md")),
-    *(DOCS / name for name in ("formats.md", "mesh.md", "pictures.md")),
-    *sorted(DOCS.glob("guides/*.md")),
+    *(DOCS / "guides" / f"{name}.md" for name in ("formats", "mesh", "photos", "pictures", "python")),
     *sorted(DOCS.glob("coming-from/*.md")),
     *sorted(DOCS.glob("reference/*.md")),
 ]

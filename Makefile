@@ -1,13 +1,13 @@
-# Two commands are all a new user needs: `make demo`, then `make test`.
+# A new user needs two commands: `make demo`, then `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Extra arguments for the one step that asks for torch, e.g. an index with builds for your accelerator.
+# Extra arguments for the step that installs torch, e.g. an index with builds for your accelerator.
 TORCH_ARGS ?=
-# Bytecode of what is imported is made on first use; compiling all of it at once would add 100 MB.
+# Bytecode is compiled on first import; compiling everything during installation would add 100 MB.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-# Test files are shared out among so many processes.
+# The number of processes that share the test files.
 WORKERS ?= 2
 
 .PHONY: demo test test-fast lint format docs bench lock clean
@@ -30,21 +30,21 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The pages of docs/ as a site in build/site; a link that leads nowhere ends it.
+# The pages of docs/ as a site in build/site. A broken link is an error.
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/installed-dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-# The versions that users and tests get; UPGRADE= keeps those that still fit.
+# The versions that users and tests get. UPGRADE= keeps those that still fit.
 UPGRADE ?= --upgrade
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet uv
 	build/lock/bin/python .ci/lock.py $(UPGRADE)
 
-# torch goes first, by itself and pinned: left to the resolver, another release with gigabytes of CUDA libraries may come.
+# torch goes first, alone and pinned. Otherwise the resolver may pick a release with gigabytes of CUDA libraries.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH_ARGS) torch

@@ -1,6 +1,6 @@
 """Write constraints.txt: every package that users and tests get, on each Python and system. `make lock` starts it.
 
-The versions that stand there are kept where they still fit; --upgrade takes the newest.
+Versions already in the file are kept where they still fit; --upgrade takes the newest.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "constraints.txt"
 HEADER = """\
-# Exact versions that the project is tested with; `make lock` writes this file. torch comes first and is chosen by
-# hand: asking for any other release would pull several gigabytes of CUDA libraries on a CPU-only machine. What torch
-# pins by itself is left to it, since its builds for other accelerators pin other packages.
+# Exact versions that the project is tested with. `make lock` writes this file. torch comes first and is chosen by
+# hand: any other release would pull several gigabytes of CUDA libraries on a CPU-only machine. Packages that torch
+# itself pins are not listed, since its builds for other accelerators pin other packages.
 """
 OLDEST_PYTHON = "3.10"
 EXTRAS = ("dev", "cuda", "eval")  # those that something in the package needs

@@ -1,4 +1,4 @@
-"""For the reference: docstrings say "width, height: image size", which its parser takes for a name and a type.
+"""For the reference: its parser takes "width, height: image size" in docstrings for a name and a type.
 
 Another kind of space keeps such names together.
 """

@@ -2,8 +2,8 @@
 
     python benchmarks/ablations.py -o out/ablations --steps 300
 
-Every batch is made once and shown to all variants; the score is PSNR on scenes that none was trained on. Writes
-OUT/curves.csv, OUT/curves.json and, where matplotlib is installed, OUT/curves.png after each variant, and prints the
+Every batch is made once and used for all variants. The score is PSNR on scenes that no variant was trained on. After
+each variant it writes OUT/curves.csv, OUT/curves.json and, if matplotlib is installed, OUT/curves.png, and prints the
 table.
 """
 
@@ -28,7 +28,7 @@ from ilrm.train.losses import losses
 from ilrm.train.optim import learning_rate, make_optimiser, set_learning_rate
 
 BASE = ILRMConfig(width=128, head_width=32, layers=4, decoder=FootprintDecoder())
-# Name, change, and what the paper loses by it at full size (tables 7 and 9, of 29.24 dB).
+# Name, change, and the paper's loss from it at full size (tables 7 and 9, of 29.24 dB).
 VARIANTS = {
     "iLRM": (BASE, 0.0),
     "no uplifting": (replace(BASE, uplift=1), -0.34),

@@ -4,8 +4,8 @@
     python benchmarks/formats.py --result OUT --counts 131072 1000000 2000000 --degrees 0 3 --picture formats.png
 
 The Gaussians are those of a reconstruction, each replaced by as many as the count needs: scattered by one standard
-deviation (seed 0) and smaller in proportion, so that pictures stay alike. Where SH of a higher degree are asked for
-than the result has, they are drawn from a normal distribution of width 0.05. Every file is written and read in fresh
+deviation (seed 0) and smaller in proportion, so that pictures stay similar. SH of a higher degree
+than the result has are drawn from a normal distribution of width 0.05. Every file is written and read in fresh
 processes; peak memory is the highest resident size of the process, Python, torch and the Gaussians included. The loss
 is the PSNR between renderings of what was read back and renderings of the Gaussians themselves, from the cameras of the
 reconstruction, over all pixels.

@@ -1,11 +1,11 @@
-"""Every reader of the package on spoiled files: what it reads, refuses, and does worse than that.
+"""Every reader of the package on damaged files: what it reads, refuses, and fails on.
 
     python benchmarks/fuzz.py                                   # 3,000 mutations for each reader, the table in docs
     python benchmarks/fuzz.py --readers png tiff --mutations 200 --seed 7 --keep failures --json
 
 Mutations are seeded: bit flips, cuts, splices, inserted tokens, swapped numbers, JSON values of other types. A foreign
-exception is one that is none of the package's own errors. Each file has 10 s and 2 GB of a process that is watched.
-The exit status is 1 if anything failed.
+exception is any exception other than the package's own errors. Each file has 10 s and 2 GB in a watched process. The
+exit status is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COLUMNS = ("read", "refused", "foreign", "hang", "memory")
 
 @dataclass(frozen=True)
 class Options:
-    """Spoil the input of every reader, and count what comes of it."""
+    """Damage the input of every reader, and count the outcomes."""
 
     readers: tuple[str, ...] = ()
     """Some of the readers, by name; all by default."""

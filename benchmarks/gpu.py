@@ -4,7 +4,7 @@
     python benchmarks/gpu.py -o cpu.json --small    # the same script in small form, on any machine
 
 Times are medians after a warm-up, with the device waited for. Weights are random: time does not depend on their values.
-A part that fails is in the report with its error, and the others go on. "busy" is the share of the wall time in which
+If a part fails, the report has its error, and the other parts go on. "busy" is the share of the wall time in which
 kernels run, from torch's profiler.
 """
 
@@ -161,7 +161,7 @@ def encode(bench: Bench) -> dict[str, Any]:
 
 
 def matrix_rate(bench: Bench) -> dict[str, Any]:
-    """What the card multiplies at."""
+    """The card's matrix multiplication speed."""
     side = 1024 if bench.small else 8192
     dtype = torch.bfloat16 if bench.precision == "bf16" else torch.float32
     a, b = (torch.rand(side, side, device=bench.device, dtype=dtype) for _ in range(2))
@@ -220,7 +220,7 @@ def rasteriser(bench: Bench) -> dict[str, Any]:
 
 
 def refinement(bench: Bench) -> dict[str, Any]:
-    """Steps a second, as ``refine`` takes them."""
+    """Steps per second of ``refine``."""
     sizes = {
         "12k Gaussians, 3 views of 128 px": (12_000, 3, 128),
         "131k Gaussians, 2 views of 256 px": (131_072, 2, 256),
@@ -245,7 +245,7 @@ def refinement(bench: Bench) -> dict[str, Any]:
 
 
 def procedural(bench: Bench) -> dict[str, Any]:
-    """Scenes a second, worlds included, and what the device makes against the CPU."""
+    """Scenes per second, including making the worlds, and the device's images compared with the CPU's."""
     config = ProceduralConfig(views=4, width=48, height=48)
     here, there = make_batch([0, 1], config), make_batch([0, 1], config, bench.device)
     count = 2 if bench.small else 24
@@ -269,7 +269,7 @@ def batch_of(scenes: int, inputs: int, targets: int, side: int, bench: Bench) ->
 
 
 def training_step(bench: Bench) -> dict[str, Any]:
-    """Forward, losses, backward and optimiser of ``synthetic-small``, data at hand."""
+    """Forward, losses, backward and optimiser of ``synthetic-small``, with the data in memory."""
     config = preset("synthetic-small")
     sizes = (1,) if bench.small else (6, 24, 48)
     inputs, targets, side = (2, 1, 64) if bench.small else (8, 4, 128)

@@ -1,11 +1,11 @@
-"""Meshes of procedural scenes against their true surface: from perfect Gaussians, and from those the network gives.
+"""Meshes of procedural scenes compared with the true surface: from perfect Gaussians and from the network's.
 
     python benchmarks/mesh.py [--scenes 10] [--weights ilrm-small]
 
-Scenes whose cameras hardly move are passed over. Of the views along a path every second one is used: the mesh is fused
+Scenes whose cameras hardly move are skipped. Of the views along a path every second one is used: the mesh is fused
 from those cameras, and the Gaussians come from those photos. Perfect Gaussians are one flat, opaque Gaussian a pixel on
 the true depth, as large as the pixel is there. The true surface is what all views see at twice the size, the unused
-ones included, without the sky, which is not a surface. Recall does not ask for ground so near the horizon that
+ones included, without the sky, which is not a surface. Recall leaves out ground so near the horizon that
 neighbouring pixels lie farther apart than half the threshold. Both surfaces are scored as points, one a cell of a
 quarter of the threshold, inside the box of the true points; the threshold is 1 % of the diagonal of that box. Prints a
 Markdown table.
@@ -41,7 +41,7 @@ _SIZE = 0.3  # standard deviation of a perfect Gaussian, in pixels
 
 @dataclass(frozen=True)
 class Options:
-    """What is run.
+    """What to run.
 
     Attributes:
         scenes: number of scenes.

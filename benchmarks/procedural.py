@@ -1,4 +1,4 @@
-"""How many procedural views a second this machine makes.
+"""How many procedural views per second this machine makes.
 
 python benchmarks/procedural.py --threads 2 --size 128
 """
@@ -37,7 +37,7 @@ def _processor() -> str:
 
 
 def main(args: Args) -> None:
-    """Print views a second: median, least and most over the repeats, and the processor seconds a view."""
+    """Print views per second (median, least and most over the repeats) and the processor seconds per view."""
     torch.set_num_threads(args.threads)
     config = ProceduralConfig(views=args.views, width=args.size, height=args.size)
     make_batch(range(args.scenes), config, args.device)

@@ -1,4 +1,4 @@
-"""Time the CPU rasteriser: forward and backward, one view, and the reference beside it on the smallest size.
+"""Time the CPU rasteriser: forward and backward, one view, and on the smallest size also the reference.
 
     python benchmarks/rasteriser.py [--threads 1 2] [--repeats 9]
 

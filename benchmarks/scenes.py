@@ -2,8 +2,8 @@
 
     python benchmarks/scenes.py FOLDER [FOLDER ...] -o out/scenes
 
-Every 8th photo is held out and scored, all others are inputs; nothing watches the held-out photos. Each FOLDER is a
-scene, or holds scenes. Writes a table and, for looking, one picture: truth above render, one column a view.
+Every 8th photo is held out and scored, all others are inputs; nothing else uses the held-out photos. Each FOLDER is a
+scene, or holds scenes. Writes a table and one picture: truth above rendering, one column per view.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Options:
-    """What is run.
+    """What to run.
 
     Attributes:
         folders: scenes, or folders of scenes.

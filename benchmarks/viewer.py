@@ -3,7 +3,7 @@
     python benchmarks/viewer.py                            # Gaussians of a random scene, without a browser
     python benchmarks/viewer.py --result out/fox           # a result's own, and its picture in Chromium
 
-"sent" is from an empty server to a client that holds everything over the loopback: what loading costs besides drawing.
+"sent" is from an empty server to a client that holds everything, over the loopback: loading without drawing.
 The picture is compared at the first input camera once the splats are drawn in order, which takes long without a GPU.
 """
 
@@ -36,7 +36,7 @@ from ilrm.view.splats import arrange, splat_arrays
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured."""
+    """What to measure."""
 
     counts: tuple[int, ...] = (131_072, 300_000, 1_000_000)
     result: Path | None = None
@@ -47,7 +47,7 @@ class Setting:
 
 
 def random_gaussians(count: int) -> Gaussians:
-    """Worse to compress than any scene."""
+    """Compresses worse than any scene."""
     g = torch.Generator().manual_seed(0)
     return Gaussians(
         means=torch.randn(count, 3, generator=g),
@@ -59,7 +59,7 @@ def random_gaussians(count: int) -> Gaussians:
 
 
 async def received(port: int, least: int) -> float:
-    """Seconds until a client of the server holds so many bytes."""
+    """Seconds until a client of the server has received that many bytes."""
     begun, held = time.perf_counter(), 0
     protocol = websockets.Subprotocol(f"viser-v{viser.__version__}")
     async with websockets.connect(f"ws://127.0.0.1:{port}", subprotocols=[protocol], max_size=None) as client:

@@ -1,4 +1,4 @@
-"""What weights reach from 2, 4, 8 and 12 photos, beside the untrained network and the same optimisation from nothing.
+"""Quality from 2, 4, 8 and 12 photos, compared with the untrained network and optimisation from scratch.
 
     python benchmarks/weights.py FOLDER [FOLDER ...] -o out/weights --methods trained sparse
     python benchmarks/weights.py FOLDER [FOLDER ...] -o out/weights --methods untrained random
@@ -8,9 +8,9 @@ FOLDER. Starts: "trained" and "untrained" are the forward pass of the same netwo
 that makes on rays of the inputs, at random depths; "sparse" has one for every sparse point of the scene that lies in
 two input images or more (all photos of the scene were used to find them, which favours it). All are then refined by
 ``ilrm.refine``. The time allowed to the last two is the processor time that "trained" took for its forward pass and
-``--steps`` steps (it comes first); what they reach is looked at when that is used up.
+``--steps`` steps (it comes first); they are scored when it is used up.
 
-Every result is appended to OUT/results.jsonl, so a stopped run goes on; OUT/table.md holds the means.
+Every result is appended to OUT/results.jsonl, so a stopped run can continue. OUT/table.md has the means.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _RANDOM_DEPTHS = (0.5, 20.0)
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured.
+    """What to measure.
 
     Attributes:
         folders: scenes on disk, or none.
@@ -139,7 +139,7 @@ def _random(inputs: Scene, factor: int) -> Gaussians:
 
 
 def _unconnected(points: torch.Tensor, rgb: torch.Tensor | None) -> Gaussians:
-    """Round Gaussians as large as the mean distance of the three nearest others, opacity .1 (as 3DGS starts)."""
+    """Round Gaussians as large as the mean distance of the three nearest others, opacity 0.1 (as 3DGS starts)."""
     from scipy.spatial import cKDTree
 
     nearest = cKDTree(points.numpy()).query(points.numpy(), 4)[0][:, 1:]

@@ -23,7 +23,7 @@ HELD_OUT = (2, 4, 7, 9)  # between inputs, never at the ends of the walk
 
 @dataclass(frozen=True)
 class Args:
-    """Where the capture goes and how it looks."""
+    """Where to write the capture, and what it contains."""
 
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     seed: int = 54

@@ -1,4 +1,4 @@
-"""What tests share: where the reference data lies, and small deterministic cameras and Gaussians."""
+"""Shared by the tests: the location of the reference data, and small deterministic cameras and Gaussians."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 CAPTURE = ROOT / "src" / "ilrm" / "assets" / "capture"
 SHARED = Path(os.environ.get("ILRM_SHARED", ROOT.parent / "shared"))
-# For processes whose files may hold only a few bytes. Python replaces bytecode by what such a write leaves of it, and
-# every later process would fail to import that module.
+# For processes with a tiny file size limit. Python would replace bytecode by a truncated file, and every later process
+# would fail to import that module.
 NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
-# How long a test waits for what must come. It only ends what hangs: an idle machine is done long before, and one that
-# computes for others as well may be ten times slower.
+# How long a test waits for something that must happen. It only ends hangs: an idle machine finishes long before, and
+# a busy one may be ten times slower.
 PATIENCE_S = 600.0
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> None:
-    """Wait for a condition; fails at once where the process that should bring it about has ended."""
+    """Wait for a condition. Fails at once if the process that should fulfil it has ended."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if process is not None and process.poll() is not None:
             assert condition(), process.stderr and process.stderr.read()
             return
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "the condition was never met"
         time.sleep(0.01)
 
 
 def shared_path(relative: str) -> Path:
-    """A file or folder of the reference data; the calling test is skipped where it is absent.
+    """A file or folder of the reference data; the calling test is skipped if it is absent.
 
     The reference arrays of the network and its data preparation (``golden/``) travel with the tests.
     """

@@ -35,7 +35,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def result(scene_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that a reconstruction with refinement has written."""
+    """The folder written by a reconstruction with refinement."""
     out = tmp_path_factory.mktemp("result") / "out"
     options = ["--weights", str(weights), "--views", "3", "--holdout", "3", "--refine", "4", "--device", "cpu"]
     assert main(["reconstruct", str(scene_folder), "-o", str(out), *options]) == 0
@@ -43,10 +43,10 @@ def result(scene_folder: Path, weights: Path, tmp_path_factory: pytest.TempPathF
 
 
 def visible(folder: Path) -> set[str]:
-    """The names of what a person sees in a folder."""
+    """The names of the visible files in a folder."""
     return {p.name for p in folder.iterdir() if not p.name.startswith(".")}
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, hidden ones too, with what they hold."""
+    """All files below a folder, including hidden ones, with their content."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

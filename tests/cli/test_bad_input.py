@@ -1,4 +1,4 @@
-"""What users get wrong: told in words, exit status 1, no traceback, nothing written and nothing earlier lost."""
+"""User mistakes: a clear message, exit status 1, no traceback, nothing written and no earlier result lost."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def nan_at(row: int, column: int) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
-THIRD = "view_002"  # the frame that is spoilt
+THIRD = "view_002"  # the damaged frame
 BAD_SCENES: dict[str, tuple[Edit, list[str]]] = {
     "one photo": (only_frames(1), ["1 photo", "at least 2"]),
     "no frames": (only_frames(0), ["transforms.json"]),
@@ -204,7 +204,7 @@ def test_bad_input(name: str, weights: Path, tmp_path: Path, capsys) -> None:
     output = ["-o", str(tmp_path / "out"), "--weights", str(weights)]
     expect_failure(["reconstruct", str(path), *output], words, capsys)
     assert tree(tmp_path) == before
-    assert [p.name for p in tmp_path.iterdir()] == ["input"]  # the pickle has executed nothing
+    assert [p.name for p in tmp_path.iterdir()] == ["input"]  # the pickle did not run any code
 
 
 BAD_ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
@@ -295,7 +295,7 @@ def test_disk_full(scene_folder: Path, weights: Path, tmp_path: Path, monkeypatc
 
 
 def test_file_size_limit(scene_folder: Path, weights: Path, tmp_path: Path) -> None:
-    """A real failing write in another process, whose files may hold 20 kB."""
+    """A write that really fails, in another process with a file size limit of 20 kB."""
     command = [sys.executable, "-m", "ilrm.cli", "reconstruct", str(scene_folder), "-o", str(tmp_path / "out")]
     done = subprocess.run(
         [*command, "--weights", str(weights)],

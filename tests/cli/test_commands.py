@@ -1,4 +1,4 @@
-"""Every command does what it says, and says so to people and machines."""
+"""Every command does what it claims and reports it to people and machines."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_json_is_the_only_output(scene_folder: Path, weights: Path, tmp_path: Pa
     arguments = ["reconstruct", str(scene_folder), "-o", str(tmp_path / "out"), "--weights", str(weights), "--json"]
     assert main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["psnr"] is None  # six photos: none is held out unless asked for
+    assert report["psnr"] is None  # six photos: none is held out by default
     assert report["held_out_names"] == []
     assert report["num_inputs"] == 6
     assert report == {**json.loads((tmp_path / "out" / "metrics.json").read_text()), "output": str(tmp_path / "out")}
@@ -136,7 +136,7 @@ def test_held_out_photos_steer_only_when_asked(scene_folder: Path, weights: Path
         arguments = ["--weights", str(weights), "--holdout", "3", "--refine", "2", *extra]
         assert main(["reconstruct", str(scene_folder), "-o", str(tmp_path / name), *arguments]) == 0
         watched.append(json.loads((tmp_path / name / "metrics.json").read_text())["watched"])
-    assert watched == ["none", "held-out"]  # all four photos that are not held out are inputs: none is spare
+    assert watched == ["none", "held-out"]  # all four photos that are not held out are inputs
 
 
 def test_render_orbit(result: Path, tmp_path: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""``ilrm data`` from the outside: what it prints, writes and exits with."""
+"""``ilrm data`` from the outside: its output, files and exit status."""
 
 from __future__ import annotations
 

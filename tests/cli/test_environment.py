@@ -1,4 +1,4 @@
-"""What the command does where streams, memory, encodings or the first second of its life are not as usual."""
+"""The command in unusual conditions: closed streams, little memory, odd encodings, a signal during start-up."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_refusal_of_the_system_is_one_line(scene_folder, weights, tmp_path, mo
 @pytest.mark.parametrize("after", ["import tyro", "import torch"])
 @pytest.mark.skipif(os.name == "nt", reason="no such signals")
 def test_an_interrupt_while_modules_are_imported_is_quiet(after: str, scene_folder: Path, tmp_path: Path) -> None:
-    """The module that is imported last sends the signal, so that it arrives in the middle of an import."""
+    """The last imported module sends the signal, so that it arrives in the middle of an import."""
     name = after.split()[1]
     (tmp_path / f"{name}.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(600)\n", encoding="utf-8"

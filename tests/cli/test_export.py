@@ -1,4 +1,4 @@
-"""``ilrm export``: formats, filters, frames, COLMAP projects; mistakes told in words, nothing half-written."""
+"""``ilrm export``: formats, filters, frames, COLMAP projects; clear messages for mistakes, nothing half-written."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_colmap_project_in_another_frame(result: Path, scene_folder: Path, tmp_p
 
 
 def test_the_page_of_a_result(result: Path, tmp_path: Path) -> None:
-    """What `ilrm view --html` writes, byte for byte but for what differs from one writing to the next."""
+    """The same as `ilrm view --html` writes, byte for byte except for what differs between any two writes."""
     page = tmp_path / "page.html"
     assert main(["export", str(result), "-o", str(page), "-o", str(tmp_path / "a.ply")]) == 0
     assert main(["view", str(result), "--html", str(tmp_path / "view.html")]) == 0
@@ -154,7 +154,7 @@ def test_the_page_is_filtered_and_turned(result: Path, tmp_path: Path) -> None:
 
 
 def parts(page: Path) -> tuple[str, list[dict]]:
-    """The text of a page without the scene, and where the scene's nodes stand."""
+    """The text of a page without the scene, and the positions of the scene's nodes."""
     text = page.read_text()
     scene = [m for m in embedded(text)[0] if m["type"] == "SetPositionMessage" and m["name"]]
     return re.sub(r'__VISER_EMBED_DATA__="[^"]*"', "", text), scene

@@ -1,4 +1,4 @@
-"""UTM and ECEF coordinates, through whole commands: what comes out is what comes out at the world's origin."""
+"""UTM and ECEF coordinates, through whole commands: the results equal those at the world's origin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UTM, ECEF = (512345.0, 5432109.0, 250.0), (4027893.0, 306901.0, -4919499.0)
 
 @dataclass(frozen=True)
 class World:
-    """One world: its capture, what a run has made of it, and where it lies."""
+    """One world: its capture, the result of a run, and its position."""
 
     capture: Path
     result: Path

@@ -1,4 +1,4 @@
-"""No command writes over what it reads, or over what somebody else has put there."""
+"""No command overwrites what it reads, or a file that it did not write."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.files.test_folders import dying, fill
 
 @pytest.fixture
 def capture(scene_folder: Path, tmp_path: Path) -> Path:
-    """A capture that may be destroyed."""
+    """A capture that a test may destroy."""
     shutil.copytree(scene_folder, tmp_path / "data" / "capture")
     return tmp_path / "data" / "capture"
 
 
 @pytest.fixture
 def scene(result: Path, tmp_path: Path) -> Path:
-    """A result that may be destroyed."""
+    """A result that a test may destroy."""
     shutil.copytree(result, tmp_path / "result")
     return tmp_path / "result"
 
@@ -38,7 +38,7 @@ def photo(path: Path) -> None:
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What a command says that must fail and leave every byte of a folder as it was."""
+    """The message of a command that must fail and leave every byte of a folder unchanged."""
     before = tree(folder)
     assert main([str(argument) for argument in arguments]) == 1
     assert tree(folder) == before

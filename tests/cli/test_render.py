@@ -1,4 +1,4 @@
-"""``ilrm render``: videos, what they show, going on after an interruption, and what users get wrong."""
+"""``ilrm render``: videos, their content, resuming after an interruption, and user mistakes."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_cameras_that_are_made_up_see_the_scene_upright(up: str) -> None:
 
 
 class Stop:
-    """Counts the frames that are rendered, and presses Ctrl-C at one of them."""
+    """Counts rendered frames, and presses Ctrl-C at one of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int = 1000) -> None:
         self.count, self.after = 0, after

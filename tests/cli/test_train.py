@@ -1,4 +1,4 @@
-"""``ilrm train``: what its options change, how it stops and goes on, what it says."""
+"""``ilrm train``: the effect of its options, stopping and resuming, its messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ilrm view``: the page it writes, the server it runs, and what users get wrong."""
+"""``ilrm view``: the page it writes, the server it runs, and user mistakes."""
 
 from __future__ import annotations
 

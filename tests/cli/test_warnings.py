@@ -1,4 +1,4 @@
-"""What is odd with a capture is said once, in one line each, and stands in the report."""
+"""Each oddity of a capture is reported once, in one line, and is in the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes out of images that are at hand, by array and by file, and scenes on another device."""
+"""Scenes made from arrays and from files, and scenes on another device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.scenes.files import smooth
 
 WIDTH, HEIGHT, VIEWS = 32, 24, 3
 _ORIENTATION = 0x0112
-_QUARTER_TURN = 6  # stored pixels are shown turned clockwise
+_QUARTER_TURN = 6  # stored pixels are displayed rotated clockwise
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_names_and_cameras_are_checked(photos: np.ndarray, cameras: ilrm.Cameras
 
 
 def test_a_scene_moves_to_another_device_with_all_it_has(cameras: ilrm.Cameras) -> None:
-    """On the device "meta", which every machine has: nothing may stay behind."""
+    """On the device "meta", which every machine has: no tensor may stay on the CPU."""
     depth = torch.ones(VIEWS, HEIGHT, WIDTH)
     scene = ilrm.Scene(
         images=torch.rand(VIEWS, HEIGHT, WIDTH, 3),

@@ -1,4 +1,4 @@
-"""Configs out of files of strangers: a config, or our error."""
+"""Configs from untrusted files give a config, or our error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Procedural scenes: the same seed gives the same scene, and images, depth, cameras and points tell one story."""
+"""Procedural scenes: the same seed gives the same scene, and images, depth, cameras and points agree."""
 
 from __future__ import annotations
 

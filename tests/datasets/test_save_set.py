@@ -113,7 +113,7 @@ def test_jobs_do_not_matter(complete: Callable[[Form], Path], tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_files(complete: Callable[[Form], Path], tmp_path: Path) -> None:
-    """SIGKILL amid the work: its processes end with it, and nothing half-written counts."""
+    """SIGKILL during the work: its processes end with it, and half-written scenes do not count."""
     script = (
         "import sys, multiprocessing\nfrom tests.datasets.test_save_set import make\n"
         "def say(outcome):\n"

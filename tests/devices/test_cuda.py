@@ -1,6 +1,6 @@
-"""The GPU computes what the CPU does: ``pytest tests/devices/test_cuda.py`` is all that a machine with one has to run.
+"""The GPU computes what the CPU does: a machine with one only needs ``pytest tests/devices/test_cuda.py``.
 
-Without a GPU the same checks run on the CPU against itself, small as they are, so that they cannot rot.
+Without a GPU the same checks compare the CPU with itself, so that they stay in working order.
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ def test_losses_and_gradients() -> None:
     assert gradients.keys() == gradients_there.keys()
     norm = math.sqrt(sum(g.square().sum().item() for g in gradients.values()))
     apart = math.sqrt(sum((gradients_there[n] - g).square().sum().item() for n, g in gradients.items()))
-    assert apart < 0.02 * norm  # where two depths match alike, rounding may choose
+    assert apart < 0.02 * norm  # where two depths match equally well, rounding may choose
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @needs_gsplat
 def test_training_validates_and_goes_on(precision: str, tmp_path: Path) -> None:
-    """Three steps on whatever device there is; stopped after two and resumed gives the same log."""
+    """Three steps on the available device; stopping after two and resuming gives the same log."""
     config = tiny(steps=3, precision=precision, validate_every=2, save_every=2)
     whole = train(config, tmp_path / "whole")
     assert whole.step == 3
@@ -151,7 +151,7 @@ def test_a_scene_on_the_device_is_reconstructed_there() -> None:
     moved = photos.to(DEVICE)
     found = reconstruct(moved, model.to(DEVICE), precision="fp32")
     assert found.device.type == DEVICE.type
-    # A pixel whose two best depths match alike may take the other one.
+    # A pixel whose two best depths match equally well may take the other one.
     distance = (found.means.cpu() - expected.means).norm(dim=-1) / expected.means.norm(dim=-1).mean()
     assert distance.median() < 1e-3
     here, there = (render(g, photos.cameras.to(g.device)).rgb.clamp(0, 1).cpu() for g in (expected, found))
@@ -227,7 +227,7 @@ def test_gaussians_move_as_a_whole() -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_runs_in_small_form(tmp_path: Path) -> None:
-    """``benchmarks/gpu.py`` has four minutes on somebody's GPU: it must not fail there for a reason seen here."""
+    """``benchmarks/gpu.py`` has only four minutes on a GPU: it must not fail there for a reason seen here."""
     script = ROOT / "benchmarks" / "gpu.py"
     command = [sys.executable, str(script), "-o", str(tmp_path / "gpu.json"), "--small"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)

@@ -1,7 +1,7 @@
-"""Nothing that computes on a device makes a tensor elsewhere, or waits for values, along the way.
+"""Code that computes on a device makes no tensor elsewhere, and does not wait for values.
 
 The device "meta" holds no values, is on every machine, and refuses tensors of another device: what runs there runs on
-a GPU without a copy to the host in between.
+a GPU without copies to the host.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Distances between surfaces against pairs counted one by one."""
+"""Distances between surfaces, compared with pairs counted one by one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_scores_equal_those_of_all_pairs(seed: int) -> None:
 
 
 def test_half_of_a_shifted_plane() -> None:
-    """A grid of spacing 1 lifted by .25, of which the reconstruction has one half."""
+    """A grid of spacing 1 lifted by 0.25, of which the reconstruction has one half."""
     x, y = torch.meshgrid(torch.arange(20.0), torch.arange(20.0), indexing="ij")
     truth = torch.stack([x, y, torch.zeros_like(x)], dim=-1).reshape(-1, 3)
     points = truth[:200] + torch.tensor([0, 0, 0.25])

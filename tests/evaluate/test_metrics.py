@@ -1,4 +1,4 @@
-"""Metrics against scikit-image and against values worked out by hand."""
+"""Metrics, compared with scikit-image and with values worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing is half-written, nothing earlier is lost, and the reason is told."""
+"""Nothing is half-written, no earlier file is lost, and the message gives the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ilrm.core.errors import OutputError
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All files but the lists of results, hidden ones too."""
+    """All files except the lists of results, including hidden ones."""
     found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".ilrm.json"]
     return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 

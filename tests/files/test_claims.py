@@ -1,4 +1,4 @@
-"""An output is never the input, and never a file of somebody else."""
+"""An output is never the input, and never a file that we did not write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of results: what is somebody else's stays, and a process may die at any instant."""
+"""A result folder: files of others stay, and a process may die at any instant."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(folder: Path, content: dict[str, bytes], **options) -> None:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """A folder with an earlier result, and other things of its owner."""
+    """A folder with an earlier result, and other files of its owner."""
     out = tmp_path / "out"
     write(out, OLD)
     fill(out, THEIRS)

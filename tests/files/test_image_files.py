@@ -1,4 +1,4 @@
-"""The one door for image files: nothing but the listed formats, nothing above the budget, no decoder's exceptions."""
+"""The only entry for image files: only the listed formats, nothing above the budget, no exceptions from decoders."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_images_are_opened_nowhere_else() -> None:
 
 
 def test_an_eps_file_never_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it is called: a program of the name that Pillow would start leaves a mark here."""
+    """Whatever its name is. A program with the name that Pillow would start leaves a mark here."""
     programs, mark = tmp_path / "bin", tmp_path / "started"
     programs.mkdir()
     (programs / "gs").write_text(f"#!/bin/sh\ntouch {mark}\nexit 1\n")

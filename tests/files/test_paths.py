@@ -21,7 +21,7 @@ FUNCTIONS = {"exists", "isfile", "isdir", "islink", "samefile", "listdir", "scan
 
 
 def raw_questions(source: str) -> list[str]:
-    """Calls that ask the disk and may raise whatever the system says."""
+    """Calls that access the disk and may raise any error of the system."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):

@@ -113,7 +113,7 @@ def test_repeated_keys_are_seen_by_those_who_ask(tmp_path: Path) -> None:
 
 
 def test_names_of_any_bytes_come_back(tmp_path: Path) -> None:
-    """What Python makes of a file name that is not UTF-8 goes through JSON unchanged."""
+    """Python's form of a file name that is not UTF-8 goes through JSON unchanged."""
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"file_path": "caf\udce9.png"}), encoding="utf-8")
     assert read_json(path) == {"file_path": "caf\udce9.png"}

@@ -1,4 +1,4 @@
-"""Files of torch.save from strangers: what they declare costs no memory, what they call is not called."""
+"""Untrusted files of torch.save: declared sizes cost no memory, and nothing they name is called."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_tensor_ends_with_its_storage(tmp_path: Path) -> None:
     assert bytes(load_lazily(fits).read().tolist()) == b"abcd"
     for i, (offset, shape, stride) in enumerate(
         [
-            (number(0), number(2 * 10**10) + b"\x85", number(0) + b"\x85"),  # the same value again and again
+            (number(0), number(2 * 10**10) + b"\x85", number(0) + b"\x85"),  # the same value many times
             (number(1), four + b"\x85", one + b"\x85"),
             (number(0), number(2) + b"\x85", four + b"\x85"),
             (number(0), number(2**62) + number(4) + b"\x86", one + one + b"\x86"),
@@ -120,7 +120,7 @@ def test_storages_that_are_none_are_refused(tmp_path: Path, place: bytes) -> Non
         b"ccollections\nOrderedDict\n(]]]tR",
         b"(i" + b"os\nsystem\n",
         b"}" + b")" + b"\x85" * 200_000 + b"Ns",  # its hash would recurse, and end the process
-        b"}" + b"Nq\x00" + b"0h\x00h\x00\x86q\x00" * 60 + b"Ns",  # its hash would take for ever
+        b"}" + b"Nq\x00" + b"0h\x00h\x00\x86q\x00" * 60 + b"Ns",  # its hash would take forever
         b"}" + b"N" + b"q\x01h\x01\x86" * 60 + b"Ns",
         b"a",
         b"h\x07",
@@ -149,7 +149,7 @@ def test_zip_files_that_promise_too_much_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="promises to inflate"):
         load_lazily(write(tmp_path / "b.pt", b"N", bytes(10**6), zipfile.ZIP_DEFLATED))
     stored = bytearray(write(tmp_path / "c.pt", b"N").read_bytes())
-    entry = stored.rindex(b"PK\x01\x02")  # the directory's entry of data/0: its sizes stand 20 bytes on
+    entry = stored.rindex(b"PK\x01\x02")  # the directory's entry of data/0: its sizes are 20 bytes further
     stored[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
     (tmp_path / "c.pt").write_bytes(stored)
     with pytest.raises(ValueError, match="promises"):

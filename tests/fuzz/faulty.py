@@ -1,4 +1,4 @@
-"""Readers that do what no reader may, to show that it is noticed."""
+"""Readers that misbehave, to show that this is detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to spoil a file. All draws come from the generator that is passed in, so a number names a mutation for good."""
+"""Ways to damage a file. All draws come from the given generator, so a number always means the same mutation."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def mutate(data: bytes, kinds: tuple[Mutation, ...], draw: Draw) -> bytes:
     """The file after one mutation, sometimes after several."""
     for number in range(draw.choice((1, 1, 1, 2, 3))):
         kind = draw.choice(kinds)
-        if kind is change_json and number > 0:  # what was spoiled before may be JSON no longer
+        if kind is change_json and number > 0:  # after an earlier mutation it may no longer be JSON
             kind = draw.choice(BINARY)
         data = kind(data, draw)
     return data

@@ -1,4 +1,4 @@
-"""What is known about a reader, apart from the readers themselves, which import the whole package."""
+"""The description of a reader, kept apart from the readers, which import the whole package."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Reader:
     """A reader and its input.
 
     Attributes:
-        make: writes a valid input into a folder, and returns the files of it that are to be spoiled (one at a time).
-        read: reads the input in that folder, given the spoiled file.
-        kinds: how the content is spoiled.
-        unpack: takes what is to be spoiled out of a file: the whole of it by default.
+        make: writes a valid input into a folder, and returns those of its files that are to be damaged (one at a time).
+        read: reads the input in that folder, given the damaged file.
+        kinds: how the content is damaged.
+        unpack: takes the part to damage out of a file: by default the whole file.
         pack: puts it back into the bytes of the file, with sizes and checksums that fit.
     """
 

@@ -1,4 +1,4 @@
-"""Every reader of the package, each with a small valid input of its own making and what a command does with it."""
+"""Every reader of the package, each with a small valid input and what a command does with it."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ def _state(data: bytes) -> bytes:
 
 
 def _with_state(data: bytes, content: bytes) -> bytes:
-    """With the digest that fits: whoever writes a hostile checkpoint computes it, too."""
+    """With the right digest: the author of a malicious checkpoint would compute it as well."""
     head = json.loads(_safetensors_head(data))
     text = content.decode("utf-8", "replace")
     sha = hashlib.sha256(text.encode())

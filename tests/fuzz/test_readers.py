@@ -1,4 +1,4 @@
-"""Spoiled files are read or refused with our own error: no other exception, no hang, no bomb.
+"""Damaged files are read or refused with our own error: no other exception, no hang, no memory bomb.
 
 ``python benchmarks/fuzz.py`` does the same with 3,000 mutations for each reader.
 """
@@ -37,7 +37,7 @@ def test_mutations_are_seeded_and_differ() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is watched on Linux alone")
 def test_faults_are_noticed(tmp_path: Path) -> None:
-    """Each kind of fault is counted as such, does not end the others, and leaves the file that it came from."""
+    """Each kind of fault is counted as such, does not stop the others, and keeps the file that caused it."""
     verdicts = {"refuses": "refused", "raises": "foreign", "spins": "hang", "grows": "memory", "dies": "foreign"}
     limits = Limits(seconds=3.0, most_bytes=400 << 20)  # fresh memory may come slowly
     tallies = fuzz(tuple(verdicts), 2, limits=limits, keep=tmp_path, table="tests.fuzz.faulty")

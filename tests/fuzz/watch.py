@@ -1,4 +1,4 @@
-"""Runs readers on spoiled files in a process of its own, which is watched: how long it takes, and how much memory."""
+"""Runs readers on damaged files in a separate process, and watches its time and memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _START_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may cost.
+    """The limits for one file.
 
     Attributes:
         seconds: of the processor; six times as many by the clock, since other programs may run as well.
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass
 class Tally:
-    """What became of one reader's spoiled files.
+    """What happened to one reader's damaged files.
 
     Attributes:
         counts: of "read", "refused" (with our own error), "foreign" (another exception, or the end of the process),
@@ -60,7 +60,7 @@ class Tally:
 
 
 class _Job(NamedTuple):
-    """What the watched process is told, beside its tasks; it works in the folder ``place``."""
+    """What the watched process gets besides its tasks; it works in the folder ``place``."""
 
     seed: int
     limits: Limits
@@ -70,7 +70,7 @@ class _Job(NamedTuple):
 
 
 class _Report(NamedTuple):
-    """What the watched process says: that it begins with a mutation, or what became of it."""
+    """What the watched process reports: that it begins a mutation, or its outcome."""
 
     reader: str
     number: int
@@ -89,7 +89,7 @@ def fuzz(
     keep: Path | None = None,
     table: str = "tests.fuzz.readers",
 ) -> dict[str, Tally]:
-    """Spoil the input of each reader so many times, and read it.
+    """Damage the input of each reader the given number of times, and read it.
 
     Args:
         keep: an existing folder for the files that failed, as READER-NUMBER-NAME.
@@ -104,7 +104,7 @@ def fuzz(
 
 
 def _watch(tasks: Mapping[str, range], job: _Job, tallies: Mapping[str, Tally], begin: dict[str, int]) -> None:
-    """Watch one process until it is done, dies or has to be ended; ``begin`` is where the next one goes on."""
+    """Watch one process until it finishes, dies or must be killed; ``begin`` is where the next one continues."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_read_spoiled, args=(theirs, dict(tasks), job), daemon=True)
@@ -162,7 +162,7 @@ def _is_stuck(pid: int, since: float, used: float, seconds: float) -> bool:
 
 
 def _processor_seconds(pid: int) -> float:
-    """What a process has used so far; where the system does not say, what the clock shows."""
+    """Processor seconds of a process so far; wall-clock seconds if the system does not report them."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -233,7 +233,7 @@ def _forget_peak() -> None:
 
 
 def _peak() -> int:
-    """Highest resident bytes since ``_forget_peak``; 0 where the system does not say."""
+    """Highest resident bytes since ``_forget_peak``; 0 if the system does not report it."""
     if sys.platform != "linux":
         return 0
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Things with a known surface, as Gaussians and as exact depth."""
+"""Objects with a known surface, as Gaussians and as exact depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Surfaces out of Gaussians: shape, colour, chunks against the whole, files read back by trimesh."""
+"""Surfaces from Gaussians: shape, colour, chunks compared with the whole, files read back by trimesh."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.splats.compare import gltf_issues
 trimesh = pytest.importorskip("trimesh", reason="the extra 'mesh' is not installed")
 measure = pytest.importorskip("skimage.measure", reason="the extra 'mesh' is not installed")
 
-# What Khronos's validator would like better, but does not call wrong.
+# What Khronos's validator recommends against but does not call an error.
 HINTS = {"BUFFER_VIEW_TARGET_MISSING"}
 
 

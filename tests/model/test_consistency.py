@@ -1,4 +1,4 @@
-"""What views say about each other's surfaces, against a pixel-by-pixel count."""
+"""The cross-checks of views on each other's surfaces, compared with a pixel-by-pixel count."""
 
 from __future__ import annotations
 

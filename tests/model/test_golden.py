@@ -88,7 +88,7 @@ def test_activated_values_are_what_the_rasteriser_received(golden: Golden) -> No
 
 @torch.no_grad()
 def test_every_activation(golden: Golden) -> None:
-    """Tokens, patch vectors, normed queries and keys, each block, the decoder: where a mistake begins is visible."""
+    """Tokens, patch vectors, normed queries and keys, each block, the decoder: this shows where an error starts."""
     model, config = golden.model, golden.model.config
     inputs = golden.model.decoder_inputs(golden.images, golden.c2w, golden.K)
     height, width = inputs.rgb.shape[2:4]

@@ -1,4 +1,4 @@
-"""Plane-sweep matching: finds true depth on textured scenes, and says where it cannot know."""
+"""Plane-sweep matching finds true depth on textured scenes, and marks pixels where it cannot."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_batch_is_its_samples(learned: int) -> None:
 
 
 def test_launches_of_matching_and_cross_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU every operation is a launch, whatever its size; 25,660 of them were what the card waited for."""
+    """On a GPU every operation is a launch, whatever its size. The card once waited for 25,660 of them."""
     monkeypatch.setattr("ilrm.model.matching.view_geometry._MOST_VALUES", {"cpu": 1 << 28, "cuda": 1 << 28})
     config = replace(CONFIG, matching=MatchingConfig(planes=48, sources=3, window=5, channels=16, fine=9))
     batch = make_batch(range(40, 44), ProceduralConfig(views=8, width=64, height=64))

@@ -115,7 +115,7 @@ class TestLearnedMatching:
         assert match.error(torch.zeros(1, 1, 1, 2), decoder).item() == 0
 
     def test_learns_what_correlation_cannot_know(self) -> None:
-        """On plain walls only the network can know a depth; a few steps on one scene must find it."""
+        """On plain walls only the network can find the depth; a few steps on one scene must be enough."""
         torch.manual_seed(0)
         images, cameras = textured_plane(2, size=16)
         grey = torch.full_like(images, 0.4)

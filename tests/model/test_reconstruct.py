@@ -56,7 +56,7 @@ def difference(a: Gaussians, b: Gaussians) -> dict[str, float]:
 @pytest.mark.parametrize("config", [MATCHED, RELEASED], ids=["matched", "released"])
 @pytest.mark.parametrize("scale", [0.01, 2.5, 300.0])
 def test_gaussians_move_with_the_world(scene: Scene, config: ILRMConfig, scale: float) -> None:
-    """The same photos in a world that is turned, scaled and moved: the same Gaussians, moved alike (to 1e-3)."""
+    """The same photos in a rotated, scaled and moved world give the same Gaussians, moved likewise (to 1e-3)."""
     model, move = make(config), random_similarity(3, scale)
     expected = reconstruct(scene, model).transform(move)
     moved = reconstruct(scene.transform(move), model)

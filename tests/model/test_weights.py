@@ -313,7 +313,7 @@ def test_a_hub_id_loads_what_the_hub_delivers(model: ILRM, monkeypatch: pytest.M
 
 
 def test_how_a_network_is_computed_is_kept_beside_what_it_is(tmp_path: Path) -> None:
-    """Networks that were trained with mini-batches are computed with them; the first files said so in the config."""
+    """Networks that were trained with mini-batches are computed with them; the first files had this in the config."""
     config = replace(ILRMConfig(), width=32, head_width=16, layers=1)
     model = ILRM(config, ComputeConfig(mini_batch="quarter", checkpoint=True))
     save_weights(model, tmp_path / "w")

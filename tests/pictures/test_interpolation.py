@@ -1,4 +1,4 @@
-"""Paths through cameras: the released numbers, and what the released formulas promise."""
+"""Paths through cameras: the released numbers, and properties of the released formulas."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_even_path_is_closed_and_passes_every_camera() -> None:
 
 @pytest.mark.parametrize("frames", [1, 3, 11])
 def test_pair_starts_and_ends_at_the_cameras(frames: int) -> None:
-    """Three frames are the trap of cross products without an axis."""
+    """Three frames are the case in which a cross product has no axis."""
     focus, K = torch.tensor([0.2, -0.1, 0.4], dtype=torch.float64), make_cameras(2, 40, 30).K.double()
     centres = torch.tensor([[1.0, 0.3, -3], [-1.5, 0.1, -2]], dtype=torch.float64)
     pair = Cameras(torch.stack([look_at(c, focus) for c in centres]), K * torch.tensor([1, 2.0])[:, None, None], 40, 30)

@@ -1,4 +1,4 @@
-"""Paths keep their eyes on what the cameras look at."""
+"""Paths keep looking at what the cameras look at."""
 
 from __future__ import annotations
 

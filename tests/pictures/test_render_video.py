@@ -1,4 +1,4 @@
-"""``ilrm.render_video``: what stands in the video, and what is refused before any work."""
+"""``ilrm.render_video``: the content of the video, and what is refused before any work."""
 
 from __future__ import annotations
 

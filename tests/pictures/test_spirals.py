@@ -66,7 +66,7 @@ def test_spin_is_the_released_formula() -> None:
         around = Rotation.from_euler("y", i * np.pi / 3).as_matrix()
         turn[:3, :3] = around @ Rotation.from_euler("x", 20, degrees=True).as_matrix()
         np.testing.assert_allclose(path[i].numpy(), turn @ start, atol=1e-12)
-    # It stands above the plane and looks at the origin, image down towards -y.
+    # It is above the plane and looks at the origin, image down towards -y.
     assert (path[:, 1, 3] > 0.9).all()
     torch.testing.assert_close(-path[:, :3, 3] / 3, path[:, :3, 2])
     assert (path[:, 1, 1] < 0).all()

@@ -157,7 +157,7 @@ def test_no_frame_is_made_for_a_place_that_cannot_be_written() -> None:
 
 
 def test_full_disk_is_told_in_words(tmp_path: Path) -> None:
-    """A real failing write, in another process whose files may hold 4 kB."""
+    """A write that really fails, in another process with a file size limit of 4 kB."""
     code = (
         "import resource, sys, numpy as np\nfrom ilrm.core.errors import OutputError\n"
         "from ilrm.pictures.video import save_video\n"

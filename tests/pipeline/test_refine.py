@@ -207,10 +207,11 @@ def test_gaussians_below_the_footprint_start_wider() -> None:
     moved = refine(start, scene, 1, config=config).gaussians
     torch.testing.assert_close(moved.scales, 1.5 * start.scales, atol=1e-5, rtol=1e-3)
     assert median_pixels(moved.scales) == pytest.approx(1.5 * pixels, rel=1e-3)
-    for footprint, factor in ((0.5 * pixels, 1.0), (100 * pixels, 1.75)):  # never smaller, never more than that
+    for footprint, factor in ((0.5 * pixels, 1.0), (100 * pixels, 1.75)):  # never smaller, and never above the limit
         found = refine(start, scene, 1, config=RefineConfig(still, footprint=footprint)).gaussians
         torch.testing.assert_close(found.scales, factor * start.scales, atol=1e-5, rtol=1e-3)
-    for steps, watch in ((0, None), (1, scene)):  # wider is no result of its own: the photos like the given ones better
+    # Widening is not an improvement by itself: the given ones fit the photos better.
+    for steps, watch in ((0, None), (1, scene)):
         result = refine(start, scene, steps, config=config, watch=watch)
         assert result.best_step == 0
         torch.testing.assert_close(result.gaussians.scales, start.scales, atol=1e-5, rtol=1e-5)
@@ -237,7 +238,7 @@ def test_what_cannot_be_refined() -> None:
 
 @pytest.mark.parametrize("config", [RefineConfig(l1=0.3, ssim=0.2), RefineConfig.long()], ids=["all terms", "long"])
 def test_masked_pixels_pull_at_nothing(config: RefineConfig) -> None:
-    """Whatever lies under the mask, the same steps are taken; and the photos' own truth is found again."""
+    """Masked pixels change neither the steps nor the scores."""
     start, scene = setup(views=4, count=80)
     mask = torch.ones(4, 32, 40, dtype=torch.bool)
     mask[:2, 8:20, 10:26] = False
@@ -282,7 +283,7 @@ def test_splats_in_another_world_frame_are_told(recwarn: pytest.WarningsRecorder
 
 
 def test_splats_of_a_part_of_the_scene_are_no_reason_to_warn(recwarn: pytest.WarningsRecorder) -> None:
-    """The photos are black around them, and what is drawn is white: few decibels, but the splats are in place."""
+    """The photos are black around them and the rendering is white: few decibels, but the splats are in place."""
     gaussians, scene = _cloud_and_photos()
     solid = replace(gaussians, opacities=torch.full((400,), 0.99), scales=1.5 * gaussians.scales)
     black = render(solid, scene.cameras, (0, 0, 0)).rgb.clamp(0, 1)

@@ -1,4 +1,4 @@
-"""``ilrm.run`` and the command are one thing: the same defaults, the same files, the same numbers."""
+"""``ilrm.run`` and the command agree: the same defaults, the same files, the same numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.conftest import CAPTURE
 SMALL: dict[str, Any] = {"views": 3, "size": 64, "refine": 2, "export": ("spz",), "device": "cpu"}
 FLAGS = ["--views", "3", "--size", "64", "--refine", "2", "--export", "spz", "--device", "cpu"]
 TINY = ILRMConfig(width=16, head_width=16, layers=1, patch_size=4, decoder=FootprintDecoder())
-# What no two runs have in common.
+# What differs between any two runs.
 TIMED = ("seconds", "peak_memory_gb")
 
 
@@ -145,7 +145,7 @@ def twins(folder: Path) -> Path:
 def test_splats_of_a_forward_pass_start_wider(
     by_command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What metrics.json beside the file says decides: results that were refined, and files of others, are left."""
+    """metrics.json next to the file decides: refined results and files of others are not widened."""
     from ilrm.pipeline import refinement
 
     footprints: list[float | None] = []
@@ -165,7 +165,7 @@ def test_splats_of_a_forward_pass_start_wider(
 
 @pytest.mark.parametrize("options", [{"export": ("page",)}, {"export": "html"}, {"watch": "all"}, {"precision": "fp8"}])
 def test_unknown_names_are_refused_before_the_work(options: dict[str, Any], tmp_path: Path) -> None:
-    """The command's parser knows the choices; Python's callers are told, too."""
+    """The command's parser knows the choices; callers from Python get a message as well."""
     with pytest.raises(ConfigError, match=f"{next(iter(options))} .* was given"):
         run(CAPTURE, tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())

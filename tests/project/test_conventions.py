@@ -1,4 +1,4 @@
-"""The conventions page is executable: its snippets run as they stand, in order."""
+"""The conventions page is executable: its snippets run unchanged, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages: every public name stands in the reference, snippets are true, links and assets stay in the house."""
+"""The pages: every public name is in the reference, snippets run, links work, nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def snippets(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
 
 
-def test_every_public_name_stands_in_the_reference() -> None:
-    told = set(re.findall(r"^::: (\S+)$", "\n".join(x.read_text() for x in DOCS.glob("reference/*.md")), re.MULTILINE))
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = "\n".join(page.read_text("utf-8") for page in DOCS.glob("reference/*.md"))
+    documented = set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE))
     homes = {name: getattr(ilrm, name) for name in ilrm.__all__}
-    missing = {name for name, value in homes.items() if f"{value.__module__}.{value.__qualname__}" not in told}
+    missing = {name for name, value in homes.items() if f"{value.__module__}.{value.__qualname__}" not in documented}
     assert missing == set()
 
 
@@ -78,7 +79,7 @@ def run(code: str, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_the_python_guide_runs(tmp_path: Path) -> None:
-    """As it stands, but for fewer steps and smaller photos."""
+    """The guide, with fewer steps and smaller photos."""
     code = "\n".join(snippets(DOCS / "guides" / "python.md"))
     for large, small in (("refine=300", "refine=2, size=64, export=()"), ("steps=300", "steps=2"), ("=256", "=64")):
         assert large in code
@@ -187,7 +188,7 @@ def test_the_site_builds_and_asks_for_nothing_from_elsewhere(tmp_path: Path) -> 
         text = page.read_text("utf-8")
         outside = [tag for tag in re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", text) if "//" in tag]
         assert outside == [], page
-        # On GitHub a list may follow a paragraph at once, here it needs an empty line.
+        # On GitHub a list may follow a paragraph directly. Here it needs an empty line.
         assert not re.search(r"<p>[^<]*\n(?:[-*] |\|)", text), page
     reference = (tmp_path / "site" / "reference" / "values.html").read_text("utf-8")
     assert "stretched to the cameras" in reference

@@ -1,4 +1,4 @@
-"""The numbered examples run as they stand."""
+"""The numbered examples run unchanged."""
 
 from __future__ import annotations
 

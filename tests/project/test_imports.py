@@ -1,4 +1,4 @@
-"""The way through the house: imports point only from right to left."""
+"""The direction of imports: only from right to left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVELS = [
     {"pipeline"},
     {"cli"},
 ]
-# Side by side, but not allowed to know each other: the network needs no files. It renders, to look at what it made.
+# On one level, but not allowed to import each other: the network needs no files. It may render, to see what it made.
 STRANGERS = {(a, b) for a in ("model", "scenes", "render") for b in ("model", "scenes", "render") if a != b}
 STRANGERS -= {("model", "render")}
 MOST_SIBLINGS = 15
@@ -52,11 +52,11 @@ def test_imports_point_left(path: Path) -> None:
     here = path.relative_to(SOURCE).parts[0].removesuffix(".py")
     for other in imports(path) - {here}:
         assert (here, other) not in STRANGERS, f"{here} must not know {other}"
-        assert level(other) <= level(here), f"{here} imports {other}, which stands to its right"
+        assert level(other) <= level(here), f"{here} imports {other}, which is to its right"
 
 
-def test_rooms_know_each_other_one_way() -> None:
-    """Packages of one level may use each other, but not in a circle."""
+def test_packages_import_each_other_one_way() -> None:
+    """Packages of one level may import each other, but not in a circle."""
     uses: dict[str, set[str]] = {}
     for path in FILES:
         here = path.relative_to(SOURCE).parts[0]
@@ -68,12 +68,12 @@ def test_rooms_know_each_other_one_way() -> None:
         done += free
 
 
-# Both import inside a call: ILRM.from_pretrained, and the command line once its arguments are to be read.
+# Both import inside a call: ILRM.from_pretrained, and the command line before it reads its arguments.
 LATE = {("ilrm.model.ilrm", "ilrm.model.weights"), ("ilrm.cli", "ilrm.cli.commands")}
 
 
-def test_modules_know_each_other_one_way() -> None:
-    """No circle of imports, also not of types alone."""
+def test_modules_import_each_other_one_way() -> None:
+    """No circle of imports, including imports for types only."""
     names = {".".join(("ilrm", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
     names = {name.removesuffix(".__init__"): path for name, path in names.items()}
     uses: dict[str, set[str]] = {}
@@ -89,7 +89,7 @@ def test_modules_know_each_other_one_way() -> None:
         done |= free
 
 
-def test_rooms_are_not_crowded() -> None:
+def test_packages_are_not_crowded() -> None:
     folders = {path.parent for path in FILES} | {SOURCE}
     counts = {
         folder: len([x for x in folder.iterdir() if x.suffix == ".py" or (x / "__init__.py").exists()])
@@ -122,6 +122,6 @@ def test_functions_that_are_named_like_their_module_stay_functions() -> None:
 
     for name in ("reconstruct", "refine", "render"):
         assert callable(getattr(ilrm, name))
-    assert ilrm.files.paths.exists(SOURCE)  # modules are there as if they had been imported
+    assert ilrm.files.paths.exists(SOURCE)  # modules are available as if they had been imported
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         ilrm.nothing  # noqa: B018

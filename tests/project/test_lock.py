@@ -1,4 +1,4 @@
-"""The lock: no package reaches users or tests without an exact version."""
+"""The lock: every package that users and tests get has an exact version."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pins() -> list[Requirement]:
 
 
 def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
-    """All packages that one needs here, at any depth."""
+    """All packages that one depends on, at any depth."""
     for text in metadata.requires(name) or []:
         requirement = Requirement(text)
         wanted = requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras))
@@ -53,12 +53,12 @@ def test_every_package_is_locked() -> None:
 # Modules whose names are not those of their packages.
 MODULES = {"scikit-image": "skimage", "fast-simplification": "fast_simplification"}
 MODULES |= {"lightning-fabric": "lightning_fabric"}
-# What imports the packages that we do not import ourselves.
+# The packages that import those that we do not import ourselves.
 FOR_OTHERS = {"ninja": "gsplat", "tensorboard": "torch"}
 
 
 def test_every_extra_is_used() -> None:
-    """But for those of developers, a package of an extra is imported somewhere in the package."""
+    """Every package of an extra, except those for developers, is imported somewhere in the package."""
     toml = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
     extras = toml.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     assert {"dev", "docs", "all"} <= set(extras)

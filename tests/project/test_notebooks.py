@@ -1,4 +1,4 @@
-"""The notebooks of ``examples/`` run from top to bottom, show pictures, and are kept without what they show."""
+"""The notebooks of ``examples/`` run from top to bottom, show pictures, and are stored without output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_outputs_are_not_kept(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):  # nothing is left at home
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):  # no files in the home folder
         monkeypatch.setenv(name, str(tmp_path / name))
     notebook: Any = nbformat.read(path, as_version=4)
     run = nbclient.NotebookClient(notebook, timeout=PATIENCE_S, resources={"metadata": {"path": str(tmp_path)}})

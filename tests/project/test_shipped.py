@@ -1,4 +1,4 @@
-"""What comes with the package does what the README says: bundled weights on the bundled capture."""
+"""The bundled weights on the bundled capture reach what the README says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_bundled_weights_are_small_and_complete() -> None:
 
 @pytest.mark.slow
 def test_demo_reaches_its_quality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """25 dB on held-out views is the least; refinement has to add to the forward pass."""
+    """At least 25 dB on held-out views; refinement must improve on the forward pass."""
     assert main(["demo", "-o", str(tmp_path / "demo"), "--refine", "60", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
@@ -42,7 +42,7 @@ def test_demo_reaches_its_quality(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_closer_look_finds_no_holes() -> None:
-    """Four times the pixels along each side, averaged, are as good as a rendering at the photos' own size."""
+    """A rendering with four times the pixels along each side, averaged down, is as good as one at photo size."""
     scene = load_scene(CAPTURE, max_side=128)
     inputs, held_out = (scene.select(range(*ends)).loaded() for ends in ((0, len(scene), 2), (1, len(scene), 4)))
     gaussians = reconstruct(inputs, ILRM.from_pretrained("ilrm-small"))

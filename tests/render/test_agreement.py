@@ -102,7 +102,7 @@ def test_degenerate_gaussian_alone(name: str, antialiased: bool) -> None:
 
 
 def test_capped_alpha_has_no_gradient_at_the_peak() -> None:
-    """Opacity 1 at a pixel centre: alpha is the cap there, and only the other pixels pull."""
+    """Opacity 1 at a pixel centre: alpha is at the cap there, so only the other pixels give gradients."""
     camera = front_camera(width=1, height=1, focal=1.0)
     peak = one_gaussian(opacity=1.0)
     rendering, gradients = render_with_gradients(peak, camera, "numba", outputs=("alpha",))

@@ -12,7 +12,7 @@ import pytest
 from ilrm.render.compiling import _Cache
 from ilrm.render.numba_harmonics import fill_basis
 
-# Every place but the folder for temporary files is closed, also to root.
+# Every place except the folder for temporary files is read-only, even for root.
 CLOSED = """
 import os, sys
 import numpy as np
@@ -74,5 +74,5 @@ def test_a_damaged_or_full_cache_costs_nothing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cache, "_save_overload", fail)
     monkeypatch.setattr(fill_basis, "_cache", cache)
     basis = np.zeros(1)
-    fill_basis(np.float32(0), np.float32(0), np.float32(1), basis)  # types that nothing else calls it with
+    fill_basis(np.float32(0), np.float32(0), np.float32(1), basis)  # types that no other call uses
     np.testing.assert_allclose(basis, [0.28209479])

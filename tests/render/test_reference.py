@@ -39,7 +39,7 @@ def test_antialiased_gaussian_by_hand(backend: Backend) -> None:
 
 
 def test_a_compensated_opacity_below_the_cutoff_draws_nothing_and_pulls_at_nothing() -> None:
-    """A point without any extent: the blur is all there is of it, and the root of 0 has no derivative."""
+    """A point without extent: only the blur is visible, and the root of 0 has no derivative."""
     for scale in ((0.0, 0.0, 0.0), (1e-4, 1e-4, 1e-4)):
         for backend in ("reference", "numba"):
             point = replace(one_gaussian(scale=scale), antialiased=True)

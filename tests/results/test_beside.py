@@ -1,4 +1,4 @@
-"""What a path to splats means, and cameras of other programs beside them."""
+"""How a path to splats is read, and cameras of other programs next to them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_foreign_file_beside_stops_nothing(tmp_path: Path, content: str, capsy
     (tmp_path / "cameras.json").write_text(content)
     assert cameras_told(splats) is None
     assert main(["export", str(splats), "-o", str(tmp_path / "a.spz")]) == 0
-    assert "cameras.json" not in capsys.readouterr().err  # nothing there asks for cameras
+    assert "cameras.json" not in capsys.readouterr().err  # nothing there needs cameras
     assert main(["export", str(splats), "-o", str(tmp_path / "b.ply"), "--frame", "y-up"]) == 0
     assert "left out the cameras beside the splats" in capsys.readouterr().err
     arguments = ["-o", str(tmp_path / "a.png"), "--frames", "1", "--size", "32"]

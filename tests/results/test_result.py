@@ -1,4 +1,4 @@
-"""Reading a folder of results, with what lies beside the splats."""
+"""Reading a result folder, with the files next to the splats."""
 
 from __future__ import annotations
 

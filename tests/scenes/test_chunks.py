@@ -188,7 +188,7 @@ def test_compressed_archives_are_read_too(tmp_path):
 
 
 def test_poses_that_single_precision_has_rounded_are_told(tmp_path):
-    """UTM coordinates in a chunk: steps of half a metre. Nothing is said of the others."""
+    """UTM coordinates in a chunk have steps of half a metre. Other chunks give no warning."""
     scene = example("a")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Depth maps: right where they can be read, left out with one warning where they cannot."""
+"""Depth maps are right if they can be read, and left out with one warning if not."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def zipped() -> bytes:
 
 
 def declaring(shape: str, kind: str = "<f4") -> bytes:
-    """An .npy file of 64 bytes of data whose header says something else."""
+    """An .npy file with 64 bytes of data and a header that claims something else."""
     header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}"
     header += " " * (63 - (10 + len(header)) % 64) + "\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(64)

@@ -1,4 +1,4 @@
-"""What users of other programs met, as captures of the analytic world: right by its formula, refused or warned of."""
+"""Problems that users of other programs met, as captures of the analytic world: exact, refused or warned about."""
 
 from __future__ import annotations
 

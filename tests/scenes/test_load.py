@@ -1,4 +1,4 @@
-"""Recognising what lies at a path, and the two OpenCV camera files."""
+"""Recognising the format of a path, and the two OpenCV camera files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks: pixels that do not count, from every kind of file that says so, through every change of the photo."""
+"""Masks: pixels that do not count, from every kind of mask file, through every change of the photo."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_masks_beside_a_colmap_project(tmp_path: Path, name: str) -> None:
 
 
 def cut_out(folder: Path, **top: object) -> Scene:
-    """A scene whose photos are transparent where nothing shall count."""
+    """A scene whose photos are transparent where pixels must not count."""
     _, data = write_scene(folder)
     for view in range(3):
         rgba = np.dstack([smooth(32, 24, view), np.where(HIDDEN, 0, 255).astype(np.uint8)])
@@ -145,7 +145,7 @@ def test_masks_follow_size_and_crop(tmp_path: Path) -> None:
 
 
 def test_masks_follow_undistortion(tmp_path: Path) -> None:
-    """A hidden square of a distorted photo: where it shows in the undistorted one, nothing counts."""
+    """A hidden square of a distorted photo: its pixels in the undistorted photo do not count."""
     pytest.importorskip("pycolmap")
     _, data = write_scene(tmp_path, width=128, height=96)
     hidden = np.zeros((96, 128), bool)
@@ -166,7 +166,7 @@ def test_masks_follow_undistortion(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_masks_of_turned_photos_lie_over_what_is_seen(tmp_path: Path, orientation: int) -> None:
-    """Made for the upright photo; or, where width and height tell, for the stored pixels."""
+    """Masks are made for the upright photo, or for the stored pixels if width and height show this."""
     _, data = write_scene(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -1,4 +1,4 @@
-"""Photos that are stored turned, in every format, through every loader, against a picture that has an up."""
+"""Photos stored rotated, in every format, through every loader, compared with a picture that has an up."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def picture() -> np.ndarray:
 
 
 def write(folder: Path, kind: str, orientation: int, view: int = 0) -> str:
-    """The picture as a turned photo; its file name."""
+    """The picture as a rotated photo; its file name."""
     image = Image.fromarray(np.ascontiguousarray(STORED[orientation](picture())))
     name = f"{view}.{kind.split('_')[0]}"
     exif = Image.Exif()
@@ -120,7 +120,7 @@ def test_colmap_and_converted_captures(tmp_path: Path, kind: str, orientation: i
 
 
 def test_chunks_of_turned_photos_hold_pixels_as_they_mean_them(tmp_path: Path) -> None:
-    """The readers of that format know no orientation, so a tag in an encoded image turns nothing."""
+    """The readers of that format ignore orientation, so a tag in an encoded image rotates nothing."""
     from ilrm.datasets.save_chunks import chunk_example, write_chunk
 
     scene = Scene(torch.zeros(1, HEIGHT, WIDTH, 3), make_cameras(1, WIDTH, HEIGHT), ("a",))

@@ -1,4 +1,4 @@
-"""The released preparation, against arrays recorded from the released code."""
+"""The released preparation, compared with arrays recorded from the released code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How tests compare Gaussians that went through a file, and the programs that read those files independently."""
+"""Comparison of Gaussians that went through a file, and independent programs that read those files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ilrm.splats import load_ply
 def differences(back: Gaussians, original: Gaussians) -> dict[str, float]:
     """Largest absolute error of each attribute; shapes are compared as covariances relative to their size.
 
-    Quaternions are no measure: q, -q and turns of the own axes are the same ellipsoid.
+    Quaternions cannot be compared: q, -q and permutations of the axes give the same ellipsoid.
     """
     expected = original.covariances()
     shape = (back.covariances() - expected).norm(dim=(-2, -1)) / expected.norm(dim=(-2, -1))
@@ -28,14 +28,14 @@ def differences(back: Gaussians, original: Gaussians) -> dict[str, float]:
 
 
 def in_order_of(back: Gaussians, original: Gaussians) -> Gaussians:
-    """What was read, in the order of what was written, for formats that reorder: each centre's nearest."""
+    """The Gaussians read, in the order of those written, for formats that reorder: nearest centres are matched."""
     nearest = torch.cdist(original.means, back.means).argmin(dim=1)
     assert len(set(nearest.tolist())) == len(original) == len(back)
     return back[nearest]
 
 
 def splat_transform(source: Path, target: Path) -> Path:
-    """Convert with PlayCanvas's program; the calling test is skipped where it is not installed."""
+    """Convert with PlayCanvas's program; the calling test is skipped if it is not installed."""
     if shutil.which("splat-transform") is None:
         pytest.skip("splat-transform is not installed (npm install -g @playcanvas/splat-transform)")
     subprocess.run(
@@ -45,7 +45,7 @@ def splat_transform(source: Path, target: Path) -> Path:
 
 
 def read_by_splat_transform(path: Path) -> Gaussians:
-    """The Gaussians that PlayCanvas's program finds in a file, by way of a plain PLY."""
+    """The Gaussians that PlayCanvas's program reads from a file, through a plain PLY."""
     return load_ply(splat_transform(path, path.with_name("independent.ply")))
 
 

@@ -1,4 +1,4 @@
-"""Axes: rotations that put the cameras' up where the name says, and SH that turns along."""
+"""Axes: rotations that put the cameras' up where the name says, and SH that rotate as well."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_our_loader_finds_the_same(tmp_path: Path, own_intrinsics: bool) -> None
 
 
 def test_colmap_opens_it(tmp_path: Path) -> None:
-    """And sees each centre where our own camera model sees it."""
+    """It also projects each centre to the same pixel as our camera model."""
     scene, gaussians = make_scene(), make_gaussians(30)
     save_colmap(scene, gaussians, tmp_path)
     model = pycolmap.Reconstruction(str(tmp_path / "sparse/0"))

@@ -1,4 +1,4 @@
-"""Compressed PLY: errors within the quantisation, the same numbers as in other programs, clear about what is wrong."""
+"""Compressed PLY: errors within the quantisation, the same numbers as in other programs, clear errors."""
 
 from __future__ import annotations
 

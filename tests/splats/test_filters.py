@@ -1,4 +1,4 @@
-"""Filters keep what they say, in order, and leave the original as it was."""
+"""Filters keep what they promise, in order, and do not change the original."""
 
 from __future__ import annotations
 

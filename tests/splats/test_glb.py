@@ -1,4 +1,4 @@
-"""glTF splats: exact, valid, read by others, in any legal layout; clear about what is wrong."""
+"""glTF splats: exact, valid, read by others, in any legal layout; clear errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PREFIX = "KHR_gaussian_splatting:"
 
 
 def parts(path: Path) -> tuple[Content, bytes]:
-    """JSON and binary chunk, by a reader of its own."""
+    """JSON and binary chunk, read by separate code."""
     data = path.read_bytes()
     magic, version, total, text, kind = struct.unpack_from("<4sIII4s", data)
     assert (magic, version, total, kind) == (b"glTF", 2, len(data), b"JSON")
@@ -90,8 +90,8 @@ def test_what_the_extension_prescribes(tmp_path: Path) -> None:
 
 def test_the_validator_accepts_it(tmp_path: Path) -> None:
     save_glb(make_gaussians(20, 1), tmp_path / "a.glb")
-    # As it does not know the extension, it takes its names for errors. Everything else must be right, and under names
-    # of the user's own kind everything is.
+    # It does not know the extension, so it reports its names as errors. Everything else must be right, and with names
+    # for custom attributes everything is.
     for issue in gltf_issues(tmp_path / "a.glb"):
         known = issue["code"] == "MESH_PRIMITIVE_INVALID_ATTRIBUTE" and PREFIX in issue["pointer"]
         assert known or issue["code"] == "UNSUPPORTED_EXTENSION", issue

@@ -1,4 +1,4 @@
-"""PLY files: exact in the stored numbers, close in the values, clear about what is wrong."""
+"""PLY files: exact in the stored numbers, close in the values, clear errors."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_layout_seen_by_another_reader(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("byte_order", ["<", ">"])
 def test_foreign_files_are_read(tmp_path: Path, byte_order: str) -> None:
-    """Properties in reverse, doubles, an extra property, a foreign element in front, quaternions of any length."""
+    """Properties in reverse, doubles, an extra property, another element in front, quaternions of any length."""
     gaussians = make_gaussians(20, sh_degree=1)
     save_ply(gaussians, tmp_path / "a.ply")
     table = PlyData.read(tmp_path / "a.ply")["vertex"].data

@@ -1,4 +1,4 @@
-"""Splat PLYs as other programs write them: in words, filtered, flat, anti-aliased, with broken rows."""
+"""Splat PLYs as other programs write them: ASCII, filtered, flat, anti-aliased, with broken rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def assert_equal(a: Gaussians, b: Gaussians, tolerance: float = 0.0) -> None:
         torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=tolerance, atol=tolerance)
 
 
-# --- in words ---
+# --- ASCII ---
 
 
 @pytest.mark.parametrize("degree", [0, 2])

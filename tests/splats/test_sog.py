@@ -1,4 +1,4 @@
-"""SOG through PlayCanvas's program: there and back in the same world, and a clear word where it is missing."""
+"""SOG through PlayCanvas's program: a round trip in the same world, and a clear message if it is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The 32 bytes of .splat: as its inventor's viewer reads them, most important first, clear about what is wrong."""
+"""The 32 bytes of .splat: as its inventor's viewer reads them, most important first, clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All formats alike: found by extension, whole or absent, and never anything but our errors for broken files."""
+"""All formats: found by extension, complete or absent, and only our own errors for broken files."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_every_beginning_of_a_file_is_refused(tmp_path: Path, extension: str) ->
     content = path.read_bytes()
     for length in [*range(40), *range(40, len(content) - 1, max(len(content) // 50, 1)), len(content) - 1]:
         if extension == ".splat" and length and length % 32 == 0:
-            continue  # fewer Gaussians, and nothing in the format to tell
+            continue  # fewer Gaussians; the format cannot show that some are missing
         path.write_bytes(content[:length])
         with pytest.raises(GaussiansError, match=r"a\."):
             load_gaussians(path)
@@ -107,7 +107,7 @@ def test_every_beginning_of_a_file_is_refused(tmp_path: Path, extension: str) ->
 
 @pytest.mark.parametrize("extension", OURS)
 def test_damaged_files_never_end_in_a_traceback(tmp_path: Path, extension: str) -> None:
-    """They load, if the damage hit a number, or are refused by an error of ours."""
+    """They load if the damage hit a number, or are refused with our own error."""
     path = tmp_path / f"a{extension}"
     save_gaussians(make_gaussians(20, 1), path)
     content = np.frombuffer(path.read_bytes(), np.uint8)

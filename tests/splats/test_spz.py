@@ -91,7 +91,7 @@ def test_gsply_reads_the_same(tmp_path: Path, degree: int) -> None:
 
 
 def test_another_program_reads_the_same_world(tmp_path: Path) -> None:
-    """PlayCanvas's program: up to 3.6 it turned what it reads into the axes of a PLY, since then it leaves it."""
+    """PlayCanvas's program: up to 3.6 it converted what it reads to the axes of a PLY; newer ones do not."""
     save_spz(tame(200, 3), tmp_path / "a.spz")
     theirs, ours = read_by_splat_transform(tmp_path / "a.spz"), load_spz(tmp_path / "a.spz")
     turned, raw = (differences(theirs, expected) for expected in (ours, ours.transform(OPENGL)))

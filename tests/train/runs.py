@@ -17,7 +17,7 @@ from tests.conftest import PATIENCE_S
 
 MODEL = ILRMConfig(width=32, head_width=16, layers=1, decoder=FootprintDecoder())
 STAGE = Stage((32, 32), 2, Spread(inputs=(2, 3), targets=1), (Procedural(),))
-# Wall times; everything else in log.csv must come out again.
+# Wall times; everything else in log.csv must be reproduced.
 TIMES = {"scenes_per_s", "seconds", "data_wait"}
 
 
@@ -55,12 +55,12 @@ def command(config: TrainConfig, output: Path, *options: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """One thread a process: some of these tests run several."""
+    """One thread per process: some of these tests run several processes."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
 def run(arguments: list[str], status: int = 0) -> str:
-    """Run a command to its end, which must have that status; what it said on stderr."""
+    """Run a command to its end and check the exit status; returns its stderr."""
     done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == status, done.stderr
     return done.stderr

@@ -1,4 +1,4 @@
-"""Checkpoints are whole, verified, and only continue the run that they are of."""
+"""Checkpoints are complete, verified, and continue only the run that wrote them."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_unwritable_place_is_told(tmp_path: Path) -> None:
 
 
 def test_same_run_check_reads_every_field() -> None:
-    """A field added to the config is compared unless it is named as free."""
+    """A field added to the config is compared unless it is listed as free."""
     from ilrm.train.checkpoint import _FREE, _leaves
 
     names = {name.split(".")[0] for name, _ in _leaves(to_dict(tiny()), "")}

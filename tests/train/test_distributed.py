@@ -60,8 +60,8 @@ def test_sharded_run_goes_on_alone_and_back(alone: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_torchrun(alone: Path, tmp_path: Path) -> None:
-    # One agent, which takes any free port: two of them, as on two nodes, sometimes wait minutes for each other after
-    # the run is complete.
+    # One agent, which takes any free port. Two agents, as on two nodes, sometimes wait minutes for each other after the
+    # run is complete.
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     plain = command(CONFIG, tmp_path / "out", "--devices", "2")
     run([sys.executable, *launcher, *plain[1:]])

@@ -1,4 +1,4 @@
-"""The training loop: it learns, can be stopped anywhere, and says what went wrong."""
+"""The training loop learns, can be stopped at any step, and reports what went wrong."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ PINNED = [0.0473008, 0.113041, 0.143703, 0.0888546]
 
 
 def test_first_losses_are_pinned(whole: Path) -> None:
-    """Recorded from this very run; a change means that data, network, loss or optimiser are not what they were."""
+    """Recorded from this same run; a difference means that data, network, loss or optimiser have changed."""
     losses = [float(row["loss"]) for row in rows(whole)]
     assert losses[:4] == pytest.approx(PINNED, rel=2e-3)
 
@@ -160,7 +160,7 @@ def test_bf16_is_nearly_the_same(whole: Path, tmp_path: Path) -> None:
 
 
 def with_batches(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    """Let ``change(step from 0, batch)`` stand between the data and the training."""
+    """Put ``change(step from 0, batch)`` between the data and the training."""
 
     def changed(config: TrainConfig, *, start_step: int, **options: Any) -> Iterator[Batch]:
         for i, batch in enumerate(batches(config, start_step=start_step, **options)):
@@ -316,7 +316,7 @@ def test_initial_weights(whole: Path, tmp_path: Path) -> None:
 
 
 def test_training_learns(tmp_path: Path) -> None:
-    """On one batch seen over and over the error falls."""
+    """On one batch that is repeated the error falls."""
     config = tiny(steps=30, compute=ComputeConfig(), stages=(replace(STAGE, flip=False),))
     first = next(batches(config))
 

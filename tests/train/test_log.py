@@ -1,4 +1,4 @@
-"""Tables that can be taken up again, and boards that show them."""
+"""Tables that can be continued, and dashboards that show them."""
 
 from __future__ import annotations
 

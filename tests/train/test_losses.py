@@ -70,7 +70,7 @@ def compute(model: Callable[..., Gaussians], batch: Batch, config: LossConfig, *
 
 
 class Given:
-    """A network that answers with the Gaussians it was given."""
+    """A network that returns the Gaussians it was given."""
 
     def __init__(self, gaussians: Gaussians) -> None:
         self.gaussians = gaussians

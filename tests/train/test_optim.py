@@ -97,7 +97,7 @@ def one_weight(value: float) -> nn.Linear:
 
 
 def test_average_follows_the_warm_start() -> None:
-    """Kept shares .1, 2/11, .25, .25, ... with a decay of .25."""
+    """Kept shares 0.1, 2/11, 0.25, 0.25, ... with a decay of 0.25."""
     average, expected = Average(one_weight(1.0), decay=0.25), 1.0
     for n, value in enumerate([2.0, 5.0, -3.0, 4.0]):
         average.update(one_weight(value))

@@ -1,4 +1,4 @@
-"""LPIPS and the VGG-19 distance against a plain computation, and what becomes of files that do not fit.
+"""LPIPS and the VGG-19 distance, compared with a plain computation, and the errors for files that do not fit.
 
 The networks here are of full depth and small width, with random weights: the published ones are too large to ship.
 """

@@ -1,4 +1,4 @@
-"""What a run will cost: real steps, measured."""
+"""The cost of a run, from real measured steps."""
 
 from __future__ import annotations
 

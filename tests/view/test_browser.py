@@ -1,4 +1,4 @@
-"""The page and the live viewer in Chromium: they draw what we render, say nothing on the console, and obey."""
+"""The page and the live viewer in Chromium: they draw what we render, log nothing, and their controls work."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 WIDTH, HEIGHT = 320, 240
 LEAST_PSNR = 20.0
-# What viser 1.1.1 itself says; nothing else may be said.
+# Messages of viser 1.1.1 itself; no others are allowed.
 TOLERATED = (
     "THREE.Clock: This module has been deprecated",
     # Chromium, where there is no GPU.
     "GPU stall due to ReadPixels",
     "Automatic fallback to software WebGL",
 )
-# Ours and viser's panels and notes lie over the picture.
+# Our and viser's panels and notices cover the picture.
 BARE = "#ilrm-card, [class*=Notifications], [class*=Paper-root], [class*=dock] { visibility: hidden !important }"
 
 
 class Watched:
-    """A browser page with all that it says and asks for."""
+    """A browser page with its console messages and requests."""
 
     def __init__(self, context: BrowserContext) -> None:
         self.page: Page = context.new_page()
@@ -81,7 +81,7 @@ class Watched:
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")) / 255.0
 
     def at_rest(self) -> np.ndarray:
-        """The picture once it shows something and stays what it is."""
+        """The picture once it shows something and no longer changes."""
         deadline, last, same = time.monotonic() + PATIENCE_S, self.picture(), 0
         while same < 3:
             assert time.monotonic() < deadline, "it never came to rest"
@@ -92,7 +92,7 @@ class Watched:
         return last
 
     def psnr(self, expected: np.ndarray) -> float:
-        """Of the picture, once it has come to rest: the best until time is over."""
+        """Of the picture once it no longer changes: the best value until the time is over."""
         deadline, best = time.monotonic() + PATIENCE_S, 0.0
         while best < LEAST_PSNR and time.monotonic() < deadline:
             best = max(best, -10 * np.log10(np.square(self.picture() - expected).mean()))
@@ -129,7 +129,7 @@ def test_the_page_draws_the_scene_offline(capture: Result, watched: Watched, tmp
 
 
 def test_notices_stand_aside(watched: Watched, tmp_path: Path) -> None:
-    """viser says that there is no GPU: in a small window that lies over our controls, whose clicks it must not take."""
+    """viser reports a missing GPU in a small window over our controls; it must not take their clicks."""
     save_page(make_gaussians(50), tmp_path / "page.html", make_cameras(3, 64, 48))
     page = watched.page
     page.goto((tmp_path / "page.html").as_uri())
@@ -144,12 +144,12 @@ def test_notices_stand_aside(watched: Watched, tmp_path: Path) -> None:
     )
     close.click(trial=True)  # it can still be closed by hand
     page.mouse.move(0, 0)  # it stays as long as the mouse is there
-    close.wait_for(state="detached")  # and goes by itself
+    close.wait_for(state="detached")  # and closes by itself
 
 
 @pytest.mark.parametrize("nearest_first", [False, True])
 def test_the_page_draws_far_before_near(nearest_first: bool, watched: Watched, tmp_path: Path) -> None:
-    """viser's sorter must run in a page that was opened from a file: one of the two stored orders is wrong."""
+    """viser's sorter must run in a page opened from a file: one of the two stored orders is wrong."""
     red, blue = (torch.tensor([[[0.5 / C0 if i == channel else -0.5 / C0 for i in range(3)]]]) for channel in (0, 2))
     turn = math.pi / 12  # viser does not draw what is aligned with the picture's axes exactly
     parts = [
@@ -255,7 +255,7 @@ def test_the_live_viewer_draws_and_obeys(capture: Result, viewer: Viewer, watche
     thumb.focus()
     thumb.press("End")
     steps = round(100 * capture.gaussians.opacities.median().item())
-    for _ in range(100):  # as often as needed: of keys that come before the page is drawn again only one counts
+    for _ in range(100):  # repeatedly: of several key presses before the next redraw only one counts
         if hundredths(thumb) != steps:
             thumb.press("ArrowRight" if hundredths(thumb) < steps else "ArrowLeft")
     assert hundredths(thumb) == steps
@@ -357,7 +357,7 @@ def test_the_live_viewer_records_and_crops(capture: Result, viewer: Viewer, watc
 
 
 def drawn(page: Page) -> None:
-    """Wait until what has been asked for is on the screen: two frames later."""
+    """Wait until a requested change is on the screen: two frames."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -387,7 +387,7 @@ FRAME = '<iframe srcdoc="<script>parent.RAN=1</script>"></iframe>'
 
 
 def hostile_result(folder: Path, host: str) -> Path:
-    """A folder as somebody else may send it: markup wherever a text is, and a mesh with a picture from elsewhere."""
+    """An untrusted folder: markup in every text, and a mesh with a picture from elsewhere."""
     markup = HOSTILE.format(host=host)
     (out := folder / FRAME.replace("/", "\u2215")).mkdir()
     save_ply(make_gaussians(50), out / "scene.ply")

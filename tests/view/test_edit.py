@@ -14,7 +14,7 @@ from tests.conftest import make_gaussians
 
 
 def line() -> Gaussians:
-    """Five Gaussians on the x axis at 0 ... 4, ever more opaque and ever larger."""
+    """Five Gaussians on the x axis at 0 ... 4, of increasing opacity and size."""
     steps = torch.arange(5.0)
     return Gaussians(
         means=torch.stack([steps, torch.zeros(5), torch.zeros(5)], dim=1),

@@ -1,4 +1,4 @@
-"""A way through keyframes passes them, smoothly and with real rotations."""
+"""A path through keyframes passes them, smoothly and with valid rotations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is let in: pages of the viewer itself at the announced address, by raw sockets and by websockets."""
+"""Who may connect: only pages of the viewer itself at the announced address, by raw sockets and by websockets."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_pages_of_another_version_reload(server: viser.ViserServer, capfd: pytes
     with pytest.raises(InvalidStatus) as caught, visit(server.get_port(), protocol="viser-v0.0.1"):
         pass
     assert caught.value.response.status_code == 400
-    assert capfd.readouterr() == ("", "")  # viser would say so on stdout, which belongs to results
+    assert capfd.readouterr() == ("", "")  # viser would print it to stdout, which is for results
 
 
 CAMERA = {
@@ -148,7 +148,7 @@ MALFORMED = [
     [],
     {"type": "NoSuchMessage"},
     {"type": 3},
-    {"type": "ShareUrlRequest"},  # would open a tunnel for the whole world
+    {"type": "ShareUrlRequest"},  # would open a public tunnel
     {"type": "BackgroundImageMessage", "format": "png", "rgb_data": None, "depth_data": None},
     {"type": "ViewerCameraMessage"},
     {"type": "CommandTriggerMessage", "uuid": 3},
@@ -169,7 +169,7 @@ MALFORMED = [
 
 
 def test_malformed_messages_close_the_connection(server: viser.ViserServer, capfd: pytest.CaptureFixture[str]) -> None:
-    """Only a line is said, and the others notice nothing."""
+    """Only one line is printed, and the other clients notice nothing."""
     controls = {handle.label: uuid for uuid, handle in server.gui._gui_input_handle_from_uuid.items()}
     with visit(server.get_port()) as other:
         other.send(msgspec.msgpack.encode(CAMERA))
@@ -204,7 +204,7 @@ def test_hosts() -> None:
     assert one.admits(["192.0.2.7"], ["http://192.0.2.7"], 80)
     assert not one.admits(["192.0.2.8"], [], 80)
     assert not one.admits(["localhost"], [], 80)
-    # Every address, every own name; a name of somebody else is a rebound one.
+    # Every address and every own name; any other name has been rebound.
     everywhere = Gate("0.0.0.0")
     assert everywhere.admits(["192.0.2.7:81"], ["http://192.0.2.7:81"], 81)
     assert everywhere.admits([f"{socket.gethostname()}:81"], [], 81)
@@ -213,7 +213,7 @@ def test_hosts() -> None:
 
 
 def test_without_a_watched_gate_nothing_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A viser that listens by another function must not be left open."""
+    """A viser version that listens through another function must not be left open."""
     from viser import infra
 
     worker = infra.WebsockServer._background_worker

@@ -70,7 +70,7 @@ def test_thresholds_reach_the_scene(viewer: Viewer) -> None:
 
 
 def test_the_last_of_many_changes_holds(viewer: Viewer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A visitor's changes call back from several threads at once; here the earlier ones take longer."""
+    """Changes by a visitor arrive in several threads at once; here the earlier ones take longer."""
     slider, change, number = control(viewer, "Min. opacity"), viewer.session.change, iter(range(30))
 
     def slow(**values: Any) -> None:
@@ -114,7 +114,7 @@ def test_a_world_far_away_is_shown_near_and_saved_where_it_is(viewer: Viewer, tm
         viewer.result, gaussians=g.at(origin), cameras=cameras.to(dtype=torch.float64).transform(there), mesh=None
     )
     with serve() as server:
-        # A state that was counted from elsewhere stands in the same place.
+        # A state with another origin is drawn at the same place.
         other = Viewer(server, far, [("update layer 1", g[:100].at(origin).counted_from(origin + 5))])
         try:
             for here, at_home in zip(other.layout.poses, viewer.layout.poses, strict=True):
@@ -178,7 +178,7 @@ def test_frustums_are_small() -> None:
 
 
 def test_a_flight_becomes_a_video(viewer: Viewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer is replaced: what reaches it is what matters here."""
+    """The writer is replaced: this test only looks at its input."""
     written: dict[str, Any] = {}
     writer = types.ModuleType("ilrm.pictures.video")
     writer.save_video = lambda frames, path, fps: written.update(frames=list(frames), path=path, fps=fps)  # type: ignore[attr-defined]
@@ -210,7 +210,7 @@ def test_a_mesh_beside_the_splats(viewer: Viewer, tmp_path: Path, monkeypatch: p
 
 
 def test_a_mesh_of_a_stranger(viewer: Viewer, tmp_path: Path) -> None:
-    """It is read by itself: no other file that it names is opened, and damage is told."""
+    """It is read alone: no other file that it names is opened, and damage is reported."""
     pytest.importorskip("trimesh")
     (tmp_path / "secret.png").write_bytes(b"no picture, and not to be opened")
     header = "ply\nformat ascii 1.0\ncomment TextureFile secret.png\nelement vertex 3\n"
@@ -268,7 +268,7 @@ def test_the_server_sends_the_repaired_client() -> None:
     assert page == repaired(own)
     assert page.index("TextDecoder.prototype.decode") < page.index("<script data-p=")
     assert repaired("<title>Another</title>") == "<title>Another</title>"
-    other = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)  # servers of others are not changed
+    other = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)  # other servers are not changed
     assert urlopen(f"http://127.0.0.1:{other.get_port()}/").read().decode() == own
     other.stop()
 

@@ -1,4 +1,4 @@
-"""The standalone page: what it holds, how large it is, and what it refuses. ``test_browser`` looks at it."""
+"""The standalone page: its content, its size, and what it refuses. ``test_browser`` opens it in a browser."""
 
 from __future__ import annotations
 

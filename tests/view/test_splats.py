@@ -1,4 +1,4 @@
-"""What viser is given: the same Gaussians, whatever the unit and place of the world."""
+"""The input of viser: the same Gaussians, whatever the unit and place of the world."""
 
 from __future__ import annotations
 

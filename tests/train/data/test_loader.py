@@ -168,7 +168,7 @@ def test_no_procedural_seed_twice_and_counters_go_on_across_stages(chunks):
 
 def test_the_schedule_follows_the_step(tmp_path):
     scene = example("s", views=40)
-    scene["cameras"][:, 0] = 0.8 + 0.01 * torch.arange(40)  # the focal length tells the frame
+    scene["cameras"][:, 0] = 0.8 + 0.01 * torch.arange(40)  # the focal length identifies the frame
     torch.save([scene], tmp_path / "0.torch")
     sampler = Bounded(targets=1, min_gap=(3, 30), max_gap=(3, 30), warm_up=100)
     maker = BatchMaker(config(stage(Chunks(tmp_path), sampler=sampler, batch=2, size=(24, 32))))
@@ -299,7 +299,7 @@ def test_a_worker_that_dies_is_a_clear_error():
 
 
 def test_a_worker_that_dies_during_the_step_is_the_same_error():
-    """torch tells of it from a signal handler, which interrupts whatever the training process does."""
+    """torch reports it from a signal handler, which interrupts the training process anywhere."""
     iterator = batches(config(stage(batch=1), workers=1))
     next(iterator)
     worker = torch.multiprocessing.active_children()[0]
@@ -372,7 +372,7 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch):
     next(iterator)
     (worker,) = torch.multiprocessing.active_children()
     assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGTERM)  # as a scheduler sends it to all: no business of a worker's
+    os.kill(worker.pid, signal.SIGTERM)  # as a scheduler sends it to all processes: workers ignore it
     time.sleep(0.5)
     assert worker.is_alive()
     iterator.close()  # type: ignore[attr-defined]

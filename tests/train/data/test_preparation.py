@@ -184,7 +184,7 @@ def spoiled(tmp_path, **columns: float) -> Clip:
 
 
 def test_wide_views_are_left_out_by_the_released_fits(tmp_path):
-    clip = spoiled(tmp_path, c0=0.3)  # 2 atan(.5 / .3) = 118 degrees
+    clip = spoiled(tmp_path, c0=0.3)  # 2 atan(0.5 / 0.3) = 118 degrees
     with pytest.raises(Unusable, match="field of view of 118 degrees"):
         fitted(clip, [0, 1], (32, 32), "released")
     fitted(clip, [3], (32, 32), "exact")

@@ -33,7 +33,7 @@ class Options:
     readers: tuple[str, ...] = ()
     """Some of the readers, by name; all by default."""
     mutations: int = 3000
-    """Spoiled files for each reader."""
+    """Damaged files for each reader."""
     seed: int = 0
     """Of all draws."""
     keep: Path | None = None

@@ -205,7 +205,7 @@ def test_a_scene_that_fails_is_tried_again_and_added_at_the_end(tmp_path: Path) 
     outcomes = save(mended)
     assert [outcome.kept for outcome in outcomes] == [True, False, True]
     assert outcomes[2].written is not None
-    assert outcomes[2].written.warnings == ("odd",), "what was said about kept scenes is said again"
+    assert outcomes[2].written.warnings == ("odd",), "warnings about kept scenes are repeated"
     index = json.loads((tmp_path / "train" / "index.json").read_text())
     assert index == {"0": "000000.torch", "2": "000000.torch", "1": "000001.torch"}
     with pytest.raises(OutputError, match="origin is number 2 there, elsewhere here"):

@@ -17,14 +17,6 @@ from tests.conftest import CAPTURE, PATIENCE_S, make_cameras, make_gaussians
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-# Written for a width of 100; older pages will follow.
-NARROW = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
-    *(DOCS / name for name in ("index.md", "how-it-works.md", "benchmarks/index.md")),
-    *(DOCS / "guides" / f"{name}.md" for name in ("formats", "mesh", "photos", "pictures", "python")),
-    *sorted(DOCS.glob("coming-from/*.md")),
-    *sorted(DOCS.glob("reference/*.md")),
-]
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 _MOST_LINES = 90  # two screens
 
@@ -39,11 +31,6 @@ def test_every_public_name_is_in_the_reference() -> None:
     homes = {name: getattr(ilrm, name) for name in ilrm.__all__}
     missing = {name for name, value in homes.items() if f"{value.__module__}.{value.__qualname__}" not in documented}
     assert missing == set()
-
-
-@pytest.mark.parametrize("page", NARROW, ids=lambda page: str(page.relative_to(ROOT)))
-def test_lines_are_narrow(page: Path) -> None:
-    assert [line for line in page.read_text("utf-8").splitlines() if len(line) > 100] == []
 
 
 def test_the_readme_fits_two_screens() -> None:

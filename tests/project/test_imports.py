@@ -98,6 +98,24 @@ def test_packages_are_not_crowded() -> None:
     assert {str(folder): count for folder, count in counts.items() if count > MOST_SIBLINGS + 1} == {}
 
 
+def test_tests_have_the_same_folders() -> None:
+    """So that a reader finds the tests of a package. The others test no single package."""
+    tests = SOURCE.parents[1] / "tests"
+    folders = {folder.name for folder in tests.iterdir() if any(folder.glob("test_*.py"))}
+    assert folders - {"devices", "fuzz", "project"} == {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("room", ["docs", "tests"])
+def test_other_folders_are_not_crowded(room: str) -> None:
+    """``tests`` itself has a folder for each package, and some more."""
+    top = SOURCE.parents[1] / room
+    folders = [
+        folder for folder in (top, *top.rglob("*")) if folder.is_dir() and folder.name not in ("tests", "__pycache__")
+    ]
+    counts = {folder: len([x for x in folder.iterdir() if not x.name.startswith("__")]) for folder in folders}
+    assert {str(folder): count for folder, count in counts.items() if count > MOST_SIBLINGS} == {}
+
+
 def test_the_check_sees_violations(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("def f():\n    from ilrm.cli import main\n    import ilrm.view.page\n")
     assert imports(tmp_path / "x.py") == {"cli", "view"}

@@ -80,7 +80,7 @@ def _temporary_folder() -> str | None:
         found = os.lstat(folder)
         ours = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
         if stat.S_ISDIR(found.st_mode) and ours and os.access(folder, os.W_OK):
-            warnings.warn(f"Compiled kernels are kept in {folder}, for want of a home folder to write to", stacklevel=2)
+            warnings.warn(f"Compiled kernels are kept in {folder}, since no home folder is writable", stacklevel=2)
             return str(folder)
     warnings.warn(
         "There is no folder for compiled kernels; every start compiles them again (NUMBA_CACHE_DIR names one)",

@@ -14,7 +14,7 @@ from ilrm.model import ComputeConfig, ILRMConfig
 Range = tuple[int, int]
 Fit = Literal["exact", "released", "released_shim", "stretch"]
 
-# Beyond any run; a mistyped number is told before something of that size is tried.
+# Beyond any real run: a mistyped number is refused before anything of that size is tried.
 _MOST_VIEWS, _MOST_STEPS, _LARGEST_SIDE = 10_000, 10**12, 16_384
 _LARGEST_SEED = 2**63 - 1
 _MOST_CLOSER, _MOST_ITERATIONS = 8, 100
@@ -100,7 +100,7 @@ class Spread:
     Attributes:
         inputs: numbers of input views to draw from, one for each step; naming a number twice doubles its chance.
         selection: "uniform" (evenly over the frames, ends included), "random", or "kmeans" on the cameras.
-        hold_out_every: targets are drawn from every so-manieth frame, which are then never inputs; 0 = from all others.
+        hold_out_every: N draws targets from every N-th frame, which is then never an input; 0 = from all others.
     """
 
     inputs: tuple[int, ...] = (2, 3, 4, 6)

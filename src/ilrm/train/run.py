@@ -134,7 +134,7 @@ class Run:
             steps=config.steps - self.progress.step,
             device="cpu" if config.workers else device,
         )
-        # After the data: a wrong path is told before half a gigabyte is downloaded.
+        # After the data: a wrong path is reported before half a gigabyte is downloaded.
         loss = config.loss
         wanted = loss.perceptual is not None and loss.perceptual_weight > 0
         self._perceptual = perceptual.load(loss.perceptual, device) if wanted and loss.perceptual else None

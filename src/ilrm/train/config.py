@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from ilrm.core.errors import ConfigError
 from ilrm.core.typed_config import check_finite, check_range
 from ilrm.datasets.procedural import ProceduralConfig
 from ilrm.model import ComputeConfig, ILRMConfig
+from ilrm.train.data.options import Captures, InputNoise
 
 Range = tuple[int, int]
 Fit = Literal["exact", "released", "released_shim", "stretch"]
@@ -18,6 +21,8 @@ Fit = Literal["exact", "released", "released_shim", "stretch"]
 _MOST_VIEWS, _MOST_STEPS, _LARGEST_SIDE = 10_000, 10**12, 16_384
 _LARGEST_SEED = 2**63 - 1
 _MOST_CLOSER, _MOST_ITERATIONS = 8, 100
+# Sets the draw of a step's shape apart from all draws of its samples.
+_SHAPE = 101
 
 
 # --- which views of a sequence are inputs and targets ---------------------------------------------------------------
@@ -171,7 +176,7 @@ class Procedural:
         check_range(self, 0, _LARGEST_SEED - _MOST_STEPS, "first_seed")
 
 
-Source = Chunks | SceneList | Folders | Procedural
+Source = Chunks | SceneList | Folders | Captures | Procedural
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,8 @@ class Stage:
             "released" (the same as the released RE10K data code: principal point not moved), "released_shim" (the
             released DL3DV code: centre crop to multiples of 64), "stretch" (the released undistorted-DL3DV code).
         flip: mirror half of the samples.
+        shapes: further sizes, of about as many pixels; each step draws one of them or ``size`` for its whole batch.
+        noise: errors of poses and photos on the inputs of some samples.
     """
 
     size: Range
@@ -195,12 +202,17 @@ class Stage:
     start: int = 0
     fit: Fit = "exact"
     flip: bool = True
+    shapes: tuple[Range, ...] = ()
+    noise: InputNoise | None = None
 
     def __post_init__(self) -> None:
-        check_range(self, 0, _LARGEST_SIDE, "size")
         check_range(self, 0, _MOST_STEPS, "batch", "start")
-        if self.batch < 1 or min(self.size) < 8:
-            raise ConfigError(f"batch {self.batch}, size {self.size}, start {self.start}.", expected="positive values")
+        for size in (self.size, *self.shapes):
+            if self.batch < 1 or not all(8 <= side <= _LARGEST_SIDE for side in size):
+                raise ConfigError(
+                    f"batch {self.batch}, size {size}, start {self.start}.",
+                    expected=f"at least 1 sample, and sides of 8 to {_LARGEST_SIDE} pixels",
+                )
         if not self.sources or not all(0 < source.weight < float("inf") for source in self.sources):
             raise ConfigError("A stage needs sources, each with a weight above 0.")
 
@@ -376,12 +388,18 @@ class TrainConfig:
             )
         multiple = self.model.size_multiple
         for stage in (*self.stages, *([self.validation] if self.validation else [])):
-            if any(side % multiple for side in stage.size):
-                raise ConfigError(
-                    f"Images of {stage.size[0]}x{stage.size[1]} do not divide into this network's patches.",
-                    expected=f"multiples of {multiple}",
-                )
+            for height, width in (stage.size, *stage.shapes):
+                if height % multiple or width % multiple:
+                    raise ConfigError(
+                        f"Images of {height}x{width} do not divide into this network's patches.",
+                        expected=f"multiples of {multiple}",
+                    )
 
     def stage_at(self, step: int) -> Stage:
-        """The stage that optimiser step ``step`` (from 0) belongs to."""
-        return [stage for stage in self.stages if stage.start <= step][-1]
+        """The stage that optimiser step ``step`` (from 0) belongs to, in the size that the step has."""
+        stage = [stage for stage in self.stages if stage.start <= step][-1]
+        if not stage.shapes:
+            return stage
+        sizes = (stage.size, *stage.shapes)
+        chosen = np.random.default_rng([self.seed, _SHAPE, step]).integers(len(sizes))
+        return replace(stage, size=sizes[int(chosen)], shapes=())

@@ -74,6 +74,12 @@ def active_terms(config: LossConfig) -> tuple[str, ...]:
     return tuple(name for name in _TERMS if weights[name] > 0)
 
 
+def validation_columns(config: TrainConfig) -> tuple[str, ...]:
+    """Columns of validation.csv: with several kinds of sources also the PSNR of each."""
+    kinds = dict.fromkeys(source.kind for source in config.validation.sources) if config.validation else {}
+    return (*VALIDATION_COLUMNS, *(f"psnr_{kind}" for kind in kinds if len(kinds) > 1))
+
+
 class Table:
     """A CSV file that grows by whole rows and can be taken up again.
 
@@ -198,7 +204,7 @@ class RunLog:
 
     def __init__(self, output: Path, config: TrainConfig, described: Mapping[str, Any], step: int) -> None:
         self._steps = Table(output / STEPS, (*STEP_COLUMNS, *active_terms(config.loss)), step)
-        self._validations = Table(output / VALIDATIONS, VALIDATION_COLUMNS, step)
+        self._validations = Table(output / VALIDATIONS, validation_columns(config), step)
         self._problems = Table(output / PROBLEMS, PROBLEM_COLUMNS, step)
         self._boards: list[_Board] = []
         if find_spec("tensorboard") is not None:

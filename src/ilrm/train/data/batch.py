@@ -37,6 +37,7 @@ class Batch:
         names: scene of each sample.
         depth: (B, V, H, W) z-depth in the normalised frame, 0 where unknown; None if no sample has any.
         problems: what could not be used on the way.
+        kinds: kind of the source of each sample, as in its config ("procedural", "captures", ...); empty if unknown.
     """
 
     images: Tensor
@@ -46,6 +47,7 @@ class Batch:
     names: tuple[str, ...]
     depth: Tensor | None = None
     problems: tuple[Problem, ...] = ()
+    kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.images.shape[0]

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from ilrm.core.errors import ConfigError, IlrmError, SceneError
+from ilrm.core.scene import Scene
 from ilrm.train.config import Bounded, BoundedV2, Source, Stage, TrainConfig
 from ilrm.train.data.batch import Batch, Problem
+from ilrm.train.data.captures import CaptureSource, plain
 from ilrm.train.data.mixture import Mixture, Pick, visit_order
+from ilrm.train.data.noise import disturb_inputs
+from ilrm.train.data.options import Captures
 from ilrm.train.data.preparation import Sample, fitted, make_sample, mirror
 from ilrm.train.data.samplers import Unusable, choose_views, draw_inputs, for_made_scenes, frames_of_made_scene
 from ilrm.train.data.sources import FiniteSource, ProceduralSource, open_source
@@ -54,7 +58,7 @@ class BatchMaker:
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
         self._mixture = Mixture(config.stages)
-        self._opened: dict[Source, FiniteSource | ProceduralSource] = {}
+        self._opened: dict[Source, FiniteSource | CaptureSource | ProceduralSource] = {}
         for source in (source for stage in config.stages for source in stage.sources):
             if _unweighted(source) not in self._opened:
                 self._opened[_unweighted(source)] = open_source(source)
@@ -78,7 +82,8 @@ class BatchMaker:
                 made.update(self._from_procedural(opened, chosen))
             else:
                 made.update((order.place, self._from_files(opened, order)) for order in chosen)
-        return _batch([made[place] for place in places], inputs, self.device)
+        kinds = tuple(stage.sources[order.pick.source].kind for order in orders)
+        return replace(_batch([made[place] for place in places], inputs, self.device), kinds=kinds)
 
     def _order(self, step: int, stage: Stage, place: int, inputs: int) -> _Order:
         number = self._mixture.sample_number(step, place)
@@ -97,10 +102,9 @@ class BatchMaker:
             scene = scene.select([*chosen.inputs, *chosen.targets])
             if stage.flip and rng.random() < 0.5:
                 scene = mirror(scene)
-            sample = make_sample(scene, inputs, self.config.model.normalisation)
-            yield order.place, _MadeBatch(source.name(order.pick.count), sample)
+            yield order.place, _MadeBatch(source.name(order.pick.count), self._sample(scene, order, rng))
 
-    def _from_files(self, source: FiniteSource, order: _Order) -> _MadeBatch:
+    def _from_files(self, source: FiniteSource | CaptureSource, order: _Order) -> _MadeBatch:
         """The scene whose turn it is or, where that cannot be used, others drawn from the same source."""
         problems: list[Problem] = []
         for attempt, key in enumerate(self._candidates(source, order)):
@@ -116,21 +120,33 @@ class BatchMaker:
             fix="look at the scenes with 'ilrm data check', or change the sampler or fit",
         )
 
-    def _candidates(self, source: FiniteSource, order: _Order) -> Iterator[str]:
+    def _candidates(self, source: FiniteSource | CaptureSource, order: _Order) -> Iterator[str]:
         scenes = len(source.keys)
         yield source.keys[visit_order((self.config.seed, _ORDER, order.pick.data), scenes, order.pick.count)]
         rng = self._rng(_SUBSTITUTE, order.number)
         for _ in range(_MOST_SUBSTITUTES):
             yield source.keys[int(rng.integers(scenes))]
 
-    def _from_file(self, source: FiniteSource, key: str, order: _Order, rng: np.random.Generator) -> Sample:
+    def _from_file(
+        self, source: FiniteSource | CaptureSource, key: str, order: _Order, rng: np.random.Generator
+    ) -> Sample:
         stage = order.stage
+        if isinstance(source, CaptureSource):
+            scene = source.draw(key, order.inputs, stage.sampler.targets, stage.size, rng)
+            if stage.flip and rng.random() < 0.5:
+                scene = mirror(scene)
+            return self._sample(scene, order, rng)
         clip = source.load(key)
         views = choose_views(stage.sampler, clip.c2w, order.step, rng, order.inputs)
         scene = fitted(clip, [*views.inputs, *views.targets], stage.size, stage.fit)
         if stage.flip and rng.random() < 0.5:
             # The released training code mirrors without moving the principal point; the stretching one never mirrors.
             scene = mirror(scene, move_principal_point=stage.fit in ("exact", "stretch"))
+        return self._sample(scene, order, rng)
+
+    def _sample(self, scene: Scene, order: _Order, rng: np.random.Generator) -> Sample:
+        if order.stage.noise is not None:
+            scene = disturb_inputs(scene, order.inputs, order.stage.noise, rng)
         return make_sample(scene, order.inputs, self.config.model.normalisation)
 
     def _rng(self, *purpose: int) -> np.random.Generator:
@@ -168,14 +184,16 @@ def validation_batches(config: TrainConfig, device: torch.device | str = "cpu") 
     """The same ``config.validation_scenes`` samples whenever they are asked for; none without ``config.validation``.
 
     They depend on the validation stage and the network's normalisation only: not on the run's seed or step (windows
-    are those of the end of the warm-up), and are never mirrored.
+    are those of the end of the warm-up). They have the stage's first size and are neither mirrored nor disturbed, and
+    captures are shown as they are.
 
     Raises:
         SceneError: a source that cannot be opened, or that has too little that can be used.
     """
     if config.validation is None:
         return []
-    stage = replace(config.validation, start=0, flip=False)
+    sources = tuple(plain(source) if isinstance(source, Captures) else source for source in config.validation.sources)
+    stage = replace(config.validation, sources=sources, start=0, flip=False, shapes=(), noise=None)
     if isinstance(stage.sampler, Bounded | BoundedV2):
         stage = replace(stage, sampler=replace(stage.sampler, warm_up=0))
     maker = BatchMaker(

@@ -10,6 +10,7 @@ import numpy as np
 
 from ilrm.files import paths
 from ilrm.train.config import Chunks, Folders, Procedural, SceneList, Source, Stage
+from ilrm.train.data.options import Captures
 
 # Weights are kept to one part in so many.
 _PERIOD = 1024
@@ -116,6 +117,8 @@ def _identity(source: Source) -> Hashable:
             return source.kind, source.first_seed
         case Chunks() | SceneList() | Folders():
             return source.kind, str(paths.absolute(paths.expanded(source.path)))
+        case Captures():
+            return source.kind, str(paths.absolute(paths.expanded(source.path))), source.only, source.leave_out
 
 
 def visit_order(seed: Sequence[int], scenes: int, count: int) -> int:

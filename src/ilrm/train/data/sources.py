@@ -23,6 +23,8 @@ from ilrm.scenes.load import has_cameras, is_chunk_folder, read_source
 from ilrm.scenes.readers.chunks import Chunk, chunk_of_every_key, open_chunk
 from ilrm.scenes.readers.records import listing
 from ilrm.train.config import Chunks, Folders, Procedural, SceneList, Source
+from ilrm.train.data.captures import CaptureSource, open_captures
+from ilrm.train.data.options import Captures
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ class ProceduralSource:
         ]
 
 
-def open_source(source: Source) -> FiniteSource | ProceduralSource:
+def open_source(source: Source) -> FiniteSource | CaptureSource | ProceduralSource:
     """Look at what a source holds; no scene of it is read.
 
     Raises:
@@ -99,6 +101,8 @@ def open_source(source: Source) -> FiniteSource | ProceduralSource:
             return _open_list(_existing(source.path))
         case Folders():
             return _open_folders(_existing(source.path))
+        case Captures():
+            return open_captures(source, _existing(source.path))
 
 
 def _existing(path: Path) -> Path:

@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import tyro
@@ -26,6 +27,7 @@ class Args:
     scenes: int = 4
     repeats: int = 7
     device: str = "cpu"
+    style: Literal["plain", "photographic"] = "plain"
 
 
 def _processor() -> str:
@@ -39,7 +41,7 @@ def _processor() -> str:
 def main(args: Args) -> None:
     """Print views per second (median, least and most over the repeats) and the processor seconds per view."""
     torch.set_num_threads(args.threads)
-    config = ProceduralConfig(views=args.views, width=args.size, height=args.size)
+    config = ProceduralConfig(views=args.views, width=args.size, height=args.size, style=args.style)
     make_batch(range(args.scenes), config, args.device)
     rates, busy = [], []
     for repeat in range(1, args.repeats + 1):
@@ -53,7 +55,7 @@ def main(args: Args) -> None:
     device = (
         torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{_processor()}, {args.threads} threads"
     )
-    print(f"{device}; torch {torch.__version__}; {args.size}x{args.size}, {args.views} views a scene")
+    print(f"{device}; torch {torch.__version__}; {args.size}x{args.size}, {args.views} views a scene, {args.style}")
     print(f"views a second: median {statistics.median(rates):.1f} (least {min(rates):.1f}, most {max(rates):.1f})")
     print(f"processor time: median {statistics.median(busy) * 1e3:.1f} ms a view")
 

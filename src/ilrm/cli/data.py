@@ -49,6 +49,8 @@ class Make:
     """Closed rooms, open ground, or both."""
     baseline: tuple[float, float] | None = None
     """Range of the camera path's length, as a share of the distance to what is looked at (default .1 1.2)."""
+    style: Literal["plain", "photographic"] = "plain"
+    """Paints alone, or also photos on surfaces, furniture, windows with far views and all sorts of light."""
     image_format: Literal["png", "jpg"] = "png"
     """PNG is exact, JPEG small."""
     jobs: int | None = None
@@ -63,7 +65,7 @@ class Make:
         from ilrm.datasets.make_set import make_set
         from ilrm.datasets.procedural import ProceduralConfig
 
-        config = ProceduralConfig(views=self.views, width=self.size, height=self.size, kind=self.kind)
+        config = ProceduralConfig(views=self.views, width=self.size, height=self.size, kind=self.kind, style=self.style)
         if self.baseline is not None:
             config = replace(config, baseline=self.baseline)
         seeds = range(self.seed, self.seed + self.scenes)

@@ -36,7 +36,10 @@ def make_set(
         SceneError: scenes could not be made or written; the others are there.
     """
     items = [Item(f"scene_{seed:06d}", f"seed {seed}", partial(_make, seed, config)) for seed in seeds]
-    settings = {"procedural": asdict(config)}
+    described = asdict(config)
+    if config.style == "plain":  # a younger field: sets from before it go on
+        del described["style"]
+    settings = {"procedural": described}
     outcomes = save_set(
         items,
         output,

@@ -33,7 +33,7 @@ class Geometry:
         thickness: (N, P) the middle half extent, which sets how soft a shadow's edge is.
         room: (N, 3) half extents of the room around ``room_centre``; huge where there is none.
         room_centre: (N, 3).
-        dome: (N,) radius of the sky around the origin; huge in rooms.
+        dome: (N,) radius of the sky around the origin; huge in rooms without a view.
         ground: (N,) height of the ground; far down in rooms.
         counts: how many ellipsoids, boxes and cylinders there are.
     """
@@ -122,11 +122,16 @@ def _hit_backdrop(geometry: Geometry, o: Tensor, d: Tensor) -> Tensor:
     reach = torch.stack([-geometry.room[..., None] - offset, geometry.room[..., None] - offset], dim=2)  # (N, 3, 2, 1)
     walls = (reach * inverse[:, :, None]).flatten(1, 2)
     walls = _miss(walls, -walls)
-    a, b = (d * d).sum(1), (o * d).sum(1)
-    sky = ((b * b + a * (geometry.dome[:, None] ** 2 - (o * o).sum(1))).sqrt() - b) / a
+    sky = sky_distance(geometry, o, d)
     fall = -d[:, 2]
     ground = _miss((o[:, 2] - geometry.ground[:, None]) / fall.clamp_min(1e-6), -fall)
     return torch.cat([walls, ground[:, None], sky[:, None]], dim=1)
+
+
+def sky_distance(geometry: Geometry, o: Tensor, d: Tensor) -> Tensor:
+    """Distances (N, R) to the sky from origins o (N, 3, 1) inside it."""
+    a, b = (d * d).sum(1), (o * d).sum(1)
+    return ((b * b + a * (geometry.dome[:, None] ** 2 - (o * o).sum(1))).sqrt() - b) / a
 
 
 def nearest(geometry: Geometry, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from ilrm.core.typed_config import check_range
 
 Kind = Literal["mixed", "room", "open"]
 Path = Literal["mixed", "handheld", "orbit"]
+Style = Literal["plain", "photographic"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ProceduralConfig:
         specular: scales the weak highlights; 0 leaves purely diffuse surfaces.
         samples: rays along each side of a pixel; 1 refines only silhouettes, 2 and more supersample every pixel.
         points: surface points drawn for each scene.
+        style: "plain" paints alone, or "photographic": photos on surfaces, furniture and plants, windows with far
+            views, and a wider range of light. A seed has the same cameras in both.
     """
 
     views: int = 12
@@ -44,9 +47,10 @@ class ProceduralConfig:
     specular: float = 1.0
     samples: int = 1
     points: int = 2048
+    style: Style = "plain"
 
     def __post_init__(self) -> None:
-        for name, choices in (("kind", get_args(Kind)), ("path", get_args(Path))):
+        for name, choices in (("kind", get_args(Kind)), ("path", get_args(Path)), ("style", get_args(Style))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown.", expected=f"one of {choices}")
         for name in ("views", "width", "height", "samples", "points"):

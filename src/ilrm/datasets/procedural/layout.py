@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ilrm.datasets.procedural import materials, objects, paths, table
+from ilrm.datasets.procedural import furniture, materials, objects, paths, photographic, photos, table
 from ilrm.datasets.procedural.config import ProceduralConfig
+from ilrm.datasets.procedural.furniture import Part
 from ilrm.datasets.procedural.objects import Array, Primitive
+from ilrm.datasets.procedural.photographic import Dresser
 
 MOST = (16, 16, 16)  # ellipsoids, boxes and cylinders in a world
 _NOWHERE = 1e5
@@ -32,11 +34,12 @@ class World:
         primitives: sorted by shape, with ``rows`` (P, table.WIDTH) of the surface table.
         backdrop: (8, table.WIDTH) rows of the six walls, the ground and the sky.
         room, room_centre: (3,) half extents and centre of the room; huge outdoors.
-        dome: radius of the sky; huge indoors.
+        dome: radius of the sky; huge indoors, but where there are windows.
         ground: height of the ground; far down indoors.
         lights: (2, 7) position, colour, radius.
         ambient: (2, 3) light from above and from below.
         exposure: mean brightness the image is developed to, in linear light.
+        laid: (P + 8, photos.WIDTH) photos of the primitives and the backdrop; None in the plain style.
     """
 
     c2w: Array
@@ -51,17 +54,24 @@ class World:
     lights: Array
     ambient: Array
     exposure: float
+    laid: NDArray[np.float32] | None = None
 
 
 @dataclass
 class _Builder:
-    """Collects objects; leaves out those that would crowd a camera or overflow the tables."""
+    """Collects objects; leaves out those that would crowd a camera or overflow the tables.
+
+    Attributes:
+        dresser: lays photos on them, in the style that has some.
+    """
 
     rng: np.random.Generator
     cameras: Array  # (V, 3)
     clearance: float
+    dresser: Dresser | None = None
     primitives: list[Primitive] = field(default_factory=list)
     rows: list[NDArray[np.float32]] = field(default_factory=list)
+    laid: list[photos.Row] = field(default_factory=list)
 
     def add(self, made: Sequence[Primitive], paint: table.Row | None = None, mapping: Array | None = None) -> bool:
         """Add the parts of an object; False if they do not fit.
@@ -71,24 +81,47 @@ class _Builder:
             mapping: (3, 4) texture map shared by all parts, instead of one that follows each part's axes.
         """
         size = max(float(part.half.max()) for part in made)
-        margin = self.clearance + 0.5 * min(size, 1.5)
-        counts = np.bincount([p.shape for p in (*self.primitives, *made)], minlength=3)
-        if (counts > MOST).any() or any(part.distance(self.cameras).min() < margin for part in made):
+        if not self._fits(made, size):
             return False
         each = paint is None and self.rng.random() < 0.3
         shared = paint or materials.material(self.rng, 2.0 * size)
         for part in made:
             own = materials.material(self.rng, 2.0 * float(part.half.max())) if each else shared
-            geometric = {
-                "frame": (part.axes / part.half).T,
-                "origin": part.centre,
-                "shape": np.eye(3)[part.shape],
-                "normal": np.zeros(3),
-                "texture": materials.texture_map(self.rng, part.axes, part.centre) if mapping is None else mapping,
-            }
-            self.primitives.append(part)
-            self.rows.append(table.pack({**own, **geometric}))
+            own_map = materials.texture_map(self.rng, part.axes, part.centre) if mapping is None else mapping
+            self._append(part, own, own_map, self.dresser.photo(part) if self.dresser else photos.no_photo())
         return True
+
+    def add_parts(self, made: Sequence[Part]) -> bool:
+        """Add a piece of furniture, each part painted by its role; False if it does not fit."""
+        assert self.dresser is not None
+        primitives = [part.primitive for part in made]
+        if not self._fits(primitives, max(float(part.half.max()) for part in primitives)):
+            return False
+        for part in made:
+            mapping = self.dresser.mapping(part)
+            if mapping is None:
+                mapping = materials.texture_map(self.dresser.rng, part.primitive.axes, part.primitive.centre)
+            paint, photo = self.dresser.paint(part), self.dresser.photo(part.primitive, part.role)
+            self._append(part.primitive, paint, mapping, photo)
+        return True
+
+    def _fits(self, made: Sequence[Primitive], size: float) -> bool:
+        margin = self.clearance + 0.5 * min(size, 1.5)
+        counts = np.bincount([p.shape for p in (*self.primitives, *made)], minlength=3)
+        most = MOST if self.dresser is None else photographic.MOST
+        return not ((counts > most).any() or any(part.distance(self.cameras).min() < margin for part in made))
+
+    def _append(self, part: Primitive, paint: table.Row, mapping: Array, photo: photos.Row) -> None:
+        geometric = {
+            "frame": (part.axes / part.half).T,
+            "origin": part.centre,
+            "shape": np.eye(3)[part.shape],
+            "normal": np.zeros(3),
+            "texture": mapping,
+        }
+        self.primitives.append(part)
+        self.rows.append(table.pack({**paint, **geometric}))
+        self.laid.append(photo)
 
 
 def _backdrop_row(paint: table.Row, normal: Array, mapping: Array) -> NDArray[np.float32]:
@@ -165,6 +198,8 @@ def _furnish(builder: _Builder, config: ProceduralConfig, focus: Array, reach: A
     """Objects, most of them around the focus; panels on a room's walls, large things far out in the open."""
     rng = builder.rng
     count = int(rng.integers(config.objects[0], config.objects[1] + 1))
+    if builder.dresser is not None:
+        count = count // 2  # furniture takes the place of the others
     for k in range(count):
         backdrop = rng.random() < 0.25
         for _attempt in range(6):
@@ -182,6 +217,26 @@ def _furnish(builder: _Builder, config: ProceduralConfig, focus: Array, reach: A
                 made = objects.sample_object(rng, foot, size)
             if builder.add(made):
                 break
+
+
+def _furniture(builder: _Builder, config: ProceduralConfig, focus: Array, reach: Array, is_room: bool) -> int:
+    """Furniture around the focus, windows and posters on the walls; how many windows there are."""
+    assert builder.dresser is not None
+    rng, centre = builder.dresser.rng, np.array([0.0, 0.0, reach[2]])
+    room = furniture.Room(reach, centre, focus - builder.cameras.mean(0))
+    windows = 0
+    if is_room:
+        for _ in range(int(rng.choice([0, 1, 2], p=[0.25, 0.45, 0.3]))):
+            windows += builder.add_parts(furniture.window(rng, room))
+        for _ in range(int(rng.integers(0, 4))):
+            builder.add_parts(furniture.poster(rng, room))
+    most = max(1, round(config.objects[1] / 6)) if config.objects[1] else 0
+    for _ in range(int(rng.integers(min(most, 1), most + 1))):
+        for _attempt in range(6):
+            foot = np.array([*(focus[:2] + rng.normal(0.0, 0.9, 2)).clip(0.5 - reach[:2], reach[:2] - 0.5), 0.0])
+            if builder.add_parts(furniture.sample_furniture(rng, foot, rng.uniform(0.5, 1.2), is_room)):
+                break
+    return windows
 
 
 def _space(rng: np.random.Generator, config: ProceduralConfig, reach: Array, path: str) -> paths.Space:
@@ -202,7 +257,8 @@ def sample_world(seed: int, config: ProceduralConfig) -> World:
     reach = rng.uniform([2.0, 2.0, 1.2], [4.0, 4.0, 1.8]) if is_room else np.array([*[rng.uniform(2.5, 5.0)] * 2, 1.8])
     space = _space(rng, config, reach, path)
     c2w = (paths.orbit if path == "orbit" else paths.handheld)(rng, space, config)
-    builder = _Builder(rng, c2w[:, :3, 3], config.clearance)
+    dresser = Dresser(seed) if config.style == "photographic" else None
+    builder = _Builder(rng, c2w[:, :3, 3], config.clearance, dresser)
 
     dome = 1e6 if is_room else rng.uniform(9.0, 16.0)
     ground_paint = materials.material(rng, 4.0, str(rng.choice(_FLOOR_STYLES, p=_FLOOR_CHANCES)))
@@ -211,12 +267,13 @@ def sample_world(seed: int, config: ProceduralConfig) -> World:
         for _ in range(int(rng.integers(0, 7))):
             at = np.array([*rng.uniform(-1.5, 1.5, 2) * reach[0], 0.0])
             builder.add(objects.mound(rng, at), ground_paint, ground_map)
+    windows = 0 if dresser is None else _furniture(builder, config, space.focus, reach, is_room)
     _furnish(builder, config, space.focus, reach, is_room)
     ground = _backdrop_row(ground_paint, np.array([0.0, 0.0, 1.0]), ground_map)
     backdrop = np.stack([*_walls(rng, 2.0 * float(reach.mean())), ground, _sky(rng, dome)])
     lights, ambient = _lights(rng, reach if is_room else None)
     order = sorted(range(len(builder.primitives)), key=lambda k: builder.primitives[k].shape)
-    return World(
+    world = World(
         c2w=c2w,
         fov=float(rng.uniform(*config.fov)),
         primitives=tuple(builder.primitives[k] for k in order),
@@ -229,4 +286,13 @@ def sample_world(seed: int, config: ProceduralConfig) -> World:
         lights=lights,
         ambient=ambient,
         exposure=float(rng.uniform(0.3, 0.6)),
+    )
+    if dresser is None:
+        return world
+    lights, ambient, exposure = dresser.light(lights, ambient)
+    laid = np.stack([*(builder.laid[k] for k in order), *dresser.backdrop(is_room, windows)])
+    dome = dresser.dome() if windows or not is_room else dome
+    rows, backdrop = dresser.calm(world.rows), dresser.calm(world.backdrop)
+    return replace(
+        world, rows=rows, backdrop=backdrop, laid=laid, lights=lights, ambient=ambient, exposure=exposure, dome=dome
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ilrm.datasets.procedural import casting, textures
+from ilrm.datasets.procedural import casting, photos, textures
 from ilrm.datasets.procedural.casting import Geometry
 from ilrm.datasets.procedural.table import Fetched
 from ilrm.datasets.procedural.worlds import Worlds
@@ -89,6 +89,8 @@ def radiance(
         light (N, 3, R), z-depth (N, R) and surface index (N, R).
     """
     depth, index = casting.nearest(worlds.geometry, origins, directions)
+    if worlds.laid is not None:
+        depth, index = _through_windows(worlds, origins, directions, depth, index)
     points = origins + depth[:, None] * directions
     surface = Fetched.fetch(worlds.surfaces, index)
     where, view = _flat(points), _unit(_flat(directions))
@@ -96,11 +98,34 @@ def radiance(
     facing = _dot(normal, view)
     footprint = (depth * pixel[:, None]).flatten() * facing.abs().clamp_min(0.15).rsqrt()
     paint = textures.evaluate(surface, where, footprint)
+    if worlds.laid is not None:
+        albedo = photos.lay_on(paint.albedo, _rows(worlds.laid, index), surface, where, footprint)
+        paint = replace(paint, albedo=albedo)
     normal = _unit(normal + surface["detail"][3] * paint.fine)
     diffuse, highlight = _illuminate(worlds, points, index, normal, view, surface, lighting)
     glow = surface["glow"]
     light = (paint.albedo * diffuse + lighting.specular * highlight) * (1.0 - glow) + glow * paint.albedo
     return light.view(3, *depth.shape).transpose(0, 1), depth, index
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """(N * R, WIDTH) rows of the surfaces index (N, R) in a table (N, S, WIDTH)."""
+    offset = torch.arange(table.shape[0], device=index.device)[:, None] * table.shape[1]
+    return table.flatten(0, 1).index_select(0, (index + offset).flatten())
+
+
+def _through_windows(
+    worlds: Worlds, origins: Tensor, directions: Tensor, depth: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Depth and surface (N, R) of rays that go on to the sky where they meet a window."""
+    assert worlds.laid is not None
+    window = worlds.laid[:, :, 0] == photos.PORTAL
+    if not window.any():
+        return depth, index
+    open_ = window.gather(1, index)
+    sky = worlds.geometry.primitives + casting.SKY
+    far = casting.sky_distance(worlds.geometry, origins, directions)
+    return torch.where(open_, far, depth), torch.where(open_, sky, index)
 
 
 def _illuminate(

@@ -33,6 +33,13 @@ WIDTH = sum(COLUMNS.values())
 Row = Mapping[str, object]
 
 
+def place(name: str) -> slice:
+    """Where a column stands in a row."""
+    names = list(COLUMNS)
+    start = sum(COLUMNS[before] for before in names[: names.index(name)])
+    return slice(start, start + COLUMNS[name])
+
+
 def pack(row: Row) -> NDArray[np.float32]:
     """(WIDTH,) numbers of one surface; every column must be given."""
     assert set(row) == set(COLUMNS), set(row) ^ set(COLUMNS)
@@ -55,9 +62,4 @@ class Fetched:
 
     def __getitem__(self, name: str) -> Tensor:
         """(size, R) values of a column."""
-        start = 0
-        for column, size in COLUMNS.items():
-            if column == name:
-                return self.columns[start : start + size]
-            start += size
-        raise KeyError(name)
+        return self.columns[place(name)]

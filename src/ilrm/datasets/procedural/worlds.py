@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ilrm.datasets.procedural import table
+from ilrm.datasets.procedural import photos, table
 from ilrm.datasets.procedural.casting import Geometry
 from ilrm.datasets.procedural.layout import World
 
@@ -28,16 +28,19 @@ class Worlds:
         surfaces: (N, P + BACKDROP, table.WIDTH).
         lights: (N, 2, 7) position, colour, radius.
         ambient: (N, 2, 3) light from above and from below.
+        laid: (N, P + BACKDROP, photos.WIDTH); None where no world has any.
     """
 
     geometry: Geometry
     surfaces: Tensor
     lights: Tensor
     ambient: Tensor
+    laid: Tensor | None = None
 
     def select(self, index: Tensor) -> Worlds:
         """The worlds at ``index`` (N',)."""
-        return Worlds(self.geometry.select(index), self.surfaces[index], self.lights[index], self.ambient[index])
+        laid = None if self.laid is None else self.laid[index]
+        return Worlds(self.geometry.select(index), self.surfaces[index], self.lights[index], self.ambient[index], laid)
 
     @staticmethod
     def stack(worlds: Sequence[World], device: torch.device) -> Worlds:
@@ -50,7 +53,8 @@ class Worlds:
 
         names = ("to_local", "centre", "thickness", "room", "room_centre", "dome", "ground")
         geometry = Geometry(counts=(counts[0], counts[1], counts[2]), **{name: tensor(name) for name in names})
-        return Worlds(geometry, tensor("surfaces"), tensor("lights"), tensor("ambient"))
+        laid = tensor("laid") if any(world.laid is not None for world in worlds) else None
+        return Worlds(geometry, tensor("surfaces"), tensor("lights"), tensor("ambient"), laid)
 
 
 def _padded(world: World, counts: Sequence[int]) -> _Arrays:
@@ -58,15 +62,18 @@ def _padded(world: World, counts: Sequence[int]) -> _Arrays:
     to_local = np.tile(np.eye(3) / _ABSENT_HALF, (total, 1, 1))
     centre, thickness = np.full((total, 3), _ABSENT_CENTRE), np.full(total, _ABSENT_HALF)
     rows = np.zeros((total, table.WIDTH))
+    shown = np.zeros((total, photos.WIDTH))
+    given = np.zeros((len(world.rows) + len(world.backdrop), photos.WIDTH)) if world.laid is None else world.laid
     filled = [0, counts[0], counts[0] + counts[1]]
-    for primitive, row in zip(world.primitives, world.rows, strict=True):
+    for primitive, row, photo in zip(world.primitives, world.rows, given[: len(world.rows)], strict=True):
         slot = filled[primitive.shape]
         filled[primitive.shape] += 1
         to_local[slot], centre[slot] = (primitive.axes / primitive.half).T, primitive.centre
-        thickness[slot], rows[slot] = np.median(primitive.half), row
+        thickness[slot], rows[slot], shown[slot] = np.median(primitive.half), row, photo
     values = {
         **{"to_local": to_local, "centre": centre, "thickness": thickness},
         **{"surfaces": np.concatenate([rows, world.backdrop]), "lights": world.lights, "ambient": world.ambient},
         **{"room": world.room, "room_centre": world.room_centre, "dome": world.dome, "ground": world.ground},
+        "laid": np.concatenate([shown, given[len(world.rows) :]]),
     }
     return {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}

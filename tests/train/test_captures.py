@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ilrm.train.data.samplers import TooFewFrames
 from ilrm.train.data.sources import open_source
 from ilrm.train.data.visibility import project, seen_points
 from ilrm.train.engine import train
+from ilrm.train.presets import HELD_OUT
 from tests.conftest import make_cameras, shared_path
 from tests.scenes.files import write_scene
 from tests.train.data import PROCEDURAL, config, stage
@@ -493,3 +495,17 @@ def test_real_captures_tell_one_story(name: str) -> None:
         right.append((here - there).abs().mean(1))
         wrong.append((here - there.flip(0)).abs().mean(1))
     assert torch.cat(right).median() < 0.5 * torch.cat(wrong).median()
+
+
+@pytest.mark.shared
+def test_every_capture_is_named_in_the_notice_and_those_that_validate_are_there() -> None:
+    names = sorted(folder.name for folder in shared_path("real").iterdir() if folder.is_dir())
+    told = (files("ilrm") / "assets" / "NOTICE.md").read_text("utf-8")
+    rows = {row.split("|")[1].strip(): row for row in told.splitlines() if row.startswith("| ")}
+    listed = set()
+    for first in rows:
+        head, *more = first.split(", ")
+        stem = head.rsplit("_", 1)[0]
+        listed |= {head, *(name if len(name) > 1 else f"{stem}_{name}" for name in more)}
+    assert set(names) <= listed
+    assert {*HELD_OUT} <= {*names}

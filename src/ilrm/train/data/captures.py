@@ -18,14 +18,14 @@ from ilrm.core.cameras import Cameras
 from ilrm.core.errors import SceneError
 from ilrm.core.scene import Scene
 from ilrm.datasets.dataset import find_scenes
+from ilrm.files import paths
 from ilrm.scenes.frames import assemble
 from ilrm.scenes.load import has_cameras, read_source
 from ilrm.scenes.readers.records import listing
 from ilrm.train.data.neighbours import choose_neighbours, shared
-from ilrm.train.data.options import Captures
+from ilrm.train.data.options import DISPLAY_GAMMA, Captures
 from ilrm.train.data.visibility import project, seen_points
 
-_GAMMA = 2.2
 # As many points as say where surfaces are; the rest would take time.
 _MOST_POINTS = 2000
 # Captures in the memory of a process: 28 photos of 320x240 are 6 MB.
@@ -85,7 +85,7 @@ def open_captures(config: Captures, path: Path) -> CaptureSource:
     refs = find_scenes(path)
     if any(ref.key is not None for ref in refs):
         raise SceneError(f"{path} holds chunks, not folders of scenes.", fix='use a source of the kind "chunks"')
-    root = path if path.is_dir() and not has_cameras(path) else path.parent
+    root = path.parent if paths.is_file(path) or has_cameras(path) else path
     keys = tuple(Path(os.path.relpath(ref.path, root)).as_posix() for ref in refs)
     if unknown := [name for name in (*config.only, *config.leave_out) if name not in keys]:
         raise SceneError(
@@ -146,7 +146,7 @@ def draw_gains(config: Captures, rng: np.random.Generator) -> Tensor:
     stops = rng.normal(0.0, config.exposure)
     red, blue = rng.normal(0.0, config.white_balance, 2)
     light = 2.0**stops * np.exp([red, 0.0, blue])
-    return torch.from_numpy(light ** (1 / _GAMMA)).float()
+    return torch.from_numpy(light ** (1 / DISPLAY_GAMMA)).float()
 
 
 def cut(capture: Capture, views: Sequence[int], window: Window, size: tuple[int, int], gains: Tensor) -> Scene:

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from ilrm.core.cameras import Cameras
 from ilrm.core.scene import Scene
-from ilrm.train.data.options import InputNoise
-
-_GAMMA = 2.2
+from ilrm.train.data.options import DISPLAY_GAMMA, InputNoise
 
 
 def disturb_inputs(scene: Scene, inputs: int, noise: InputNoise, rng: np.random.Generator) -> Scene:
@@ -27,7 +25,7 @@ def disturb_inputs(scene: Scene, inputs: int, noise: InputNoise, rng: np.random.
     moves = torch.from_numpy(rng.normal(0.0, noise.position * extent, (inputs, 3))).to(c2w)
     c2w[:inputs, :3, :3] = rotations(turns) @ c2w[:inputs, :3, :3]
     c2w[:inputs, :3, 3] += moves
-    gains = torch.from_numpy(2.0 ** (rng.normal(0.0, noise.exposure, inputs) / _GAMMA)).float()
+    gains = torch.from_numpy(2.0 ** (rng.normal(0.0, noise.exposure, inputs) / DISPLAY_GAMMA)).float()
     deviation = rng.uniform(0.0, noise.sensor)
     images = scene.images[:].clone()
     grain = torch.from_numpy(rng.standard_normal(images[:inputs].shape, dtype=np.float32)).to(images)

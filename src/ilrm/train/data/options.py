@@ -9,13 +9,17 @@ from typing import Literal
 from ilrm.core.errors import ConfigError
 from ilrm.core.typed_config import check_range
 
+# Displayed values are light to the power of one over this, nearly enough to change an exposure.
+DISPLAY_GAMMA = 2.2
+
 
 @dataclass(frozen=True)
 class Captures:
     """Captures of real places, used in ever new ways: runs of neighbouring views, windows of the photos, exposure.
 
-    The numbers of inputs and targets are those of the stage's sampler; which views they are is drawn here. The photos
-    of a scene are decoded once and kept as bytes. Sparse points beside a capture become depth where views see them.
+    The numbers of inputs and targets are those of the stage's sampler; which views they are is drawn here, and the
+    stage's ``fit`` plays no part. The photos of a scene are decoded once and kept as bytes. Sparse points beside a
+    capture become depth where views see them.
 
     Attributes:
         path: a folder of scene folders that ``load_scene`` reads, or one scene's folder.

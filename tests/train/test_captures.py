@@ -297,6 +297,19 @@ def test_points_behind_surfaces_are_not_seen(seed: int) -> None:
     assert seen[hidden].float().mean() < 0.02
 
 
+def test_what_is_seen_does_not_depend_on_the_number_of_threads() -> None:
+    scene, threads = world(6), torch.get_num_threads()
+    assert scene.points is not None
+    try:
+        found = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(seen_points(scene.images[:].mean(-1), scene.cameras, scene.points))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
 def test_worlds_far_from_their_origin_see_the_same() -> None:
     scene = world(0)
     cameras, points = scene.cameras.to(dtype=torch.float64), scene.points

@@ -16,6 +16,7 @@ from ilrm.train.presets import PRESETS, preset
 from ilrm.train.serialise import from_dict, from_json, override, to_dict, to_json
 
 PROCEDURAL = {"synthetic-small", "synthetic-feedback", "smoke"}
+MIXED = {"mixed-small", "mixed-feedback"}
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_curriculum_of_the_undistorted_runs(data: Path) -> None:
     assert (validation.sampler.hold_out_every, validation.size) == (8, (544, 960))
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - PROCEDURAL - {"mixed-small"}))
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - PROCEDURAL - MIXED))
 def test_training_and_validation_read_different_data(name: str, data: Path) -> None:
     config = preset(name, data)
     assert config.validation is not None
@@ -116,8 +117,9 @@ def test_validation_scenes_are_none_of_training(name: str) -> None:
             assert other.first_seed + 1_000_000 < source.first_seed
 
 
-def test_mixed_runs_leave_the_captures_that_validate_out(data: Path) -> None:
-    config = preset("mixed-small", data)
+@pytest.mark.parametrize("name", sorted(MIXED))
+def test_mixed_runs_leave_the_captures_that_validate_out(name: str, data: Path) -> None:
+    config = preset(name, data)
     assert config.validation is not None
     procedural, held_out = config.validation.sources
     assert isinstance(procedural, Procedural)
@@ -133,7 +135,8 @@ def test_mixed_runs_leave_the_captures_that_validate_out(data: Path) -> None:
         assert procedural.first_seed + 1_000_000 < made.first_seed
         assert made.scenes.style == "photographic"
         assert len({*stage.shapes, stage.size}) == 3
-    assert config.model == preset("synthetic-small").model
+    alike = preset(name.replace("mixed", "synthetic"))
+    assert (config.model, config.feedback) == (alike.model, alike.feedback)
 
 
 def test_unknown_presets_are_answered_with_a_list() -> None:

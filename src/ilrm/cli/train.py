@@ -33,9 +33,9 @@ _LINES_APART_S = 60.0
 class Train:
     """Train a network, or continue a training run.
 
-    Presets: smoke (two minutes, to try it), synthetic-small (the small network), mixed-small (the same on real
-    captures, too); re10k-2view, re10k-4view, re10k-8view, each also with -mc (mini-batch cross-attention); dl3dv-256,
-    dl3dv-512; undistorted-16view, undistorted-32view.
+    Presets: smoke (two minutes, to try it), synthetic-small (the small network), synthetic-feedback (its feedback),
+    mixed-small and mixed-feedback (the same on real captures, too); re10k-2view, re10k-4view, re10k-8view, each also
+    with -mc (mini-batch cross-attention); dl3dv-256, dl3dv-512; undistorted-16view, undistorted-32view.
 
     The same command continues a run that was stopped, from OUT/last. OUT/weights is the network so far, for every
     other command's --weights. Ctrl-C finishes the step, saves and stops; a second one stops at once.

@@ -34,6 +34,7 @@ from ilrm.train.config import (
     LossConfig,
     OptimiserConfig,
     Procedural,
+    Range,
     Sampler,
     SceneList,
     Spread,
@@ -205,33 +206,45 @@ def mixed_small(data: Path | None) -> TrainConfig:
     ``leave_out`` of the captures in each stage and ``only`` of those that validate. About a third of the samples are
     captures. Steps are small and many: fine-tuning with a rate of 1e-3 has unlearned more than it taught.
     """
-    base = synthetic_small(None)
-    captures = Captures(_needed("mixed-small", data), weight=0.35, leave_out=HELD_OUT)
+    return _mixed(
+        "mixed-small",
+        data,
+        replace(
+            synthetic_small(None),
+            steps=6000,
+            optimiser=OptimiserConfig(peak=1e-4, warm_up=300, ema=0.998),
+            initial_weights="ilrm-small",
+        ),
+        large_from=4000,
+    )
+
+
+def mixed_feedback(data: Path | None) -> TrainConfig:
+    """As ``synthetic-feedback``, on the data of ``mixed-small``."""
+    return _mixed("mixed-feedback", data, synthetic_feedback(None))
+
+
+def _mixed(name: str, data: Path | None, run: TrainConfig, large_from: int | None = None) -> TrainConfig:
+    """A run on captures and photographic scenes instead of its own, at 128 px and, from a step on, at 256."""
+    captures = Captures(_needed(name, data), weight=0.35, leave_out=HELD_OUT)
     scenes = ProceduralConfig(baseline=(0.1, 1.5), style="photographic")
     sources = (Procedural(scenes, weight=0.65), captures)
+    batch = run.stages[-1].batch if large_from is None else 2
 
-    def stage(start: int, side: int, wide: tuple[int, int], inputs: tuple[int, ...], batch: int) -> Stage:
+    def stage(start: int, side: int, wide: Range, inputs: tuple[int, ...], batch: int) -> Stage:
         sampler = Spread(inputs=inputs, targets=4)
-        shapes = (wide, wide[::-1])
-        return Stage((side, side), batch, sampler, sources, start, shapes=shapes, noise=InputNoise())
+        return Stage(
+            (side, side), batch, sampler, sources, start, shapes=(wide, (wide[1], wide[0])), noise=InputNoise()
+        )
 
-    stages = (stage(0, 128, (96, 160), (2, 4, 8, 12), 2), stage(4000, 256, (208, 304), (2, 4, 8), 1))
-    validation = replace(
-        stages[0],
-        batch=1,
-        sources=(
-            Procedural(scenes, first_seed=_VALIDATION_SEED),
-            Captures(captures.path, only=HELD_OUT),
-        ),
-    )
+    first = stage(0, 128, (96, 160), (2, 4, 8, 12), batch)
+    later = () if large_from is None else (stage(large_from, 256, (208, 304), (2, 4, 8), 1),)
+    held_out = (Procedural(scenes, first_seed=_VALIDATION_SEED), Captures(captures.path, only=HELD_OUT))
     return replace(
-        base,
-        name="mixed-small",
-        stages=stages,
-        steps=6000,
-        optimiser=OptimiserConfig(peak=1e-4, warm_up=300, ema=0.998),
-        validation=validation,
-        initial_weights="ilrm-small",
+        run,
+        name=name,
+        stages=(first, *later),
+        validation=replace(first, batch=1, sources=held_out),
         validation_scenes=2 * len(HELD_OUT),
     )
 
@@ -283,6 +296,7 @@ PRESETS: dict[str, Preset] = {
     "synthetic-small": synthetic_small,
     "synthetic-feedback": synthetic_feedback,
     "mixed-small": mixed_small,
+    "mixed-feedback": mixed_feedback,
     "smoke": smoke,
 }
 

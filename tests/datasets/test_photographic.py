@@ -18,7 +18,7 @@ from ilrm.datasets.make_set import make_set
 from ilrm.datasets.procedural import ProceduralBatch, ProceduralConfig, furniture, make_batch, photographic, photos
 from ilrm.datasets.procedural.layout import sample_world
 from ilrm.datasets.procedural.table import COLUMNS, WIDTH, Fetched, place
-from tests.scenes.test_procedural import _look_up, _project, _unproject
+from tests.datasets.test_procedural import _look_up, _project, _unproject
 
 PLAIN = ProceduralConfig(views=3, width=32, height=32, points=16)
 # Mean of the images, depths and points of seeds 0 to 3 before there was another style.

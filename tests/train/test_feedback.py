@@ -14,7 +14,7 @@ from ilrm.model.weights import from_pretrained, save_weights
 from ilrm.train.config import FeedbackTraining, LossConfig, OptimiserConfig, TrainConfig
 from ilrm.train.data.loader import BatchMaker
 from ilrm.train.engine import train
-from ilrm.train.losses import closer_term, losses, render_targets
+from ilrm.train.losses import closer_term, losses, render_targets, squared_error
 from ilrm.train.optim import make_optimiser, set_learning_rate
 from ilrm.train.serialise import from_dict, to_dict
 from tests.train.data.sets import MODEL, config, stage
@@ -124,7 +124,7 @@ def test_a_closer_look_finds_holes() -> None:
         apart = []
         for gaussians in (whole, thin):
             torch.manual_seed(1)
-            near = closer_term(gaussians, batch, (4,))
+            near = closer_term(gaussians, batch, LossConfig(closer_factors=(4,)))
             apart.append((near - (render_targets(gaussians, batch) - batch.target_images).square().mean()).item())
     assert apart[1] > apart[0] + 0.005
 
@@ -136,3 +136,18 @@ def test_feedback_and_its_training_go_together() -> None:
         FeedbackTraining(iterations=(3, 1))
     run = taught()
     assert from_dict(to_dict(run)) == run
+
+
+def test_by_logarithm_every_sample_counts_alike() -> None:
+    truth = torch.rand(2, 1, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    rendered = truth.clone()
+    rendered[0] += 0.5
+    rendered[1] += 0.05
+    rendered.requires_grad_()
+    squared_error(rendered, truth, LossConfig(logarithmic=True)).backward()
+    assert rendered.grad is not None
+    # d log(e^2) / de = 2 / e for each: the gradient times the error is the same.
+    products = (rendered.grad * (rendered - truth)).detach().flatten(1).sum(1)
+    torch.testing.assert_close(products[0], products[1], rtol=0.05, atol=0)
+    plain = squared_error(rendered, truth, LossConfig())
+    torch.testing.assert_close(plain, (rendered - truth).square().mean())

@@ -235,6 +235,8 @@ class LossConfig:
             Where feedback is trained, of its earlier iterations instead.
         iterations_decay: .9 as in recurrent reconstruction.
         matching: cross-entropy of learned plane-sweep matching, where depth is known.
+        logarithmic: mse, iterations and closer count by the natural logarithm of each sample's error: a decibel is
+            worth the same in every scene, however hard or dark it is.
         closer: mse of one target a sample, rendered at a multiple of its size and averaged down: holes that only a
             closer look finds cost something.
         closer_factors: the multiples, one is drawn for each step.
@@ -251,6 +253,7 @@ class LossConfig:
     iterations: float = 0.0
     iterations_decay: float = 0.9
     matching: float = 0.0
+    logarithmic: bool = False
     closer: float = 0.0
     closer_factors: tuple[int, ...] = (2, 3, 4)
 

@@ -31,6 +31,8 @@ from ilrm.train.data.batch import Batch
 # Error of a rendering that equals its photo to the last bit; keeps its PSNR (100 dB) finite in logs.
 _LEAST_ERROR = 1e-10
 _LEAST_DEPTH = 1e-6
+# Added to errors whose logarithm counts: nothing is won beyond 40 dB.
+_LEAST_LOG_ERROR = 1e-4
 
 Network = Callable[..., Any]
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -95,7 +97,7 @@ def losses(
 
     terms: dict[str, tuple[float, Tensor]] = {}
     if config.mse > 0:
-        terms["mse"] = config.mse, (rendered - truth).square().mean()
+        terms["mse"] = config.mse, squared_error(rendered, truth, config)
     if config.perceptual is not None and config.perceptual_weight > 0 and step >= config.perceptual_start:
         assert perceptual is not None, "the perceptual network was not loaded"
         with autocast(precision, batch.images.device):
@@ -103,9 +105,9 @@ def losses(
         terms["perceptual"] = config.perceptual_weight, distances.float().mean()
     if every_layer is not None:
         earlier = [every_layer[i] for i in range(every_layer.means.shape[0] - 1)]
-        terms["iterations"] = config.iterations, iterations_term(earlier, batch, config.iterations_decay)
+        terms["iterations"] = config.iterations, iterations_term(earlier, batch, config)
     if config.closer > 0:
-        terms["closer"] = config.closer, closer_term(gaussians, batch, config.closer_factors)
+        terms["closer"] = config.closer, closer_term(gaussians, batch, config)
     if config.depth > 0:
         terms["depth"] = config.depth, depth_term(gaussians, batch, model_config.viewpoint_factor)
     if config.points > 0:
@@ -129,26 +131,32 @@ def render_targets(gaussians: Gaussians, batch: Batch) -> Tensor:
     return render(gaussians, batch.target_cameras).rgb
 
 
-def iterations_term(earlier: Sequence[Gaussians], batch: Batch, decay: float) -> Tensor:
+def squared_error(rendered: Tensor, truth: Tensor, config: LossConfig) -> Tensor:
+    """Mean over samples of each one's mean squared error (B, ...), or of its logarithm."""
+    squared = (rendered - truth).square()
+    return (squared.flatten(1).mean(1) + _LEAST_LOG_ERROR).log().mean() if config.logarithmic else squared.mean()
+
+
+def iterations_term(earlier: Sequence[Gaussians], batch: Batch, config: LossConfig) -> Tensor:
     """Sum over the update layers before the last of decay^(distance to the last) times the layer's squared error."""
     truth = batch.target_images
-    errors = [(render_targets(gaussians, batch) - truth).square().mean() for gaussians in earlier]
-    weighted = [decay ** (len(errors) - i) * error for i, error in enumerate(errors)]
+    errors = [squared_error(render_targets(gaussians, batch), truth, config) for gaussians in earlier]
+    weighted = [config.iterations_decay ** (len(errors) - i) * error for i, error in enumerate(errors)]
     return torch.stack(weighted).sum() if weighted else truth.new_zeros(())
 
 
-def closer_term(gaussians: Gaussians, batch: Batch, factors: Sequence[int]) -> Tensor:
+def closer_term(gaussians: Gaussians, batch: Batch, config: LossConfig) -> Tensor:
     """Squared error of one target, rendered at one of these multiples of its size and averaged down.
 
     Renderers widen what is smaller than a pixel, so Gaussians that leave gaps look right at the photos' own size.
     """
-    factor = factors[int(torch.randint(len(factors), ()))]
+    factor = config.closer_factors[int(torch.randint(len(config.closer_factors), ()))]
     target = batch.inputs + int(torch.randint(batch.targets, ()))
     height, width = batch.images.shape[2:4]
     cameras = Cameras(batch.c2w[:, target, None], batch.K[:, target, None], width, height)
     large = render(gaussians, cameras.resize(factor * width, factor * height)).rgb[:, 0]
     small = F.avg_pool2d(large.permute(0, 3, 1, 2), factor).permute(0, 2, 3, 1)
-    return (small - batch.images[:, target]).square().mean()
+    return squared_error(small, batch.images[:, target], config)
 
 
 def depth_term(gaussians: Gaussians, batch: Batch, factor: int) -> Tensor:

@@ -32,9 +32,9 @@ from ilrm.train.engine import train
 from ilrm.train.presets import HELD_OUT
 from tests.conftest import make_cameras, shared_path
 from tests.scenes.files import write_scene
-from tests.train.data import PROCEDURAL, config, stage
+from tests.train.data.sets import PROCEDURAL, config, stage
+from tests.train.data.test_loader import same
 from tests.train.runs import STAGE, rows, tiny
-from tests.train.test_loader import same
 
 VIEWS, WIDTH, HEIGHT = 8, 96, 72
 WORLD = ProceduralConfig(

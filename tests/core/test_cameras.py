@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilrm.core.cameras import Cameras, Similarity, local_origin, mean_pose, normalise, rays
+from ilrm.core.cameras import Cameras, Similarity, local_origin, mean_pose, normalise, pixel_centres, rays
 from ilrm.core.errors import CameraError
 from ilrm.core.gaussians import quaternion_to_matrix
 from tests.conftest import make_cameras, shared_path
@@ -275,3 +275,16 @@ def test_cameras_of_world_to_camera_matrices(given: Callable[[Tensor], Any]) -> 
 def test_matrices_that_no_camera_has_are_refused(wrong: Tensor) -> None:
     with pytest.raises(CameraError):
         Cameras.from_w2c(wrong, torch.eye(3), 8, 6)
+
+
+def test_rays_equal_matrix_products() -> None:
+    """The same with a rotation matrix times a vector for each pixel."""
+    cameras = make_cameras(3, 20, 12, seed=4)
+    shift = torch.rand(3, 12, 20, 2, generator=torch.Generator().manual_seed(0)) - 0.5
+    origins, directions = rays(cameras.c2w, cameras.K, 20, 12, shift)
+    pixels = pixel_centres(20, 12, cameras.K) + shift
+    homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
+    local = torch.einsum("vij,vhwj->vhwi", torch.linalg.inv(cameras.K), homogeneous)
+    world = torch.einsum("vij,vhwj->vhwi", cameras.c2w[:, :3, :3], local)
+    torch.testing.assert_close(directions, torch.nn.functional.normalize(world, dim=-1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(origins, cameras.centers[:, None, None].expand_as(origins))

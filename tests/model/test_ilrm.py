@@ -11,9 +11,8 @@ from ilrm.core.cameras import normalise
 from ilrm.core.errors import ConfigError
 from ilrm.core.precision import autocast
 from ilrm.model import ILRM, ComputeConfig, FootprintDecoder, ILRMConfig, MatchingConfig, ReleasedDecoder
-from ilrm.model.blocks import _attend_by_products, attend
+from ilrm.model.compute.mini_batch import subset
 from ilrm.model.config import MiniBatch
-from ilrm.model.mini_batch import subset
 from ilrm.model.tokens import fit_size
 from tests.conftest import make_cameras
 
@@ -150,26 +149,6 @@ def test_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_chunks_without_gradient_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, given = make(TINY), inputs(4)
-    whole = model(*given).means.detach()
-    monkeypatch.setattr("ilrm.model.blocks._ROWS_AT_A_TIME", 40)
-    with torch.no_grad():
-        chunked = model(*given).means
-    torch.testing.assert_close(chunked, whole, atol=1e-3, rtol=0)
-
-
-@torch.no_grad()
-def test_attention_by_products_equals_the_fused_one() -> None:
-    g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, n, 3, 16, generator=g) for n in (300, 70, 70))
-    exact = attend(q, k, v)
-    assert (_attend_by_products(q, k, v) - exact).abs().max() < 1e-5
-    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
-    assert half.dtype == torch.bfloat16
-    assert (half.float() - exact).abs().max() < 0.03
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("config", [TINY, FOOTPRINT], ids=["released", "footprint"])
 def test_bf16_stays_close_to_fp32(config: ILRMConfig) -> None:
@@ -228,7 +207,7 @@ class TestMiniBatch:
         chosen = subset(kind, 0, 3, 4, 2, training=False, device=z.device)
         assert chosen is not None
         layer = model.layers[0]
-        layer.exchange = lambda x, cameras: x  # type: ignore[method-assign]
+        layer.exchange = lambda x, cameras, plan: x  # type: ignore[method-assign]
         after = layer(z, s, chosen).reshape(2, 12, -1)
         moved = (after - z.reshape(2, 12, -1)).abs().amax((0, 2)) > 0
         assert moved.nonzero()[:, 0].tolist() == chosen[0].tolist()

@@ -10,8 +10,9 @@ import torch
 from ilrm.core.cameras import Similarity
 from ilrm.core.errors import ConfigError
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig, MatchingConfig
-from ilrm.model.blocks import UpdateLayer, attend
+from ilrm.model.blocks import UpdateLayer
 from ilrm.model.camera_encoding import CameraEncoding
+from ilrm.model.compute.attention import attend
 from ilrm.model.matching import Match, match_depth
 from ilrm.model.matching.net import MatchingNet
 from tests.conftest import make_cameras

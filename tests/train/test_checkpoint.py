@@ -178,7 +178,7 @@ def test_another_run_is_refused_by_its_fields(change: dict[str, object], words: 
         ),
         *(
             {"validation": None},
-            {"compute": ComputeConfig("random", checkpoint=True)},
+            {"compute": ComputeConfig("random", checkpoint=True, attention="math")},
             {"non_finite": 9},
             {"compile": True},
         ),

@@ -16,7 +16,6 @@ import torch
 
 from ilrm.core.errors import ConfigError, MissingExtraError, OutputError, SceneError, TrainingError, WeightsError
 from ilrm.model import ILRM, ComputeConfig
-from ilrm.model.blocks import UpdateLayer
 from ilrm.train import run as run_module
 from ilrm.train.checkpoint import read_checkpoint
 from ilrm.train.config import TrainConfig
@@ -137,12 +136,13 @@ def test_how_a_step_is_computed_does_not_change_it(whole: Path, tmp_path: Path, 
 def test_compiled_run_is_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced, but not translated into C++, which takes minutes."""
     compiled = []
+    compile_network = ILRM.compile
 
-    def compile_layer(layer: UpdateLayer) -> None:
-        compiled.append(layer)
-        torch.nn.Module.compile(layer, backend="eager")
+    def compile_here(network: ILRM, *, device: torch.device) -> None:
+        compiled.append((network, device))
+        compile_network(network, backend="eager", device=device)
 
-    monkeypatch.setattr(UpdateLayer, "compile", compile_layer)
+    monkeypatch.setattr(ILRM, "compile", compile_here)
     train(tiny(steps=2, compile=True), tmp_path)
     assert len(compiled) == 1
     for row, expected in zip(rows(tmp_path), rows(whole)[:2], strict=True):

@@ -353,10 +353,10 @@ def rays(c2w: Tensor, K: Tensor, width: int, height: int, offsets: Tensor | None
         points = points + offsets
     focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1)[..., None, None, :]
     centre = K[..., None, None, :2, 2]
-    xy = (points - centre) / focal  # (..., H, W, 2)
-    local = torch.cat([xy, torch.ones_like(xy[..., :1])], dim=-1)
-    rotation = c2w[..., None, None, :3, :3]
-    directions = F.normalize((rotation @ local[..., None])[..., 0], dim=-1)
+    x, y = ((points - centre) / focal).split(1, dim=-1)  # (..., H, W, 1)
+    # Column by column: a matrix-vector product for each pixel is slow on a GPU, and inexact where TF32 is allowed.
+    right, down, forward = c2w[..., None, None, :3, :3].unbind(-1)  # (..., 1, 1, 3)
+    directions = F.normalize(torch.addcmul(torch.addcmul(forward, x, right), y, down), dim=-1)
     return c2w[..., None, None, :3, 3].expand_as(directions), directions
 
 

@@ -49,6 +49,16 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a GPU has left, with what torch keeps in reserve; None on other devices and in a CUDA graph."""
+    import torch
+
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def peak_memory(device: torch.device) -> int | None:
     """The most bytes in use so far: of the GPU if that computes, else of this process; None on Windows."""
     import torch

@@ -61,6 +61,13 @@ def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> Abstra
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=torch.is_grad_enabled())
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The format that an autocast around computes in on this device; None outside of any."""
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Compute in the tensors' own formats, whatever is around: geometry needs all of its digits."""
     if not torch.amp.is_autocast_available(device.type):

@@ -12,28 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ilrm.core.precision import without_autocast
 from ilrm.model.camera_encoding import CameraEncoding
-from ilrm.model.config import ILRMConfig
+from ilrm.model.compute.attention import attend
+from ilrm.model.compute.plan import Plan
+from ilrm.model.config import AttentionName, ILRMConfig
 from ilrm.model.tokens import LAYER_NORM_EPS
 
-# Rows of tokens that pass an MLP, or views that pass a cross-attention, at a time when no gradient is wanted:
-# each row (view) is computed alone, so this bounds memory without changing the result.
-_ROWS_AT_A_TIME = 8192
-# Queries whose scores against all keys are held at once on the CPU in bf16.
-_QUERIES_AT_A_TIME = 256
+WHOLE = Plan()
 
 
 class HeadNorm(nn.Module):
     """RMSNorm over the channels of a head, computed in fp32; one gain for all heads."""
+
+    autocast_weights = ("weight",)
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(head_width))
 
     def forward(self, x_NLHD: Tensor) -> Tensor:
-        x = x_NLHD.float()
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + LAYER_NORM_EPS)
-        return x.to(x_NLHD.dtype) * self.weight.to(x_NLHD.dtype)
+        # The fused kernel computes in fp32 inside. Autocast would make its result fp32, too.
+        with without_autocast(x_NLHD.device):
+            return F.rms_norm(x_NLHD, self.weight.shape, self.weight.to(x_NLHD.dtype), LAYER_NORM_EPS)
 
 
 class CrossAttention(nn.Module):
@@ -63,12 +64,12 @@ class CrossAttention(nn.Module):
         """The inverse of ``lift``: (N, L * k, H, D) -> (N, L, k * d)."""
         return x_NQHD.unflatten(1, (-1, self.uplift)).permute(0, 1, 3, 4, 2).flatten(2)
 
-    def forward(self, viewpoint_NLd: Tensor, image_NMd: Tensor) -> Tensor:
+    def forward(self, viewpoint_NLd: Tensor, image_NMd: Tensor, kernel: AttentionName = "auto") -> Tensor:
         """The update (N, L, d); the image tokens are read as they are, without another norm."""
         q_NQHD = self.q_norm(self.lift(self.q(self.norm(viewpoint_NLd))))
         k_NMHD = self.k_norm(self.k(image_NMd).unflatten(-1, (self.heads, -1)))
         v_NMHD = self.v(image_NMd).unflatten(-1, (self.heads, -1))
-        return self.proj(self.lower(attend(q_NQHD, k_NMHD, v_NMHD)))
+        return self.proj(self.lower(attend(q_NQHD, k_NMHD, v_NMHD, kernel)))
 
 
 class SelfAttention(nn.Module):
@@ -84,12 +85,12 @@ class SelfAttention(nn.Module):
         self.k_norm = HeadNorm(config.head_width)
         self.proj = nn.Linear(d, d, bias=False)
 
-    def forward(self, x_BTd: Tensor, cameras: CameraEncoding | None = None) -> Tensor:
+    def forward(self, x_BTd: Tensor, cameras: CameraEncoding | None = None, kernel: AttentionName = "auto") -> Tensor:
         q, k, v = self.qkv(self.norm(x_BTd)).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k = self.q_norm(q), self.k_norm(k)
         if cameras is None:
-            return self.proj(attend(q, k, v).flatten(2))
-        read = attend(cameras.queries(q), cameras.keys(k), cameras.keys(v))
+            return self.proj(attend(q, k, v, kernel).flatten(2))
+        read = attend(cameras.queries(q), cameras.keys(k), cameras.keys(v), kernel)
         return self.proj(cameras.outputs(read).flatten(2))
 
 
@@ -103,11 +104,13 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(d, d * config.mlp_ratio, bias=False)
         self.fc2 = nn.Linear(d * config.mlp_ratio, d, bias=False)
 
-    def forward(self, x_BTd: Tensor) -> Tensor:
-        def rows(x_Rd: Tensor) -> Tensor:
+    def forward(self, x_BTd: Tensor, rows: int | None = None) -> Tensor:
+        """The update (B, T, d), of so many rows at a time; None is all."""
+
+        def update(x_Rd: Tensor) -> Tensor:
             return self.fc2(F.gelu(self.fc1(self.norm(x_Rd))))
 
-        return _in_chunks(rows, _ROWS_AT_A_TIME, x_BTd.flatten(0, 1)).unflatten(0, x_BTd.shape[:2])
+        return _in_parts(update, rows, x_BTd.flatten(0, 1)).unflatten(0, x_BTd.shape[:2])
 
 
 class UpdateLayer(nn.Module):
@@ -128,20 +131,19 @@ class UpdateLayer(nn.Module):
             self.self_attention = SelfAttention(config)
             self.self_mlp = MLP(config)
 
-    def read(self, viewpoint_NLd: Tensor, image_NMd: Tensor) -> Tensor:
+    def read(self, viewpoint_NLd: Tensor, image_NMd: Tensor, plan: Plan = WHOLE) -> Tensor:
         """Cross-attention block on the tokens of N views, each with its own image."""
 
-        def views(z: Tensor, s: Tensor) -> Tensor:
-            z = z + self.cross(z, s)
-            return z + self.cross_mlp(z)
+        def update(z: Tensor, s: Tensor) -> Tensor:
+            z = z + self.cross(z, s, plan.read)
+            return z + self.cross_mlp(z, plan.rows)
 
-        per_view = viewpoint_NLd.shape[1] * self.cross.uplift + image_NMd.shape[1]
-        return _in_chunks(views, max(1, _ROWS_AT_A_TIME // per_view), viewpoint_NLd, image_NMd)
+        return _in_parts(update, plan.views, viewpoint_NLd, image_NMd)
 
-    def exchange(self, viewpoint_BTd: Tensor, cameras: CameraEncoding | None = None) -> Tensor:
+    def exchange(self, viewpoint_BTd: Tensor, cameras: CameraEncoding | None = None, plan: Plan = WHOLE) -> Tensor:
         """Self-attention block over all views."""
-        z = viewpoint_BTd + self.self_attention(viewpoint_BTd, cameras)
-        return z + self.self_mlp(z)
+        z = viewpoint_BTd + self.self_attention(viewpoint_BTd, cameras, plan.exchange)
+        return z + self.self_mlp(z, plan.rows)
 
     def forward(
         self,
@@ -149,6 +151,7 @@ class UpdateLayer(nn.Module):
         image_NMd: Tensor,
         subset: tuple[Tensor, Tensor] | None = None,
         cameras: CameraEncoding | None = None,
+        plan: Plan = WHOLE,
     ) -> Tensor:
         """Refined tokens (B, T, d).
 
@@ -156,47 +159,29 @@ class UpdateLayer(nn.Module):
             subset: for mini-batch cross-attention, which viewpoint tokens (of L) and which image tokens (of M) this
                 layer works on; only those viewpoint tokens are updated by its cross-attention block.
             cameras: for relative camera encoding in self-attention.
+            plan: in what parts and by which kernels.
         """
         if self.reads:
-            viewpoint_BTd = self.read_subset(viewpoint_BTd, image_NMd, subset)
-        return self.exchange(viewpoint_BTd, cameras) if self.exchanges else viewpoint_BTd
+            viewpoint_BTd = self.read_subset(viewpoint_BTd, image_NMd, subset, plan)
+        return self.exchange(viewpoint_BTd, cameras, plan) if self.exchanges else viewpoint_BTd
 
-    def read_subset(self, viewpoint_BTd: Tensor, image_NMd: Tensor, subset: tuple[Tensor, Tensor] | None) -> Tensor:
+    def read_subset(
+        self, viewpoint_BTd: Tensor, image_NMd: Tensor, subset: tuple[Tensor, Tensor] | None, plan: Plan = WHOLE
+    ) -> Tensor:
         """Cross-attention block of all tokens, or of those in the layer's mini-batch."""
         N = image_NMd.shape[0]
         z_NLd = viewpoint_BTd.reshape(N, -1, viewpoint_BTd.shape[-1])
         if subset is None:
-            z_NLd = self.read(z_NLd, image_NMd)
+            z_NLd = self.read(z_NLd, image_NMd, plan)
         else:
             chosen_l, chosen_m = subset
-            updated = self.read(z_NLd[:, chosen_l], image_NMd[:, chosen_m])
+            updated = self.read(z_NLd[:, chosen_l], image_NMd[:, chosen_m], plan)
             z_NLd = z_NLd.index_copy(1, chosen_l, updated.to(z_NLd.dtype))
         return z_NLd.reshape(viewpoint_BTd.shape)
 
 
-def attend(q_NQHD: Tensor, k_NMHD: Tensor, v_NMHD: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v without a mask, (N, Q, H, D)."""
-    if q_NQHD.device.type == "cpu" and q_NQHD.dtype == torch.bfloat16 and not torch.is_grad_enabled():
-        return _attend_by_products(q_NQHD, k_NMHD, v_NMHD)
-    q, k, v = (x.transpose(1, 2) for x in (q_NQHD, k_NMHD, v_NMHD))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-def _attend_by_products(q_NQHD: Tensor, k_NMHD: Tensor, v_NMHD: Tensor) -> Tensor:
-    """The same by plain matrix products, some queries at a time.
-
-    CPUs with bf16 matrix units run these about twice as fast as torch's fused kernel, which computes in fp32 inside;
-    with queries and keys normalised per head the scores are small enough for bf16.
-    """
-    N, Q, H, D = q_NQHD.shape
-    q, k, v = (x.transpose(1, 2).reshape(N * H, -1, D) for x in (q_NQHD * D**-0.5, k_NMHD, v_NMHD))
-    keys = k.transpose(1, 2)
-    parts = [torch.bmm(torch.bmm(rows, keys).softmax(-1), v) for rows in q.split(_QUERIES_AT_A_TIME, dim=1)]
-    return torch.cat(parts, dim=1).reshape(N, H, Q, D).transpose(1, 2)
-
-
-def _in_chunks(function: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
-    """``function`` on slices of the first dimension. With gradients all at once: autograd keeps it all anyway."""
-    if torch.is_grad_enabled() or inputs[0].shape[0] <= size:
+def _in_parts(function: Callable[..., Tensor], size: int | None, *inputs: Tensor) -> Tensor:
+    """``function`` on slices of the first dimension; None is all at once."""
+    if size is None or inputs[0].shape[0] <= size:
         return function(*inputs)
     return torch.cat([function(*parts) for parts in zip(*(x.split(size) for x in inputs), strict=True)])

@@ -43,10 +43,11 @@ class CameraEncoding:
         with without_autocast(c2w.device):
             lift = torch.eye(4, device=c2w.device).repeat(*K.shape[:2], 1, 1)
             # Image coordinates from -1 to 1, so that no entry depends on the resolution.
-            to_unit = torch.tensor([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1.0]], device=K.device)
-            lift[..., :3, :3] = to_unit @ K.float()
-            P_BV44 = lift @ torch.linalg.inv(c2w.float())
-            inverse_BV44 = torch.linalg.inv(P_BV44)
+            x, y, last = K.float().unbind(-2)
+            lift[..., :3, :3] = torch.stack([2 / width * x - last, 2 / height * y - last, last], dim=-2)
+            # inv_ex, unlike inv, does not wait for the device to tell whether it worked.
+            P_BV44 = lift @ torch.linalg.inv_ex(c2w.float()).inverse
+            inverse_BV44 = torch.linalg.inv_ex(P_BV44).inverse
             angles = _rotary_angles(rows, columns, head_width // 8, c2w.device).repeat(c2w.shape[1], 1)
         patches = rows * columns
         P, inverse = (x.repeat_interleave(patches, dim=1) for x in (P_BV44, inverse_BV44))

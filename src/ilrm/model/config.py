@@ -12,6 +12,7 @@ from ilrm.core.typed_config import build, check_range
 RayChannel = Literal["origin", "direction", "moment"]
 ImageChannel = Literal["rgb", "origin", "direction", "moment", "match", "consistency"]
 MiniBatch = Literal["none", "half", "quarter", "random"]
+AttentionName = Literal["auto", "cudnn", "flash", "efficient", "math", "fa3"]
 
 # Channels that each named part of a token contributes per pixel.
 CHANNEL_WIDTH = {"rgb": 3, "origin": 3, "direction": 3, "moment": 3, "match": 3, "consistency": 6}
@@ -145,10 +146,13 @@ class ComputeConfig:
     Attributes:
         mini_batch: which share of both token sets a layer's cross-attention works on ("none" = all of them).
         checkpoint: recompute each update layer's activations in the backward pass instead of keeping them.
+        attention: kernel of the attention on a GPU: of torch (cudnn, flash, efficient, math) or FlashAttention-3 (fa3,
+            if it is installed). "auto" times them once for each shape and takes the fastest.
     """
 
     mini_batch: MiniBatch = "none"
     checkpoint: bool = False
+    attention: AttentionName = "auto"
 
 
 @dataclass(frozen=True)

@@ -160,13 +160,13 @@ def _decode_footprint(
         log_least = torch.log(math.sqrt(decoder.smoothing) / config.viewpoint_factor * pixel * distance)[..., None]
         log_scales = 0.5 * torch.logaddexp(2 * log_scales, 2 * log_least)
     turn = matrix_to_quaternion(inputs.c2w[..., :3, :3].float())[:, :, None, None]
-    identity = torch.tensor([1.0, 0.0, 0.0, 0.0]).to(rotation)
+    rotation = torch.cat([rotation[..., :1] + 1, rotation[..., 1:]], dim=-1)  # zeros are the identity
     sh = sh.unflatten(-1, ((config.sh_degree + 1) ** 2, 3))
     own_colour = ((inputs.rgb.float() - 0.5) / C0)[..., None, :]
     return GaussianLogits(
         means=_flat(directions * distance[..., None] + origins),
         log_scales=_flat(log_scales),
-        rotations=_flat(quaternion_multiply(turn.expand_as(rotation), rotation + identity)),
+        rotations=_flat(quaternion_multiply(turn.expand_as(rotation), rotation)),
         opacity_logits=_flat(opacity_logit),
         sh=_flat(torch.cat([sh[..., :1, :] + own_colour, sh[..., 1:, :]], dim=-2)),
     )

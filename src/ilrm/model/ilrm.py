@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +14,16 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ilrm.core.cameras import Cameras
-from ilrm.core.errors import ConfigError
+from ilrm.core.errors import ConfigError, warn
 from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
-from ilrm.model import mini_batch
+from ilrm.core.precision import autocast_dtype
 from ilrm.model.blocks import UpdateLayer
 from ilrm.model.camera_encoding import CameraEncoding
+from ilrm.model.compute import mini_batch
+from ilrm.model.compute.compiling import CompileOptions, why_not
+from ilrm.model.compute.graphs import Graphs
+from ilrm.model.compute.half import cast_weights, with_cast_weights
+from ilrm.model.compute.plan import Plan, Sizes, plan
 from ilrm.model.config import ComputeConfig, FootprintDecoder, ILRMConfig
 from ilrm.model.decode import DecoderInputs, GaussianLogits, PixelHead, decode
 from ilrm.model.feedback import Feedback, Seen
@@ -35,6 +42,9 @@ from ilrm.model.tokens import (
     scale_intrinsics,
     unpatchify,
 )
+
+# Gaussians of the asked-for layers; what matching found; what feedback is told of it.
+Prediction: TypeAlias = tuple[list[Gaussians], Match | None, Tensor | None]
 
 
 class ILRM(nn.Module):
@@ -62,6 +72,9 @@ class ILRM(nn.Module):
         self.matching = MatchingNet(learned.planes, learned.channels, fine=learned.fine > 0) if learned else None
         self.pixel_head = PixelHead(config) if config.pixel_head else None
         self.feedback = Feedback(config) if config.feedback else None
+        self._compiled: CompileOptions | None = None
+        self._graphs: Graphs[Prediction] | None = None
+        self._decode = _decode
 
     @overload
     def forward(
@@ -127,17 +140,38 @@ class ILRM(nn.Module):
             images = fill_hidden(images, mask)
         images, K = fit_size(images, K, self.config.size_multiple)
         grid = (images.shape[2] // self.config.viewpoint_factor, images.shape[3] // self.config.viewpoint_factor)
+        hidden = () if mask is None else (hidden_pixels(mask, *grid),)
         with self._base_gradients():
-            inputs = self.decoder_inputs(images, c2w, K, None if mask is None else hidden_pixels(mask, *grid))
-            every_layer = iterations is True
-            activated = [x.activate() for x in self.refine_tokens(images, c2w, K, inputs, every_layer=every_layer)]
+            activated, match, known = self._predict((images, c2w, K, *hidden), every_layer=iterations is True)
         if rounds and self.feedback is not None:
-            seen = self._seen(images, c2w, K, mask, inputs)
-            activated += self.feedback(activated[-1], seen, rounds)
+            seen = self._seen(images, c2w, K, mask, grid, known)
+            activated = [*activated, *self.feedback(activated[-1], seen, rounds)]
         gaussians = activated[-1]
         if iterations:
             gaussians = Gaussians(*(torch.stack([getattr(g, name) for g in activated]) for name in PER_GAUSSIAN))
-        return (gaussians, inputs.match) if with_match else gaussians
+        return (gaussians, match) if with_match else gaussians
+
+    def _predict(self, given: tuple[Tensor, ...], *, every_layer: bool) -> Prediction:
+        """What comes before feedback, of (images, c2w, K) at a size that patches divide, and hidden pixels if there are
+        any; from a CUDA graph where these are recorded."""
+        predict = partial(self._predict_at_once, every_layer=every_layer)
+        if self._graphs is None or not given[0].is_cuda or torch.is_grad_enabled():
+            return predict(*given)
+        places = tuple(x.data_ptr() for x in self.parameters())
+        key = (every_layer, self.compute, self.training, autocast_dtype(given[0].device), places)
+        return self._graphs(predict, given, key)
+
+    def _predict_at_once(
+        self, images: Tensor, c2w: Tensor, K: Tensor, hidden: Tensor | None = None, *, every_layer: bool
+    ) -> Prediction:
+        inputs = self.decoder_inputs(images, c2w, K, hidden)
+        activated = [x.activate() for x in self.refine_tokens(images, c2w, K, inputs, every_layer=every_layer)]
+        known = [x.channels().detach() for x in (inputs.match, inputs.consistency) if x is not None]
+        return (
+            activated,
+            inputs.match,
+            torch.cat(known, dim=-1).float() if self.feedback is not None and known else None,
+        )
 
     def _base_gradients(self) -> AbstractContextManager[object]:
         """Nothing is kept for the gradient of what does not learn, as where feedback is trained on a frozen network."""
@@ -160,20 +194,15 @@ class ILRM(nn.Module):
             )
         return asked
 
-    def _seen(self, images: Tensor, c2w: Tensor, K: Tensor, mask: Tensor | None, inputs: DecoderInputs) -> Seen:
+    def _seen(
+        self, images: Tensor, c2w: Tensor, K: Tensor, mask: Tensor | None, grid: tuple[int, int], known: Tensor | None
+    ) -> Seen:
         """What feedback looks at: photos at the size that patches divide, their cameras, what is known of the grid."""
         height, width = images.shape[2:4]
         if mask is not None:
             fitted = F.interpolate(mask.flatten(0, 1)[:, None].float(), (height, width))
             mask = fitted[:, 0].unflatten(0, mask.shape[:2]) > 0
-        known = [x.channels().detach() for x in (inputs.match, inputs.consistency) if x is not None]
-        return Seen(
-            images.float(),
-            Cameras(c2w, K, width, height),
-            (inputs.rgb.shape[2], inputs.rgb.shape[3]),
-            mask,
-            torch.cat(known, dim=-1).float() if known else None,
-        )
+        return Seen(images.float(), Cameras(c2w, K, width, height), grid, mask, known)
 
     def logits(
         self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor, *, every_layer: bool = False
@@ -196,24 +225,35 @@ class ILRM(nn.Module):
 
         viewpoint_BTd = self.make_viewpoint_tokens(inputs)
         image_NMd = self.make_image_tokens(images_BVHW3, c2w_BV44, K_BV33, inputs)
+        if not torch.is_grad_enabled() and (dtype := autocast_dtype(image_NMd.device)) is not None:
+            image_NMd = image_NMd.to(dtype)  # once, and not in each layer
+        subsets = [self._subset(i, rows, columns, image_NMd.device) for i in range(config.layers)]
+        how = self._plan(viewpoint_BTd, image_NMd, subsets[0])
         decoded = []
-        for i, layer in enumerate(self.layers):
-            subset = mini_batch.subset(
-                self.compute.mini_batch,
-                i,
-                rows,
-                columns,
-                config.viewpoint_factor // config.image_factor,
-                training=self.training,
-                device=image_NMd.device,
-            )
+        for i, (layer, subset) in enumerate(zip(self.layers, subsets, strict=True)):
             if self.compute.checkpoint and torch.is_grad_enabled():
-                viewpoint_BTd = checkpoint(layer, viewpoint_BTd, image_NMd, subset, cameras, use_reentrant=False)
+                viewpoint_BTd = checkpoint(layer, viewpoint_BTd, image_NMd, subset, cameras, how, use_reentrant=False)
             else:
-                viewpoint_BTd = layer(viewpoint_BTd, image_NMd, subset, cameras)
+                viewpoint_BTd = layer(viewpoint_BTd, image_NMd, subset, cameras, how)
             if every_layer or i == len(self.layers) - 1:
                 decoded.append(self.decode(viewpoint_BTd, inputs))
         return decoded
+
+    def _subset(self, layer: int, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """The mini-batch of a layer, on a viewpoint grid of so many patches."""
+        finer = self.config.viewpoint_factor // self.config.image_factor
+        kind = self.compute.mini_batch
+        return mini_batch.subset(kind, layer, rows, columns, finer, training=self.training, device=device)
+
+    def _plan(self, viewpoint_BTd: Tensor, image_NMd: Tensor, subset: tuple[Tensor, Tensor] | None) -> Plan:
+        """How layers compute on these tokens, or on such subsets of each view's."""
+        B, N, device = viewpoint_BTd.shape[0], image_NMd.shape[0], image_NMd.device
+        views = N // B
+        of_view = (viewpoint_BTd.shape[1] // views, image_NMd.shape[1])
+        viewpoint, image = of_view if subset is None else map(len, subset)
+        dtype = autocast_dtype(device) or viewpoint_BTd.dtype
+        sizes, timed = Sizes(B, views, viewpoint, image), self._compiled is None  # a compiler chooses by itself
+        return plan(self.config, sizes, device, dtype, self.compute.attention, timed=timed)
 
     def decoder_inputs(
         self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor, hidden_BVHW: Tensor | None = None
@@ -260,12 +300,65 @@ class ILRM(nn.Module):
 
     def decode(self, viewpoint_BTd: Tensor, inputs: DecoderInputs) -> GaussianLogits:
         """Gaussians of the tokens as they stand after some update layer."""
-        raw_BTc = self.decoder(self.decoder_norm(viewpoint_BTd))
-        V, height, width = inputs.rgb.shape[1:4]
-        raw_BVHWC = unpatchify(raw_BTc, V, height, width, self.config.patch_size)
-        if self.pixel_head is not None:
-            raw_BVHWC = raw_BVHWC + self.pixel_head(raw_BVHWC, inputs)
-        return decode(raw_BVHWC, inputs, self.config)
+        return self._decode(self, viewpoint_BTd, inputs)
+
+    def compile(
+        self,
+        *,
+        backend: str | Callable[..., Any] = "inductor",
+        mode: str | None = None,
+        fullgraph: bool = False,
+        dynamic: bool | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Compile update layers, matching network and decoder with torch.compile, in place.
+
+        They are compiled at the first call, which takes a minute, and again for other sizes: worth it where many scenes
+        of one size follow each other, or in training. Results differ by rounding only. Without a compiler the network
+        stays as it is, and a warning says so. Copies of the network are not compiled.
+
+        Args:
+            backend, fullgraph, dynamic: as in torch.compile.
+            mode: as in torch.compile. "reduce-overhead" also records forward passes without gradients as CUDA graphs,
+                one for each size, which spares a GPU the time between its kernels; it is the default in evaluation mode
+                on a GPU.
+            device: that the network will be on; by default where it is.
+        """
+        device = device or self.decoder.weight.device
+        if (lacking := why_not(device, backend)) is not None:
+            warn(f"The network is not compiled, it runs as it is: {lacking}.")
+            return
+        if mode is None and device.type == "cuda" and not self.training:
+            mode = "reduce-overhead"
+        self._compile_parts(CompileOptions(backend, mode, fullgraph, dynamic))
+
+    def _compile_parts(self, options: CompileOptions) -> None:
+        options.modules([*self.layers, *([] if self.matching is None else [self.matching])])
+        self._decode, self._compiled = options.function(_decode), options
+        self._graphs = Graphs(_clone) if options.graphs else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_decode": _decode, "_compiled": None, "_graphs": None}
+
+    def cast_weights(self) -> ILRM:
+        """Keep the weights of matrix products in bf16, in place, for inference in bf16; returns the network.
+
+        Half the memory, and the same results as in bf16 autocast, which would cast them at every call. The network can
+        no longer be trained, nor compute in fp32.
+        """
+        return cast_weights(self)
+
+    def for_bf16(self) -> ILRM:
+        """This network with such weights, for inference in bf16 autocast; what is not cast is shared.
+
+        It is kept, and made anew when a parameter has changed.
+        """
+        network = with_cast_weights(self)
+        if network is not self:
+            network.compute = self.compute
+            if network._compiled != self._compiled and self._compiled is not None:
+                network._compile_parts(self._compiled)
+        return network
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> ILRM:
@@ -288,6 +381,24 @@ class ILRM(nn.Module):
     def parameter_count(self) -> int:
         """Number of learned values."""
         return sum(x.numel() for x in self.parameters())
+
+
+def _clone(prediction: Prediction) -> Prediction:
+    states, match, known = prediction
+    return (
+        [state.map(torch.clone) for state in states],
+        None if match is None else match.map(torch.clone),
+        None if known is None else known.clone(),
+    )
+
+
+def _decode(model: ILRM, viewpoint_BTd: Tensor, inputs: DecoderInputs) -> GaussianLogits:
+    raw_BTc = model.decoder(model.decoder_norm(viewpoint_BTd))
+    V, height, width = inputs.rgb.shape[1:4]
+    raw_BVHWC = unpatchify(raw_BTc, V, height, width, model.config.patch_size)
+    if model.pixel_head is not None:
+        raw_BVHWC = raw_BVHWC + model.pixel_head(raw_BVHWC, inputs)
+    return decode(raw_BVHWC, inputs, model.config)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ilrm.core.cameras import normalise
-from ilrm.core.errors import SceneError
+from ilrm.core.errors import ConfigError, SceneError
 from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.core.precision import Precision, autocast, resolve
 from ilrm.core.scene import Scene
+from ilrm.model.compute.half import is_cast
 from ilrm.model.config import ILRMConfig
 from ilrm.model.hidden import hidden_pixels
 from ilrm.model.ilrm import ILRM
@@ -48,7 +50,8 @@ def reconstruct(
     Raises:
         SceneError: the scene has no view, or no pixel that counts.
         CameraError: a pose or intrinsic is impossible.
-        ConfigError: feedback of a network that has none.
+        ConfigError: feedback of a network that has none; precision "fp32" for one whose weights are bf16
+            (``ILRM.cast_weights``).
     """
     if len(scene) == 0:
         raise SceneError("The scene has no view.", expected="at least one posed photo, better two or more")
@@ -60,13 +63,28 @@ def reconstruct(
     images = scene.images[:].to(device, torch.float32)
     mask = None if scene.mask is None else scene.mask[:].to(device)[None]
     cameras = cameras.to(device, torch.float32)
-    with autocast(resolve(precision, device, model.parameter_count()), device):
+    if is_cast(model):
+        chosen = _only_bf16(precision)
+    else:
+        chosen = resolve(precision, device, model.parameter_count())
+        model = model.for_bf16() if chosen == "bf16" else model
+    with autocast(chosen, device):
         gaussians = model(
             images[None], cameras.c2w[None], cameras.K[None], mask=mask, feedback=feedback, iterations=iterations
         )
     states = gaussians[:, 0] if iterations else gaussians[0]
     states = states.to(dtype=torch.float32).transform(to_local).at(origin)
     return states if mask is None else _of_counting_pixels(states, mask, model.config)
+
+
+def _only_bf16(precision: Precision) -> Literal["bf16"]:
+    if precision == "fp32":
+        raise ConfigError(
+            "A network whose weights were cast to bf16 was asked to compute in fp32.",
+            expected="precision auto or bf16",
+            fix="load its weights again, without ILRM.cast_weights()",
+        )
+    return "bf16"
 
 
 def _of_counting_pixels(states: Gaussians, mask: Tensor, config: ILRMConfig) -> Gaussians:

@@ -64,7 +64,9 @@ def ray_maps(c2w_BV44: Tensor, K_BV33: Tensor, width: int, height: int) -> dict[
 
 def scale_intrinsics(K: Tensor, factor_x: float, factor_y: float) -> Tensor:
     """Intrinsics (..., 3, 3) of a grid with factor_x times the columns and factor_y times the rows."""
-    return K * torch.tensor([factor_x, factor_y, 1.0]).to(K)[:, None]
+    # Row by row: a tensor of the factors would have to be copied to the device.
+    x, y, last = K.unbind(-2)
+    return torch.stack([factor_x * x, factor_y * y, last], dim=-2)
 
 
 def reduce(images_BVHW3: Tensor, factor: int) -> Tensor:

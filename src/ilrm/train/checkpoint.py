@@ -37,7 +37,7 @@ _ANOTHER = "copy another checkpoint of the run (best, step_N) over it, or start 
 # What may change when a run is continued: how far it goes, how it is split over processes, what is written.
 _FREE = {
     *("steps", "accumulate", "compile", "workers", "save_every", "keep_every", "validate_every", "validation_scenes"),
-    *("validation", "broken_share", "non_finite", "compute.checkpoint"),
+    *("validation", "broken_share", "non_finite", "compute.checkpoint", "compute.attention"),
 }
 
 

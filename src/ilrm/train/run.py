@@ -100,8 +100,7 @@ class Run:
         if stored is None and config.initial_weights is not None:
             together(fabric, partial(_initialise, network, config.initial_weights))
         if config.compile:
-            for layer in network.layers:
-                layer.compile()
+            network.compile(device=fabric.device)
         base_rate = 1.0 if config.feedback is None else config.feedback.base_rate
         if base_rate == 0:
             for name, parameter in network.named_parameters():

@@ -16,6 +16,7 @@ the viewpoint grid, P planes, Q of them at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,11 @@ class Match:
     score: Tensor
     agreement: Tensor
     logits: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Match:
+        """The same function of each map."""
+        logits = None if self.logits is None else change(self.logits)
+        return Match(change(self.fraction), change(self.score), change(self.agreement), logits)
 
     def channels(self) -> Tensor:
         """(B, V, H, W, 3), all in [-1, 1]."""

@@ -69,7 +69,8 @@ class ViewGeometry:
     def sampling_grid(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates for ``grid_sample`` (..., 2) of homogeneous pixels (..., 3), and where they lie in the image."""
         height, width = self.directions.shape[1:3]
-        size = torch.tensor([width, height], dtype=pixels.dtype, device=pixels.device)
+        # The two numbers, made where they are needed: a tensor of them would have to be copied to the device.
+        size = torch.linspace(width, height, 2, dtype=pixels.dtype, device=pixels.device)
         grid = 2 * pixels[..., :2] / pixels[..., 2:].clamp_min(1e-6) / size - 1
         seen = (grid.abs() < 1).all(-1) & (pixels[..., 2] > 1e-6)
         return grid.clamp(-2, 2), seen

@@ -7,6 +7,8 @@ layers visit every token once. The image tokens of a layer are those under its v
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,24 @@ def subset(
     """
     if kind == "none":
         return None
+    if kind == "random" and training:
+        return _draw(kind, layer, rows, columns, factor, None, device)
+    period = {"half": 2, "quarter": 4}.get(kind)
+    return _kept(kind, layer if period is None else layer % period, rows, columns, factor, device)
+
+
+@lru_cache(maxsize=256)
+def _kept(
+    kind: MiniBatch, layer: int, rows: int, columns: int, factor: int, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """What does not change from call to call stays on the device: copying it there makes the host wait."""
+    with torch.inference_mode(mode=False):  # tensors of inference could not be used in training
+        return _draw(kind, layer, rows, columns, factor, layer, device)
+
+
+def _draw(
+    kind: MiniBatch, layer: int, rows: int, columns: int, factor: int, seed: int | None, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     if kind == "half":
         chosen = (row + column) % 2 == layer % 2
@@ -35,7 +55,7 @@ def subset(
         phase = _QUARTER_PHASES[layer % 4]
         chosen = (row % 2 == phase[0]) & (column % 2 == phase[1])
     else:
-        generator = None if training else torch.Generator().manual_seed(layer)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         order = torch.randperm(rows * columns, generator=generator)
         chosen = torch.zeros(rows * columns, dtype=torch.bool)
         chosen[order[: max(1, rows * columns // 4)]] = True

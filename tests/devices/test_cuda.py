@@ -20,10 +20,13 @@ from torch import Tensor
 
 from ilrm.core.cameras import Cameras
 from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
+from ilrm.core.precision import autocast
 from ilrm.core.scene import Scene
 from ilrm.datasets.procedural import ProceduralConfig
 from ilrm.datasets.procedural.batch import make_batch
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
+from ilrm.model.compute import attention
+from ilrm.model.compute.attention import AttentionShape, kernel_for
 from ilrm.model.config import MatchingConfig
 from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.refine import RefineConfig, mean_psnr, refine
@@ -141,6 +144,55 @@ def test_refinement(config: RefineConfig) -> None:
     here, there = scene(torch.device("cpu"))
     expected = refine(here, there.select([0, 1, 2]), 30, config=config, watch=there.select([3]))
     assert result.psnr_inputs == pytest.approx(expected.psnr_inputs, abs=0.3)
+
+
+@torch.no_grad()
+def test_weights_cast_once_give_what_autocast_gives() -> None:
+    model, given = network().to(DEVICE).eval(), batch().to(DEVICE)
+    inputs = (given.images[:, :3], given.c2w[:, :3], given.K[:, :3])
+    with autocast("bf16", DEVICE):
+        expected, found = model(*inputs), model.for_bf16()(*inputs)
+    for name in PER_GAUSSIAN:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_compiled_it_says_the_same() -> None:
+    """On a GPU by inductor with CUDA graphs, twice: the first result must outlive the second call."""
+    torch._dynamo.reset()
+    model, given = network().to(DEVICE).eval(), batch().to(DEVICE)
+    inputs = (given.images[:, :3], given.c2w[:, :3], given.K[:, :3])
+    expected = model(*inputs)
+    model.compile(backend="inductor" if ON_GPU else "eager")
+    for _ in range(2):
+        first = model(*inputs)
+    model(*(x.flip(1) for x in inputs))
+    for name in ("scales", "opacities", "sh"):
+        apart = (getattr(first, name) - getattr(expected, name)).abs()
+        assert apart.median() < 1e-4, name  # where two depths match alike, rounding may choose
+    assert (model._graphs is not None) == ON_GPU
+    assert model._graphs is None or not model._graphs._failed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_attention_kernels_agree(dtype: torch.dtype) -> None:
+    """Each that can be chosen here, forced; then the choice itself."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, length, 4, 64, device=DEVICE) for length in (300, 170, 170))
+    exact = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / 8).softmax(-1) @ v.transpose(1, 2)
+    shape = AttentionShape(2, 300, 170, 4, 64, dtype, DEVICE, gradient=False)
+    ran = []
+    for name, work in attention.candidates(shape).items():
+        try:
+            work()
+        except RuntimeError:
+            continue
+        found = attention.attend(q.to(dtype), k.to(dtype), v.to(dtype), name)
+        assert (found.float() - exact.transpose(1, 2)).abs().max() < (1e-3 if dtype == torch.float32 else 0.05), name
+        ran.append(name)
+    assert "math" in ran
+    assert kernel_for(shape) in (ran if ON_GPU else ["auto"])
 
 
 @needs_gsplat

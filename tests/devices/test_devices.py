@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -16,10 +18,13 @@ from torch import Tensor
 
 from ilrm.core.cameras import Cameras, Similarity
 from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians, matrix_to_quaternion, quaternion_multiply
+from ilrm.core.scene import Scene
 from ilrm.evaluate import psnr, ssim
 from ilrm.evaluate.metrics import ssim_map
 from ilrm.model import ILRM, ComputeConfig, FootprintDecoder, ILRMConfig
 from ilrm.model.config import MatchingConfig
+from ilrm.pipeline.refine_config import RefineConfig
+from ilrm.pipeline.refine_state import RefineState
 from ilrm.render import normals
 from ilrm.render.gsplat_cuda import draw
 from ilrm.train import losses as train_losses
@@ -27,9 +32,12 @@ from ilrm.train.config import LossConfig
 from ilrm.train.data.batch import Batch
 from ilrm.train.perceptual import LPIPS, VGGDistance
 from tests.conftest import make_cameras, make_gaussians
+from tests.devices.launches import Launches, NothingFromTheHost
 
 META = torch.device("meta")
 VIEWS, WIDTH, HEIGHT = 3, 32, 32
+# Of a step with two views, the rasteriser's own left out.
+LAUNCHES_OF_REFINEMENT = 320
 
 
 def meta_gaussians(degree: int = 1) -> Gaussians:
@@ -74,11 +82,26 @@ def test_networks(name: str) -> None:
         assert network(images, pose, K, with_match=True)[1].fraction.device == META
 
 
-def rasterization(**given: Any) -> tuple[Tensor, Tensor, None]:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_forward_pass_takes_nothing_from_the_host(name: str) -> None:
+    """Otherwise it would wait for the device, and could not be recorded as a CUDA graph."""
+    with META:
+        network = ILRM(NETWORKS[name])
+    network.compute = ComputeConfig(mini_batch="quarter" if name == "footprint" else "none")
+    side = 2 * NETWORKS[name].size_multiple
+    cameras = make_cameras(VIEWS, side, side).to(META)
+    images, mask = torch.rand(2, VIEWS, side, side, 3, device=META), torch.ones(2, VIEWS, side, side, device=META) > 0
+    pose, K = (x.expand(2, *x.shape) for x in (cameras.c2w, cameras.K))
+    network(images, pose, K)  # mini-batches stay on the device from then on
+    with torch.no_grad(), NothingFromTheHost(META):
+        assert network(images, pose, K, mask=mask).device == META
+
+
+def rasterization(device: torch.device = META, **given: Any) -> tuple[Tensor, Tensor, None]:
     """gsplat's shapes."""
     shape = (*given["viewmats"].shape[:2], given["height"], given["width"])
     every = sum(given[name].sum() for name in ("means", "quats", "scales", "opacities", "colors", "viewmats", "Ks"))
-    images = torch.ones(*shape, 4, device=META) * every + given["backgrounds"].sum()
+    images = torch.ones(*shape, 4, device=device) * every + given["backgrounds"].sum()
     return images, images[..., :1], None
 
 
@@ -131,6 +154,31 @@ def test_functions(name: str) -> None:
         assert {getattr(found, field).device for field in PER_GAUSSIAN} == {META}
     else:
         assert found.device == META
+
+
+@pytest.mark.parametrize("config", [RefineConfig.paper(), RefineConfig.long()], ids=["paper", "long"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_of_refinement_waits_for_nothing(
+    config: RefineConfig, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gsplat's arguments; gsplat itself asks once how many tiles its Gaussians touch."""
+    gaussians, cameras = make_gaussians(60), make_cameras(3, WIDTH, HEIGHT)
+    mask = torch.ones(VIEWS, HEIGHT, WIDTH) > 0 if masked else None
+    photos = Scene(torch.rand(VIEWS, HEIGHT, WIDTH, 3), cameras, ("a", "b", "c"), mask=mask)
+
+    def draw_here(*views: Any) -> tuple[Tensor, ...]:
+        return draw(partial(rasterization, device=torch.device("cpu")), *views)
+
+    rendering = import_module("ilrm.render")
+    monkeypatch.setattr(rendering, "_render_with", lambda backend: draw_here)
+    monkeypatch.setattr(rendering, "_drawable", lambda gaussians: gaussians)  # looks at values, on a CPU
+    monkeypatch.setattr(Cameras, "relative_to", lambda cameras, origin: cameras)  # origins are always on the CPU
+    state = RefineState(gaussians, cameras, config)
+    state.step(photos, [0, 2], 0.0)  # the background and the window of SSIM stay on the device from then on
+    with NothingFromTheHost(torch.device("cpu")), Launches() as launches:
+        measured = state.step(photos, [0, 2], 0.5)
+    assert measured.shape == (2,)
+    assert launches.count <= LAUNCHES_OF_REFINEMENT
 
 
 def test_losses(monkeypatch: pytest.MonkeyPatch) -> None:

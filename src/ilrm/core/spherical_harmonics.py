@@ -46,7 +46,8 @@ def basis(directions: Tensor, degree: int) -> Tensor:
 def colours(sh: Tensor, directions: Tensor) -> Tensor:
     """Colours (..., 3) of coefficients sh (..., K, 3) seen along unit directions (..., 3): max(0, sum + 0.5)."""
     degree = int(sh.shape[-2] ** 0.5) - 1
-    return (torch.einsum("...k,...kc->...c", basis(directions, degree), sh) + 0.5).clamp_min(0.0)
+    # Summed, not multiplied as matrices: a product of tiny ones for each Gaussian is slow on a GPU.
+    return ((basis(directions, degree)[..., None] * sh).sum(-2) + 0.5).clamp_min(0.0)
 
 
 def rotation_matrix(rotation: Tensor, degree: int) -> Tensor:

@@ -50,7 +50,10 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     Args:
         mask: (..., H, W) bool; None where all count.
     """
-    return values.mean() if mask is None else values[mask].mean()
+    if mask is None:
+        return values.mean()
+    # Not values[mask], whose size a device would have to tell first.
+    return torch.where(mask[..., None], values, 0.0).sum() / (values.shape[-1] * mask.sum())
 
 
 def mean_of_known(values: Sequence[float]) -> float | None:

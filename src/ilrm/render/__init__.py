@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -70,7 +71,7 @@ def render(
     gaussians = _drawable(gaussians)
     if not 0 < near < far:
         raise ConfigError(f"render was given near = {near} and far = {far}.", expected="0 < near < far")
-    colour = torch.as_tensor(background, device=gaussians.device).detach().to(gaussians.means.dtype)
+    colour = _colour(background, gaussians.device).to(gaussians.means.dtype)
     if tuple(colour.shape) != (3,):
         raise ConfigError(f"The background has shape {tuple(colour.shape)}.", expected="three numbers, red green blue")
     if backend == "auto":
@@ -85,6 +86,19 @@ def render(
 def expected_depth(weighted_depth: Tensor, alpha: Tensor) -> Tensor:
     """Of the sum of weight times depth: depth in world units, 0 where alpha is 0."""
     return torch.where(alpha > 0, weighted_depth / alpha.clamp_min(DEPTH_ALPHA_MIN), 0.0)
+
+
+def _colour(background: Sequence[float] | Tensor, device: torch.device) -> Tensor:
+    if isinstance(background, Tensor):
+        return background.detach().to(device)
+    return _constant(tuple(background), device)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers that stay on the device: copying them there makes the host wait for all that was asked of it before."""
+    with torch.inference_mode(mode=False):  # tensors of inference have no gradients around them
+        return torch.tensor(values, device=device)
 
 
 def _batch_shape(gaussians: Gaussians, cameras: Cameras) -> tuple[int, ...]:

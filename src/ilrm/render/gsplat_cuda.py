@@ -79,5 +79,5 @@ def _without_broken(gaussians: Gaussians) -> Gaussians:
     """Gaussians with NaN or infinite values become invisible ones without a gradient; nothing waits for the GPU."""
     sound = gaussians.finite()
     shown = gaussians.map(lambda x: torch.where(sound.reshape(sound.shape + (1,) * (x.ndim - sound.ndim)), x, 0.0))
-    upright = shown.quats.new_tensor([1.0, 0.0, 0.0, 0.0])
-    return replace(shown, quats=torch.where(sound[..., None], shown.quats, upright))
+    w, xyz = shown.quats.split((1, 3), dim=-1)
+    return replace(shown, quats=torch.cat([torch.where(sound[..., None], w, 1.0), xyz], dim=-1))

@@ -1,0 +1,92 @@
+"""How Gaussians are refined: step sizes, loss, pruning, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ilrm.core.errors import ConfigError
+
+# From widenings of 1 to 2.2 times, compared on the five captures of docs/benchmarks and the bundled one.
+_FOOTPRINT, MOST_WIDENING = 1.5, 1.75
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Adam's step sizes, one a parameter.
+
+    Attributes:
+        means: in units of the normalised frame, or of the distance to the nearest camera (``by_distance``).
+        sh, log_scales, quats, opacity_logits: of the free parameters as they are.
+        final: all of them fall exponentially to this share of their start.
+        by_distance: far Gaussians move in larger steps: what a pixel sees of a step is then the same everywhere.
+    """
+
+    means: float = 6e-4
+    sh: float = 1e-3
+    log_scales: float = 1e-3
+    quats: float = 1e-3
+    opacity_logits: float = 1e-3
+    final: float = 1.0
+    by_distance: bool = False
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How Gaussians are refined.
+
+    Attributes:
+        rates: step sizes.
+        views_per_step: input views that a step renders, drawn in seeded shuffled rounds; None is all of them.
+        l1: share of the absolute error in the photometric loss; the rest is squared error.
+        ssim: weight of 1 - SSIM beside it.
+        footprint: pixels. Gaussians whose median standard deviation, as the nearest camera sees it, is smaller start
+            larger by one factor, at most ``MOST_WIDENING``, so that it is this. A Gaussian of less than a pixel has a
+            gradient from that pixel alone; predicted ones, of which many are seen at once, find their places better
+            from a larger size. None leaves them as they are.
+        prune_every: steps between prunings; None never prunes.
+        prune_opacity: Gaussians below this opacity go.
+        prune_scale: Gaussians larger than this share of their distance to the nearest camera go.
+        check_every: steps between measurements of the watched views.
+        patience: checks without improvement after which the optimisation stops.
+        seed: of the view order.
+    """
+
+    rates: LearningRates = field(default_factory=LearningRates)
+    views_per_step: int | None = None
+    l1: float = 0.0
+    ssim: float = 0.0
+    footprint: float | None = None
+    prune_every: int | None = None
+    prune_opacity: float = 0.005
+    prune_scale: float = 1.0
+    check_every: int = 25
+    patience: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("views_per_step", "prune_every", "check_every", "patience"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"RefineConfig was given {name} = {value}.", expected="at least 1")
+        if self.footprint is not None and not 0 < self.footprint < math.inf:
+            raise ConfigError(f"RefineConfig was given footprint = {self.footprint}.", expected="pixels above 0")
+        if not 0 <= self.l1 <= 1:
+            raise ConfigError(f"RefineConfig was given l1 = {self.l1}.", expected="a share from 0 to 1")
+
+    @staticmethod
+    def paper() -> RefineConfig:
+        """Ten to fifty steps on all views with squared error alone, as published."""
+        return RefineConfig()
+
+    @staticmethod
+    def long(seed: int = 0) -> RefineConfig:
+        """Hundreds of steps: mini-batches, pruning, and rates tuned for the views that are not fitted."""
+        rates = LearningRates(
+            means=1e-2, sh=1.5e-2, log_scales=5e-2, quats=5e-3, opacity_logits=3e-2, final=0.1, by_distance=True
+        )
+        return RefineConfig(rates, views_per_step=2, ssim=0.005, footprint=_FOOTPRINT, prune_every=100, seed=seed)
+
+    @staticmethod
+    def for_steps(steps: int, seed: int = 0) -> RefineConfig:
+        """The preset for so many steps: ``paper`` up to 50, ``long`` above."""
+        return RefineConfig.paper() if steps <= 50 else RefineConfig.long(seed)

@@ -1,0 +1,156 @@
+"""The free parameters of a refinement, and a step of it. Nothing in a step waits for the device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ilrm.core.cameras import Cameras
+from ilrm.core.gaussians import Gaussians
+from ilrm.core.scene import LazyImages, LazyMasks, Scene
+from ilrm.evaluate.metrics import SSIM_WINDOW, psnr, ssim_map, whole_windows
+from ilrm.pipeline.refine_config import MOST_WIDENING, RefineConfig
+from ilrm.render import render
+
+_OPACITY_RANGE = (1e-6, 1 - 1e-6)
+# Of the photos that a step renders at once, about: what renderings and gradients need of memory follows.
+_MOST_PIXELS = 1 << 21
+
+
+class RefineState:
+    """Free parameters, their optimiser and what they started from, in the unit frame."""
+
+    def __init__(self, gaussians: Gaussians, cameras: Cameras, config: RefineConfig) -> None:
+        self.config = config
+        self.centers = cameras.centers.to(gaussians.means)
+        self.start, self.antialiased = gaussians.means, gaussians.antialiased
+        self.distance = torch.cdist(self.start, self.centers).amin(1, keepdim=True).clamp_min(1e-6)  # (N, 1)
+        self.parameters: dict[str, Tensor] = {
+            "means": torch.zeros_like(self.start),  # the way from the start, in units of self._unit()
+            "sh": gaussians.sh.clone(),
+            "log_scales": (gaussians.scales * self._widening(gaussians, cameras))
+            .clamp_min(torch.finfo(torch.float32).tiny)
+            .log(),
+            "quats": gaussians.quats.clone(),
+            "opacity_logits": torch.logit(gaussians.opacities.double().clamp(*_OPACITY_RANGE)).float(),
+        }
+        for value in self.parameters.values():
+            value.requires_grad_()
+        groups = [{"params": [value], "name": name} for name, value in self.parameters.items()]
+        # The fused kernels leave a step out by themselves where ``found_inf`` says so, without asking the host.
+        self.optimiser = torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True)
+        self._skipped = torch.zeros((), device=gaussians.device)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps without effect, because a gradient was not finite."""
+        return int(self._skipped.item())
+
+    def _widening(self, gaussians: Gaussians, cameras: Cameras) -> float:
+        """The factor that ``RefineConfig.footprint`` asks for."""
+        if self.config.footprint is None:
+            return 1.0
+        focal = cameras.K[:, 0, 0].mean().item()
+        across = gaussians.scales.sort(dim=-1).values[:, 1:].prod(-1).sqrt()  # without the thinnest axis
+        median = (across / self.distance[:, 0]).median().item() * focal
+        return min(max(self.config.footprint / max(median, 1e-12), 1.0), MOST_WIDENING)
+
+    def __len__(self) -> int:
+        return self.start.shape[0]
+
+    def gaussians(self) -> Gaussians:
+        """A copy of the present state, without gradients: the optimiser changes its parameters in place."""
+        with torch.no_grad():
+            now = self._gaussians()
+            return replace(now, sh=now.sh.clone())
+
+    def _gaussians(self) -> Gaussians:
+        free = self.parameters
+        return Gaussians(
+            antialiased=self.antialiased,
+            means=self.start + free["means"] * self._unit(),
+            scales=free["log_scales"].exp(),
+            quats=torch.nn.functional.normalize(free["quats"], dim=-1),
+            opacities=free["opacity_logits"].sigmoid(),
+            sh=free["sh"],
+        )
+
+    def _unit(self) -> Tensor | float:
+        return self.distance if self.config.rates.by_distance else 1.0
+
+    def step(self, photos: Scene, views: list[int], progress: float) -> Tensor:
+        """One step of Adam on the views; loss and PSNR (2,) that it was taken at. ``progress`` runs from 0 to 1."""
+        decay = self.config.rates.final**progress
+        for group in self.optimiser.param_groups:
+            group["lr"] = getattr(self.config.rates, group["name"]) * decay
+        self.optimiser.zero_grad(set_to_none=True)
+        losses, decibels = [], []
+        together = max(1, _MOST_PIXELS // (photos.cameras.width * photos.cameras.height))
+        for group in (views[i : i + together] for i in range(0, len(views), together)):
+            rgb = render(self._gaussians(), _cameras_of(photos.cameras, group)).rgb
+            truth, mask = _of(photos.images, group).to(rgb), None
+            if photos.mask is not None:
+                mask = _of(photos.mask, group).to(rgb.device)
+            loss = _photometric(rgb, truth, mask, self.config) * (len(group) / len(views))
+            loss.backward()
+            losses.append(loss.detach())
+            decibels.append(psnr(rgb.detach(), truth, mask))
+        self._adam()
+        return torch.stack([torch.stack(losses).sum().double(), torch.cat(decibels).nanmean()])
+
+    def _adam(self) -> None:
+        """Adam's step, if all gradients are finite. Sums of them tell: they are infinite or NaN where an element is."""
+        gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
+        found_inf = 1 - torch.isfinite(torch.stack([x.sum() for x in gradients])).all().float()
+        self._skipped += found_inf
+        self.optimiser.found_inf = found_inf  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
+        self.optimiser.step()
+
+    @torch.no_grad()
+    def prune(self) -> None:
+        """Remove transparent and oversized Gaussians, along with what the optimiser knows of them."""
+        gaussians = self.gaussians()
+        distance = torch.cdist(gaussians.means, self.centers).amin(1)
+        keep = gaussians.opacities >= self.config.prune_opacity
+        keep &= gaussians.scales.amax(1) <= self.config.prune_scale * distance
+        if keep.all() or not keep.any():
+            return
+        self.start, self.distance = self.start[keep], self.distance[keep]
+        for group in self.optimiser.param_groups:
+            (old,) = group["params"]
+            kept = old[keep].requires_grad_()
+            moments = self.optimiser.state.pop(old, {})
+            group["params"] = [kept]
+            self.optimiser.state[kept] = {k: v[keep] if v.ndim else v for k, v in moments.items()}
+            self.parameters[group["name"]] = kept
+
+
+def _photometric(rgb: Tensor, truth: Tensor, mask: Tensor | None, config: RefineConfig) -> Tensor:
+    """Mean over views (V, H, W, 3); pixels outside the mask (V, H, W) count in none of the terms."""
+    difference = rgb - truth
+    loss = (1 - config.l1) * _mean(difference.square(), mask)
+    if config.l1:
+        loss = loss + config.l1 * _mean(difference.abs(), mask)
+    if config.ssim and min(truth.shape[1:3]) >= SSIM_WINDOW:
+        dissimilarity = 1 - ssim_map(rgb, truth).permute(0, 2, 3, 1)
+        loss = loss + config.ssim * _mean(dissimilarity, None if mask is None else whole_windows(mask))
+    return loss
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the views of each one's mean over the pixels that count; 0 for a view in which none does."""
+    if mask is None:
+        return values.mean()
+    counted = torch.where(mask[..., None], values, 0.0).sum((1, 2, 3))
+    return (counted / (values.shape[-1] * mask.sum((1, 2))).clamp_min(1)).mean()
+
+
+def _of(values: Tensor | LazyImages | LazyMasks, views: list[int]) -> Tensor:
+    """``values[views]``. Numbers are taken one by one: a list of them would have to be copied to the device."""
+    return torch.stack([values[view] for view in views]) if isinstance(values, Tensor) else values[views]
+
+
+def _cameras_of(cameras: Cameras, views: list[int]) -> Cameras:
+    return replace(cameras, c2w=_of(cameras.c2w, views), K=_of(cameras.K, views))

@@ -11,6 +11,7 @@ from typing import Any
 from ilrm.core.checks import find_device, peak_memory
 from ilrm.core.errors import collect_warnings
 from ilrm.core.gaussians import Gaussians
+from ilrm.core.precision import resolve
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
 from ilrm.files import atomic_folder, check_apart, check_folder, write_json
@@ -22,6 +23,7 @@ from ilrm.pipeline.options import ExportName, PrecisionName, RunOptions, WatchNa
 from ilrm.pipeline.refine import RefineConfig, RefineResult, refine
 from ilrm.pipeline.scoring import save_comparisons, score
 from ilrm.pipeline.views import ViewSplit, split_views
+from ilrm.render.warm_up import kernels_in_background
 from ilrm.results import Result
 from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE
 from ilrm.results.result import INPUTS, METRICS_FILE, RENDERS
@@ -124,18 +126,21 @@ class _Run:
     def _compute(self, folder: Path | None) -> Result:
         """The result, written into a folder that is open for it."""
         options = self.options
-        with self._stage("load"):
-            scene = load_scene(options.input, max_side=options.size, max_pixels=options.max_pixels)
-            split = self._split(scene)
-            inputs, held_out = scene.select(split.inputs).loaded(), scene.select(split.held_out).loaded(_MOST_BYTES)
-            model = ILRM.from_pretrained(options.weights).to(self.device)
-            feedback = model.feedback_iterations(options.feedback)
-        self.reporter.say(
-            f"{options.input}: {len(inputs)} inputs, {len(held_out)} held out, {len(split.spare)} spare, "
-            f"{scene.cameras.width}x{scene.cameras.height}, {options.weights} on {self.device}"
-        )
-        with self._stage("reconstruct"):
-            gaussians = reconstruct(inputs, model, precision=options.precision, feedback=feedback)
+        with kernels_in_background(self.device, gradients=options.refine > 0):
+            with self._stage("load"):
+                scene = load_scene(options.input, max_side=options.size, max_pixels=options.max_pixels)
+                split = self._split(scene)
+                inputs, held_out = scene.select(split.inputs).loaded(), scene.select(split.held_out).loaded(_MOST_BYTES)
+                model = ILRM.from_pretrained(options.weights).to(self.device)
+                if resolve(options.precision, self.device, model.parameter_count()) == "bf16":
+                    model.cast_weights()
+                feedback = model.feedback_iterations(options.feedback)
+            self.reporter.say(
+                f"{options.input}: {len(inputs)} inputs, {len(held_out)} held out, {len(split.spare)} spare, "
+                f"{scene.cameras.width}x{scene.cameras.height}, {options.weights} on {self.device}"
+            )
+            with self._stage("reconstruct"):
+                gaussians = reconstruct(inputs, model, precision=options.precision, feedback=feedback)
         near = inputs.cameras.near_plane()
         before, refined = None, None
         if options.refine:

@@ -34,6 +34,7 @@ from ilrm.core.scene import Scene
 from ilrm.datasets.procedural import ProceduralConfig
 from ilrm.datasets.procedural.batch import make_batch
 from ilrm.model import ILRM, ILRMConfig
+from ilrm.model.compute.attention import known_kernels
 from ilrm.pipeline.refine import RefineConfig, refine
 from ilrm.render import render
 from ilrm.train.config import OptimiserConfig
@@ -128,6 +129,11 @@ def views_of(count: int, height: int, width: int, bench: Bench) -> tuple[torch.T
     return images, c2w, K.expand(1, count, 3, 3)
 
 
+def inference_network(config: ILRMConfig, bench: Bench) -> ILRM:
+    model = random_network(config, bench)
+    return model.cast_weights() if bench.precision == "bf16" else model
+
+
 def encode(bench: Bench) -> dict[str, Any]:
     """The paper's settings: (views, resolution of viewpoints, of images)."""
     main, wide = ILRMConfig.released_two_view(), ILRMConfig.released_wide()
@@ -144,7 +150,9 @@ def encode(bench: Bench) -> dict[str, Any]:
     found: dict[str, Any] = {}
     models: dict[int, ILRM] = {}
     for name, (config, views, height, width) in settings.items():
-        model = models.setdefault(id(config), random_network(config, bench))
+        if id(config) not in models:
+            models[id(config)] = inference_network(config, bench)
+        model = models[id(config)]
         inputs = views_of(views, height, width, bench)
         bench.forget_peak()
 
@@ -157,6 +165,35 @@ def encode(bench: Bench) -> dict[str, Any]:
         found[name] = {"ms": 1e3 * seconds, "peak_gib": bench.peak_gib()}
         if not large or views == 32:
             found[name] |= bench.profile(work)
+    found["attention"] = {
+        f"{shape.sequences} x {shape.queries} x {shape.keys}": kernel for shape, kernel in known_kernels().items()
+    }
+    return found
+
+
+def compiled(bench: Bench) -> dict[str, Any]:
+    """The settings that launching dominates, after ``ILRM.compile()``; the small form only traces."""
+    main, wide, found = ILRMConfig.released_two_view(), ILRMConfig.released_wide(), {}
+    settings = {"(2,F,F) 256": (main, 2, 256), "(4,H,F) 256": (wide, 4, 256), "(8,H,F) 256": (wide, 8, 256)}
+    if bench.small:
+        settings = {"(2,F,F) 64": (main, 2, 64)}
+    for name, (config, views, side) in settings.items():
+        model = inference_network(config, bench)
+        inputs = views_of(views, side, side, bench)
+
+        def work(model: ILRM = model, inputs: tuple[torch.Tensor, ...] = inputs) -> Gaussians:
+            with torch.no_grad(), autocast(bench.precision, bench.device):
+                return model(*inputs)
+
+        plain = work().means
+        model.compile(backend="eager" if bench.small else "inductor")
+        begun = time.perf_counter()
+        apart = (work().means - plain).norm(dim=-1) / plain.norm(dim=-1)
+        bench.wait()
+        found[name] = {"first_s": time.perf_counter() - begun, "median_difference": apart.median().item()}
+        bench.forget_peak()
+        found[name] |= {"ms": 1e3 * bench.seconds(work, repeats=20, warm=5), "peak_gib": bench.peak_gib()}
+        found[name] |= bench.profile(work)
     return found
 
 
@@ -324,6 +361,7 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "procedural": procedural,
     "training_step": training_step,
     "refinement": refinement,
+    "compiled": compiled,
 }
 
 

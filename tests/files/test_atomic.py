@@ -57,7 +57,7 @@ def test_link_is_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda folder: folder / "file" / "x.txt", "on the way is a file"),
+        (lambda folder: folder / "file" / "x.txt", "in this path is a file"),
         (lambda folder: folder, "that is a folder"),
         (lambda folder: folder / ("n" * 300), "shorter name"),
         (lambda folder: Path("/proc/x.txt"), "choose"),

@@ -109,8 +109,8 @@ def test_a_closed_folder_is_told_as_such(closed: Path) -> None:
     done = subprocess.run([sys.executable, "-c", ASK, str(closed)], capture_output=True, text=True)
     *answers, rest = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
-    assert answers == [f"Cannot look at {closed}/a.json: permission denied."] * 3 + [
-        f"Cannot look at {closed}: permission denied."
+    assert answers == [f"Cannot access {closed}/a.json: permission denied."] * 3 + [
+        f"Cannot access {closed}: permission denied."
     ]
     assert rest == "False []"
 
@@ -120,7 +120,7 @@ def test_a_failing_disk_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "stat", fail)
-    with pytest.raises(AccessError, match=r"Cannot look at x: input/output error\.\n.*\n.*check the disk"):
+    with pytest.raises(AccessError, match=r"Cannot access x: input/output error\.\n.*\n.*check the disk"):
         paths.exists("x")
 
 

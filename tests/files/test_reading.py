@@ -101,7 +101,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
 
 def test_files_without_an_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MOST_BYTES", 3 << 20)
-    with pytest.raises(SceneError, match="/dev/zero has more than 3 MiB"):
+    with pytest.raises(SceneError, match="/dev/zero is larger than 3 MiB"):
         read_json("/dev/zero")
 
 

@@ -83,7 +83,7 @@ def test_a_tensor_ends_with_its_storage(tmp_path: Path) -> None:
             (number(0), b"(" + one * 20 + b"t", b"(" + one * 20 + b"t"),
         ]
     ):
-        with pytest.raises((ValueError, pickle.UnpicklingError), match="outline has a tensor"):
+        with pytest.raises((ValueError, pickle.UnpicklingError), match=r"outline has an? .*tensor"):
             load_lazily(write(tmp_path / f"{i}.pt", tensor(offset, shape, stride)))
 
 
@@ -146,13 +146,13 @@ def test_what_would_cost_memory_or_time_or_call_is_refused_or_costs_nothing(tmp_
 def test_zip_files_that_promise_too_much_are_refused(tmp_path: Path) -> None:
     modest = write(tmp_path / "a.pt", tensor(number(0), number(4) + b"\x85", number(1) + b"\x85"), b"abcd", 8)
     assert bytes(load_lazily(modest).read().tolist()) == b"abcd"
-    with pytest.raises(ValueError, match="promises to inflate"):
+    with pytest.raises(ValueError, match="would inflate"):
         load_lazily(write(tmp_path / "b.pt", b"N", bytes(10**6), zipfile.ZIP_DEFLATED))
     stored = bytearray(write(tmp_path / "c.pt", b"N").read_bytes())
     entry = stored.rindex(b"PK\x01\x02")  # the directory's entry of data/0: its sizes are 20 bytes further
     stored[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
     (tmp_path / "c.pt").write_bytes(stored)
-    with pytest.raises(ValueError, match="promises"):
+    with pytest.raises(ValueError, match="would inflate"):
         load_lazily(tmp_path / "c.pt")
 
 
@@ -165,7 +165,7 @@ def test_layout_before_zip_files(tmp_path: Path) -> None:
         with pytest.raises((EOFError, ValueError, pickle.UnpicklingError)):
             load_lazily(tmp_path / "x.pth")
     (tmp_path / "x.pth").write_bytes(pickle.dumps({"model": 1}, protocol=2))
-    with pytest.raises(ValueError, match=r"no file of torch\.save"):
+    with pytest.raises(ValueError, match=r"not a file of torch\.save"):
         load_lazily(tmp_path / "x.pth")
 
 

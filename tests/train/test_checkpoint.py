@@ -231,7 +231,7 @@ def test_full_disk_leaves_the_earlier_checkpoint(file: Path) -> None:
 
 def test_unwritable_place_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="on the way is a file"):
+    with pytest.raises(OutputError, match="in this path is a file"):
         write_checkpoint(tmp_path / "file" / "last", checkpoint())
 
 

@@ -287,7 +287,7 @@ def test_output_is_checked_first(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"holds other things \(photos\) and no training run"):
         train(tiny(), tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="on the way is a file"):
+    with pytest.raises(OutputError, match="in this path is a file"):
         train(tiny(), tmp_path / "file" / "out")
 
 

@@ -1,7 +1,8 @@
-"""Everything that is written to disk: whole or not at all, and never over what somebody else put there.
+"""Writing to disk: a result is written completely or not at all, and never over somebody else's file.
 
-``atomic`` writes one file, ``folders`` a folder of results; ``claims`` says which places may be written, ``manifest``
-which files are ours, ``swap`` completes what a dead process has left half-way, ``temporary`` names what is unfinished.
+``atomic`` writes one file, ``folders`` a folder of results. ``claims`` decides which paths may be written, ``manifest``
+records which files are ours, ``swap`` completes a write that a dead process left half done, and ``temporary`` names and
+locks unfinished files.
 """
 
 from ilrm.files.atomic import as_json, atomic_file, check_writable, output_error, write_bytes, write_json, write_text

@@ -1,6 +1,6 @@
-"""One file that is either whole or absent: written to a temporary name beside the target, then renamed.
+"""Atomic writes of one file: to a temporary name beside the target, then renamed.
 
-An error, a full disk or Ctrl-C leaves what was there before, and no temporary file.
+After an error, a full disk or Ctrl-C the previous file is still there, and no temporary file is left behind.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _FIXES = {
     errno.EACCES: "choose a folder you may write to, or change its permissions",
     errno.EPERM: "choose a folder you may write to, or change its permissions",
     errno.EROFS: "choose a folder on a disk that is not mounted read-only",
-    errno.ENOTDIR: "one of the folders on the way is a file; choose another path",
-    errno.EEXIST: "one of the folders on the way is a file; choose another path",
+    errno.ENOTDIR: "one of the folders in this path is a file; choose another path",
+    errno.EEXIST: "one of the folders in this path is a file; choose another path",
     errno.EISDIR: "that is a folder; give a file name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
 def output_error(error: OSError, path: Path | str) -> OutputError:
-    """The reason why ``path`` could not be written, in words, with what to do about it."""
+    """An OutputError that says why ``path`` could not be written and what to do about it."""
     reason = error.strerror or str(error)
     fix = _FIXES.get(error.errno or 0, "choose another place to write to")
     return OutputError(f"Cannot write {path}: {reason[:1].lower()}{reason[1:]}.", fix=fix)
@@ -39,7 +39,7 @@ def output_error(error: OSError, path: Path | str) -> OutputError:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError inside into an OutputError about ``path``."""
+    """Convert an OSError raised in the body into an OutputError about ``path``."""
     try:
         yield
     except OSError as error:
@@ -56,7 +56,7 @@ def parents_made(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         for folder in missing:
-            with suppress(OSError):  # not empty: someone else uses it by now
+            with suppress(OSError):  # not empty: another process uses it by now
                 folder.rmdir()
         raise
 
@@ -65,11 +65,11 @@ def parents_made(path: Path) -> Iterator[None]:
 def atomic_file(path: Path | str) -> Iterator[Path]:
     """Write one file: the body fills the yielded temporary path, which becomes ``path`` when the body succeeds.
 
-    The temporary name keeps the suffix, so writers that look at it work. Missing folders are created, links
-    are followed.
+    The temporary name keeps the suffix, because some writers choose the format by it. Missing folders are created,
+    links are followed.
 
     Raises:
-        OutputError: the file cannot be written; OSErrors of the body are taken to be about it.
+        OutputError: the file cannot be written. Any OSError of the body is assumed to be about this file.
     """
     target = absolute(path)
     with explained(target):
@@ -91,19 +91,20 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 
 def _touched(target: Path) -> tuple[Path, int | None]:
-    """A new, empty temporary file and its lock. Fails now rather than after the work, if it has to fail."""
+    """Create and lock an empty temporary file, so that an unwritable folder fails before the work starts."""
     with explained(target):
         while True:
             temporary = temporary_path(target.with_name(target.stem), suffix=target.suffix)
             temporary.touch(exist_ok=False)
-            with suppress(Held, FileNotFoundError):  # somebody tidied up between these lines
+            # Between touch and lock another process may take the file for abandoned and remove it: try again.
+            with suppress(Held, FileNotFoundError):
                 handle = lock(temporary)
                 if temporary.exists():
                     return temporary, handle
 
 
 def check_writable(folder: Path | str) -> None:
-    """Find out now whether files can be made in a folder, which is created if need be. Raises OutputError."""
+    """Check that files can be created in a folder, which is created if necessary. Raises OutputError."""
     probe = temporary_path(absolute(folder) / "probe")
     with parents_made(probe), explained(Path(folder)):
         probe.touch(exist_ok=False)
@@ -111,26 +112,26 @@ def check_writable(folder: Path | str) -> None:
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write a whole file or nothing. Raises OutputError."""
+    """Write a file atomically. Raises OutputError."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a whole UTF-8 text file or nothing; lone surrogates are escaped, see ``as_json``. Raises OutputError."""
+    """Write a UTF-8 text file atomically; lone surrogates are escaped, see ``as_json``. Raises OutputError."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path | str, value: object) -> None:
-    """Write a whole JSON file or nothing (NaN and infinity are our mistake). Raises OutputError."""
+    """Write a JSON file atomically; NaN and infinity are a bug (ValueError). Raises OutputError."""
     write_text(path, as_json(value))
 
 
 def as_json(value: object) -> str:
-    """A value as the text of a file (NaN and infinity are our mistake).
+    """A value as the text of a JSON file; NaN and infinity are a bug (ValueError).
 
-    Names of files that are not UTF-8 hold lone surrogates in Python. They become JSON's own escapes, from which the
-    same names are read; everything else stays readable.
+    In Python, file names that are not UTF-8 contain lone surrogates. They are written as JSON escapes, which read back
+    as the same names; all other text stays readable.
     """
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace").decode()

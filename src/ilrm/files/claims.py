@@ -1,4 +1,4 @@
-"""Which places may be written: not what the same run reads, and not over what somebody else has put there."""
+"""Which paths a command may write: nothing that the same run reads, and no file that somebody else put there."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _OVERWRITE = "choose another folder, move that file elsewhere, or give --overwri
 
 
 def check_apart(output: Path | str, reads: Iterable[Path | str]) -> None:
-    """Refuse an output that equals, contains or lies in something that the same run reads, also through links.
+    """Refuse an output that equals, contains or lies in something that the same run reads; links are followed.
 
     Args:
-        output: the file or folder that is to be written.
-        reads: files, and folders all of whose content counts.
+        output: the file or folder to write.
+        reads: files and folders; a folder stands for everything in it.
 
     Raises:
         OutputError: names both.
@@ -66,23 +66,23 @@ def _same(a: str, b: str) -> bool:
 
 
 def claim_file(path: Path | str, *, reads: Iterable[Path | str] = (), overwrite: bool = False) -> None:
-    """Make sure, before any work, that a file may be written.
+    """Check before any work that a file may be written.
 
-    A file that exists is replaced only if it is a result of ours that nobody has changed (the manifest of its folder
-    says so), or with ``overwrite``.
+    An existing file is replaced only if we wrote it and nobody has changed it since, according to the manifest of its
+    folder, or with ``overwrite``.
 
     Args:
         reads: what the same run reads, see ``check_apart``.
 
     Raises:
-        OutputError: it may not.
+        OutputError: the file may not be written.
     """
     check_apart(path, reads)
     target = absolute(path)
     settle(target.parent)
     remove_abandoned(target.parent, target.with_name(target.stem))
     with explained(target):
-        if overwrite or not target.is_file():  # what is neither file nor absent is told when it is written
+        if overwrite or not target.is_file():  # folders and devices are refused by atomic_file
             return
         if state(target.parent, target.name, read_manifest(target.parent)) == "ours":
             return
@@ -95,7 +95,7 @@ def claim_file(path: Path | str, *, reads: Iterable[Path | str] = (), overwrite:
 
 @contextmanager
 def output_file(path: Path | str, *, reads: Iterable[Path | str] = (), overwrite: bool = False) -> Iterator[Path]:
-    """``atomic_file`` for a result that a person has named: claimed first, and listed where its folder has a list.
+    """``atomic_file`` for a path that the user gave: claimed first, then recorded if its folder has a manifest.
 
     Raises:
         OutputError: see ``claim_file`` and ``atomic_file``.
@@ -107,7 +107,7 @@ def output_file(path: Path | str, *, reads: Iterable[Path | str] = (), overwrite
 
 
 def note_written(path: Path | str) -> None:
-    """Put a file that was just written on the list of its folder, if that has one. Raises OutputError."""
+    """Record a file that was just written in the manifest of its folder, if there is one. Raises OutputError."""
     target = absolute(path)
     if target.is_file() and (target.parent / MANIFEST).is_file():
         with explained(target):
@@ -116,10 +116,7 @@ def note_written(path: Path | str) -> None:
 
 
 def write_owned(folder: Path, name: str, text: str) -> None:
-    """Write a text file that belongs to a growing folder of results, and that later calls may replace.
-
-    The new content is announced in the folder's list before it is written, so that a process that dies in between
-    leaves a file that is still known as ours.
+    """Write a text file into a folder of results that grows; later calls may replace it.
 
     Raises:
         OutputError: it cannot be written, or somebody else has put a file there.
@@ -128,6 +125,8 @@ def write_owned(folder: Path, name: str, text: str) -> None:
     files = read_manifest(folder)
     content = Entry.of_bytes(text.encode())
     earlier = files.get(name, ())[-1:]
+    # Three writes, each atomic. The manifest first lists the old and the new content: if the process dies before the
+    # last write, either of them is still recognised as ours.
     write_text(folder / MANIFEST, manifest_text({**files, name: (*earlier, content)}))
     write_text(folder / name, text)
     write_text(folder / MANIFEST, manifest_text({**files, name: (content,)}))
@@ -137,7 +136,7 @@ def claim_names(folder: Path, names: Iterable[str]) -> None:
     """Refuse files in a folder that have one of these names and are not ours.
 
     Args:
-        names: relative; those that end in / are sub-folders, of which every file counts.
+        names: relative paths; one that ends in / is a sub-folder and stands for every file in it.
 
     Raises:
         OutputError: names the first of them.
@@ -150,6 +149,6 @@ def claim_names(folder: Path, names: Iterable[str]) -> None:
         known = "was changed since this program wrote it" if found[0] in files else "was not written by this program"
         raise OutputError(
             f"{folder / found[0]}{more} is in the way: it {known}.",
-            expected="a folder without other files of the names that are to be written",
+            expected="a folder that has no other files of the same names",
             fix=_OVERWRITE,
         )

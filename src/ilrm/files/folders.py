@@ -1,4 +1,4 @@
-"""Folders of results: written as a whole, next to whatever else their owner keeps there."""
+"""Atomic writes of a folder of results, which may also contain files of the user."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """Write a folder of results: the body fills the yielded temporary folder, whose content then moves to ``path``.
 
-    ``path`` may exist and hold other things, which stay. Of what is there only files that an earlier call has written
-    and nobody has changed since are replaced or removed (the folder's manifest lists them). The move is complete or
-    not done, whatever happens; a process that is killed in it leaves a journal, see ``settle``.
+    ``path`` may exist and contain other files, which stay. Only files that an earlier call wrote and that nobody has
+    changed since are replaced or removed; the folder's manifest lists them. The move is all or nothing. If the process
+    is killed during the move, it leaves a journal from which the next command completes it, see ``settle``.
 
     Args:
-        path: the folder to write; it may exist (even as a mount point) or not.
-        names: what this result may hold, relative: files, and sub-folders with / at the end. Earlier files of ours
-            of these names that the new result lacks are removed.
-        former: further files of ours to remove, by relative name.
-        overwrite: replace files of somebody else that have the same names, too.
+        path: the folder to write. It need not exist, and it may be a mount point.
+        names: relative paths that this kind of result may contain: files, and sub-folders with / at the end. Earlier
+            files of ours with these names that the new result lacks are removed.
+        former: selects further files of ours to remove, by relative name.
+        overwrite: also replace files of somebody else that have the same names.
 
     Raises:
-        OutputError: the folder cannot be written, is in use, or holds other files of these names; raised on entering
-            where that is known by then.
+        OutputError: the folder cannot be written, is in use, or contains other files of these names. What is known
+            before the body runs is raised on entering.
     """
     target, names = absolute(path), tuple(names)
     with ExitStack() as stack:
         existed = _opened(target, stack)
         if existed and not overwrite:
             claim_names(target, names)
-        # Inside an existing folder, because its parent may be another disk or closed to us.
+        # Staged inside an existing folder: its parent may be another disk, where a rename fails, or not writable.
         staging = temporary_path(target / target.name if existed else target)
         stack.enter_context(parents_made(staging))
         stack.callback(_remove_staging, staging)
@@ -72,12 +72,12 @@ def atomic_folder(
             raise _about(target, staging / NEW, error) from error
         except OSError as error:
             if error.errno not in _DISK and not _lies_in(error.filename, staging):
-                raise  # not about what is written
+                raise  # an error of something that the body reads
             raise output_error(error, target) from error
 
 
 def _opened(target: Path, stack: ExitStack) -> bool:
-    """Whether the folder exists; then it is ours alone until the stack unwinds. Raises OutputError."""
+    """Whether the folder exists; if so, it stays locked until the stack unwinds. Raises OutputError."""
     check_folder(target)
     with explained(target):
         existed = target.is_dir()
@@ -115,11 +115,12 @@ def _move_in(
     with explained(target), ExitStack() as stack:
         fresh = [name.removeprefix(f"{NEW}/") for name in files_at(staging, NEW)]
         written: Files = {name: (Entry.of(new / name),) for name in fresh}
-        if staging.parent != target:
+        if staging.parent != target:  # the target did not exist: a single rename does it
             (new / MANIFEST).write_text(manifest_text(written), "utf-8")
             if _moved(new, target):
                 return
-            stack.enter_context(_alone(target))  # another process has made it meanwhile
+            # Another process created the target meanwhile: stage inside it and swap, as for any existing folder.
+            stack.enter_context(_alone(target))
             inside = temporary_path(target / target.name)
             stack.callback(_remove_staging, inside)
             stack.enter_context(held(inside, lambda folder: folder.mkdir()))
@@ -140,7 +141,7 @@ def _move_in(
 def _retired(
     target: Path, files: Files, fresh: list[str], names: tuple[str, ...], former: Callable[[str], bool]
 ) -> dict[str, Entry | None]:
-    """What leaves the folder: ours of these names, and whatever has a name of a new file."""
+    """The files to remove from the folder: ours with these names, and any that a new file replaces."""
     retired: dict[str, Entry | None] = {}
     for name in files:
         if (_is_among(name, names) or former(name)) and state(target, name, files) == "ours":
@@ -159,7 +160,7 @@ def _is_among(name: str, names: tuple[str, ...]) -> bool:
 
 
 def _moved(folder: Path, target: Path) -> bool:
-    """Rename a folder; False if another process has made one of that name meanwhile, with something in it."""
+    """Rename a folder; False if another process has meanwhile created a folder of that name that is not empty."""
     try:
         os.rename(folder, target)
     except OSError as error:
@@ -174,22 +175,22 @@ def _lies_in(name: object, folder: Path) -> bool:
 
 
 def _remove_staging(staging: Path) -> None:
-    """Remove it, unless it has a swap in it that could not be undone and is to be completed."""
+    """Remove a staging folder, unless it contains an unfinished swap, which the next command completes."""
     if not (staging / "journal.json").exists():
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def _about(target: Path, temporary: Path, error: OutputError) -> OutputError:
-    """The same error in terms of the name that the user knows."""
+    """The same error with the path that the user gave in place of the temporary one."""
     problem = error.problem.replace(str(temporary), str(target)).replace(str(temporary.parent), str(target))
     return OutputError(problem, expected=error.expected, fix=error.fix)
 
 
 @contextmanager
 def only_writer(folder: Path | str) -> Iterator[None]:
-    """Keep other processes that ask the same out of a folder, which is created if need be, while results grow in it.
+    """Hold the lock of a folder that results are added to one by one; the folder is created if necessary.
 
-    What an earlier writer that was killed has left of unfinished files directly in the folder is removed.
+    Unfinished files that a killed writer left directly in the folder are removed.
 
     Raises:
         OutputError: the folder cannot be written, or another process is writing to it.
@@ -207,18 +208,19 @@ def only_writer(folder: Path | str) -> Iterator[None]:
 
 @contextmanager
 def resumable_folder(path: Path | str, fingerprint: str) -> Iterator[Path]:
-    """A hidden folder beside ``path`` that keeps finished parts of it from an interrupted call to the next one.
+    """A hidden folder beside ``path`` that keeps finished parts after an interruption, for the next call to reuse.
 
-    When the body succeeds, it goes, and with it all that calls with other fingerprints have left for the same ``path``
-    and no process holds. When the body fails, it stays if anything is in it. Files in it must be written with
-    ``atomic_file``.
+    When the body succeeds, the folder is removed, together with those that calls with other fingerprints left for the
+    same ``path`` and that no process has locked. When the body fails, the folder stays unless it is empty. Files in it
+    must be written with ``atomic_file``.
 
     Args:
-        path: the file or folder that is to be. Where that is a folder, the hidden one lies inside, on the same disk.
-        fingerprint: 8 or more hexadecimal digits of a hash of everything that the parts depend on.
+        path: the file or folder that will be written. If it is an existing folder, the hidden one is created inside it,
+            and so on the same disk.
+        fingerprint: at least 8 hexadecimal digits of a hash of everything that the parts depend on.
 
     Raises:
-        OutputError: the folder cannot be written, or another process works on the same.
+        OutputError: the folder cannot be written, or another process is writing the same output.
     """
     target = absolute(path)
     with explained(target):
@@ -233,7 +235,7 @@ def resumable_folder(path: Path | str, fingerprint: str) -> Iterator[Path]:
             _remove_if_empty(folder)
             raise _about(target, folder, error) from error
         except BaseException:
-            _remove_if_empty(folder)  # else the next call goes on from it
+            _remove_if_empty(folder)  # one with finished parts stays for the next call
             raise
         finished = [holder, target] if target.is_dir() else [holder]
         for place in finished:

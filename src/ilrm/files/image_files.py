@@ -1,7 +1,7 @@
-"""The one door for image files: listed formats only, no more pixels than a budget, no decoder's own exceptions.
+"""The only place that opens image files: a few formats, a limit on pixels, and our own errors.
 
-Pillow knows some forty formats. One of them (EPS) starts another program, whatever the file is called, and nobody has
-asked for most of the others; so every image is opened here.
+Pillow supports some forty formats and chooses by content, not by extension. One of them (EPS) runs another program.
+Every image is therefore opened here, with a list of allowed formats.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ MAX_PIXELS = 120_000_000
 Source = Path | bytes | Callable[[], bytes]
 
 _ORIENTATION_TAG = 0x0112
-# Decoders that need about twice the memory of the others (16 to 20 bytes a pixel in place of 4 to 8).
+# Decoders that need about twice the memory of the others: 16 to 20 bytes per pixel instead of 4 to 8.
 _HEAVY_FORMATS = ("WEBP", "AVIF")
-_HEAVY_BITS = 32  # a TIFF with more bits a pixel is unpacked from a buffer of that depth
+_HEAVY_BITS = 32  # a TIFF with more bits per pixel is decoded through a second buffer
 _LONGEST_EXIF = 1 << 20
 _pillow_limit = threading.Lock()
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What is known of an image before its pixels are.
+    """What is known of an image without decoding it.
 
     Attributes:
         size: (width, height) of the stored pixels.
-        orientation: 1 to 8 as in EXIF (tag 0x0112): how the stored pixels are to be turned.
-        cost: pixels, counted twice where decoding needs twice the memory; what a budget is compared with.
+        orientation: 1 to 8 as in EXIF (tag 0x0112): how to rotate or flip the stored pixels.
+        cost: number of pixels, doubled for formats that need twice the memory; compared with ``max_pixels``.
         transparent: whether some pixels may be transparent.
     """
 
@@ -56,15 +56,15 @@ class ImageHeader:
 
 @contextmanager
 def open_image(source: Source, label: str = "", *, max_pixels: int | None = MAX_PIXELS) -> Iterator[Image.Image]:
-    """A Pillow image that is not decoded yet; its decoder's errors become ours as long as it is open.
+    """Open an image without decoding it. Errors of the decoder are converted while it is open.
 
     Args:
-        source: a file, or the content of one, or what reads that content.
-        label: what to call it in messages; the path by default.
-        max_pixels: refuse images that cost more, before they are decoded; None for those that never will be.
+        source: a path, the content of a file, or a function that returns the content.
+        label: name in error messages; the path by default.
+        max_pixels: refuse images of a larger ``cost`` before they are decoded; None if the image will not be decoded.
 
     Raises:
-        SceneError: no such file, not an image of ``FORMATS``, damaged, or larger than the budget.
+        SceneError: no such file, a format that is not in ``FORMATS``, a damaged file, or one above ``max_pixels``.
     """
     label = label or str(source)
     failed = "opened as an image"
@@ -97,28 +97,28 @@ def check_budget(label: str, cost: int, max_pixels: int) -> None:
 
 
 def read_header(source: Source, label: str = "") -> ImageHeader:
-    """What can be known without decoding. Raises SceneError as ``open_image``, but for the budget."""
+    """Read the header of an image without decoding it. Raises SceneError as ``open_image`` does."""
     with open_image(source, label, max_pixels=None) as image:
         return header_of(image)
 
 
 def header_of(image: Image.Image) -> ImageHeader:
-    """The same of an image that has been opened but not decoded."""
+    """The header of an image that has been opened but not decoded."""
     return ImageHeader(_stored_size(image), orientation(image), _cost(image), is_transparent(image))
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether the format has a place for transparency and the file uses it."""
+    """Whether the file contains transparency: an alpha channel or a transparent colour."""
     return "A" in image.mode or "a" in image.mode or "transparency" in image.info
 
 
 def orientation(image: Image.Image) -> int:
-    """1 to 8: how the pixels, as they are now, are to be turned. 1 where the file says nothing that makes sense.
+    """EXIF orientation 1 to 8 that still has to be applied; 1 if the file gives none or an invalid one.
 
-    In PNG files it is also found behind the pixels, where the third edition of the specification allows it.
+    In PNG files the EXIF chunk may also follow the pixels: the third edition of the specification allows it.
     """
     try:
-        # The base class's method: that of PNG files would decode the whole image to look behind it.
+        # The base class's method: that of PNG files would decode the whole image to find a chunk behind the pixels.
         exif = Image.Image.getexif(image)
         if (
             image.format == "PNG"
@@ -129,13 +129,14 @@ def orientation(image: Image.Image) -> int:
         value = exif.get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF data; the photo itself may be whole
         return 1
-    # By equality, as decoders do: the value may have any type.
+    # Compared by equality, as decoders do, because a damaged tag may hold a value of any type.
     return next((known for known in range(1, 9) if value == known), 1)
 
 
 def _open(source: Source) -> Image.Image:
     file = source if isinstance(source, Path) else io.BytesIO(source if isinstance(source, bytes) else source())
-    # Pillow's own limit is a global one that cannot be lifted for a file; ours is checked before anything is decoded.
+    # Pillow's limit is a global variable, not a parameter. It is off while a file is opened; ours is checked before the
+    # pixels are decoded.
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -146,13 +147,13 @@ def _open(source: Source) -> Image.Image:
 
 @lru_cache
 def _formats() -> tuple[str, ...]:
-    """Those of the list that this Pillow has."""
+    """The allowed formats that the installed Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    if image.format == "TIFF":  # Pillow turns these while it decodes, and announces the turned size
+    if image.format == "TIFF":  # Pillow applies the orientation while decoding and reports the rotated size
         tags: Any = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
         return tags[0x0100], tags[0x0101]
     return image.size
@@ -168,7 +169,7 @@ def _cost(image: Image.Image) -> int:
 
 
 def _exif_behind_pixels(file: IO[bytes] | None) -> bytes | None:
-    """The content of an eXIf chunk anywhere in a PNG file; its position is left as it was."""
+    """The content of the eXIf chunk of a PNG file, wherever it is; the file position is restored."""
     if file is None:
         return None
     before = file.tell()
@@ -187,7 +188,7 @@ def _exif_behind_pixels(file: IO[bytes] | None) -> bytes | None:
 
 
 def save_png(pixels: NDArray[np.uint8], path: Path) -> None:
-    """Write an image (H, W, 3) uint8 as a PNG file, whole or not at all. Raises OutputError."""
+    """Write an image (H, W, 3) uint8 as a PNG file, atomically. Raises OutputError."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())

@@ -1,7 +1,7 @@
-"""Which files of a folder are ours: a hidden list with the size and digest of each.
+"""The manifest of a folder: a hidden file that lists our files with size and digest.
 
-A name alone proves nothing: people call their own files renders/000.png and metrics.json, too. Only a file that is on
-the list and still has the content that we wrote may be replaced or removed.
+A name alone does not prove that a file is ours: users have files called renders/000.png or metrics.json, too. A file
+is replaced or removed only if the manifest lists it and its content is still what we wrote.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Entry:
 
     @staticmethod
     def of(path: Path) -> Entry:
-        """The content that a file has now. Raises OSError."""
+        """Size and digest of a file as it is now. Raises OSError."""
         sha, size = hashlib.sha256(), 0
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
@@ -43,27 +43,27 @@ class Entry:
 
     @staticmethod
     def of_bytes(content: bytes) -> Entry:
-        """That content."""
+        """Size and digest of a file with this content."""
         return Entry(len(content), hashlib.sha256(content).hexdigest())
 
 
 Files = dict[str, tuple[Entry, ...]]
-"""By path relative to the folder, with /: the contents that the file may have and be ours. There are two where a
-process may have died between announcing a new content and writing it."""
+"""For each path relative to the folder, with /: the contents by which the file counts as ours. There are two while
+``write_owned`` replaces a file: the old content and the new one."""
 
 
 def read_manifest(folder: Path) -> Files:
-    """The files of a folder that are ours; none if there is no list.
+    """The files that the manifest of a folder lists; none if there is no manifest.
 
     Raises:
-        OutputError: the list cannot be read, or is damaged.
+        OutputError: the manifest cannot be read, or is damaged.
     """
     path = folder / MANIFEST
     try:
         if not os.path.lexists(path):
             return {}
         if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_BYTES:
-            raise ValueError("it is no file of ours")
+            raise ValueError("it is not a file of ours")
         stored = json.loads(path.read_text("utf-8"))
         if stored["format"] != _FORMAT:
             raise ValueError(f"it has format {stored['format']}, not {_FORMAT}")
@@ -73,13 +73,13 @@ def read_manifest(folder: Path) -> Files:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(
             f"{path}, the list of results in that folder, cannot be read: {error}.",
-            fix="choose another folder, or remove that file (what is there then counts as yours)",
+            fix="choose another folder, or remove that file (all files there then count as yours)",
         ) from error
     return files
 
 
 def inner_name(name: str) -> str:
-    """A relative name that stays inside the folder; a list may come from a stranger, too. Raises ValueError."""
+    """A relative name, if it stays inside the folder: a manifest may be forged. Raises ValueError."""
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
         raise ValueError(f"it names {name!r}")
@@ -87,7 +87,7 @@ def inner_name(name: str) -> str:
 
 
 def manifest_text(files: Files) -> str:
-    """The list as text."""
+    """The manifest as text."""
     listed = {name: [{"bytes": e.bytes, "sha256": e.sha256} for e in files[name]] for name in sorted(files)}
     about = (
         "Files in this folder that ilrm wrote. It replaces and removes only these, and only while they are unchanged."
@@ -96,9 +96,9 @@ def manifest_text(files: Files) -> str:
 
 
 def state(folder: Path, name: str, files: Files) -> State:
-    """What is under a relative name: nothing, a file that we wrote and nobody changed, or something else.
+    """Whether a relative name is absent, ours (we wrote it and nobody changed it), or foreign.
 
-    Links are never ours, nor is what lies behind a link. Raises OSError for what cannot be read.
+    Links, and files in linked folders, are never ours. Raises OSError for a file that cannot be read.
     """
     path = folder / name
     if not os.path.lexists(path):
@@ -113,7 +113,7 @@ def state(folder: Path, name: str, files: Files) -> State:
 
 
 def files_at(folder: Path, name: str) -> list[str]:
-    """The relative names of all that lies at or below ``folder / name``, folders left out. Raises OSError."""
+    """The relative names of all files at or below ``folder / name``; links count as files. Raises OSError."""
     path = folder / name
     if not os.path.lexists(path):
         return []
@@ -133,15 +133,15 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def foreign(folder: Path, names: Iterable[str], files: Files) -> list[str]:
-    """The relative names of what is in the way of writing ``names``.
+    """The relative names of foreign files that writing ``names`` would replace.
 
-    A name that ends in / is a folder, of which every file counts; another one is a file. Raises OSError.
+    A name that ends in / stands for every file in that folder; any other name is a file. Raises OSError.
     """
     found = []
     for name in names:
         plain = name.rstrip("/")
         if not name.endswith("/") and (folder / plain).is_dir():
-            found.append(plain)  # a folder where a file is to be
+            found.append(plain)  # a folder where we want to write a file
         else:
             found += [below for below in files_at(folder, plain) if state(folder, below, files) == "foreign"]
     return found

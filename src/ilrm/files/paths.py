@@ -1,9 +1,9 @@
-"""What lies on disk: questions that no name and no closed folder turns into an error of another library.
+"""Questions about paths: whether something exists, and what a folder contains.
 
-A name that no file can have (too long, with a null byte, not of the file system's encoding), a loop of links and a
-path through a file are a plain no. A folder that may not be looked into is no answer: that raises AccessError, because
-"not there" would send the user the wrong way. ``tests/files/test_paths.py`` keeps other ways of asking out of the
-package.
+Path.exists and its relatives raise for some paths, depending on the Python version. Here an impossible name (too long,
+with a null byte, in a wrong encoding), a loop of links or a path through a file simply does not exist. A folder that we
+may not read raises AccessError: "does not exist" would mislead the user. ``tests/files/test_paths.py`` checks that the rest
+of the package uses these functions.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from pathlib import Path
 
 from ilrm.core.errors import AccessError
 
-# Windows has EINVAL for names with characters that it does not allow.
+# Windows reports EINVAL for names with characters that it does not allow.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def exists(path: Path | str) -> bool:
-    """Whether anything is there; links are followed. Raises AccessError."""
+    """Whether the path exists; links are followed. Raises AccessError."""
     return _status(path) is not None
 
 
 def is_file(path: Path | str) -> bool:
-    """Whether a file is there; links are followed. Raises AccessError."""
+    """Whether the path is a file; links are followed. Raises AccessError."""
     return _is(stat.S_ISREG, path)
 
 
 def is_dir(path: Path | str) -> bool:
-    """Whether a folder is there; links are followed. Raises AccessError."""
+    """Whether the path is a folder; links are followed. Raises AccessError."""
     return _is(stat.S_ISDIR, path)
 
 
 def is_visible_file(path: Path | str) -> bool:
-    """As ``is_file``, for places where somebody else's closed folder may lie on the way: that is a no, too."""
+    """As ``is_file``, but False where a folder in the path may not be read."""
     try:
         return is_file(path)
     except AccessError:
@@ -48,13 +48,13 @@ def is_visible_file(path: Path | str) -> bool:
 
 
 def entries(folder: Path | str, pattern: str = "*") -> list[Path]:
-    """What lies directly in a folder, by name; nothing where there is no folder.
+    """The paths directly in a folder, sorted by name; empty if there is no such folder.
 
     Args:
-        pattern: which names, such as ``*.json``; case counts.
+        pattern: which names, such as ``*.json``; case-sensitive.
 
     Raises:
-        AccessError: the folder is closed or its disk fails.
+        AccessError: the folder may not be read, or its disk fails.
     """
     try:
         names = os.listdir(folder)
@@ -66,13 +66,13 @@ def entries(folder: Path | str, pattern: str = "*") -> list[Path]:
 
 
 def files_below(folder: Path | str) -> Iterator[Path]:
-    """All files at any depth; closed folders are passed over, and links to folders are not followed."""
+    """All files at any depth; unreadable folders are skipped, and links to folders are not followed."""
     for place, _, names in os.walk(folder):
         yield from (path for name in names if is_visible_file(path := Path(place) / name))
 
 
 def absolute(path: Path | str) -> Path:
-    """The path from the root with all links followed as far as they lead; loops stay as they are."""
+    """The absolute path with all links resolved; loops of links are left as they are."""
     try:
         return Path(os.path.realpath(path))
     except (OSError, ValueError):
@@ -80,14 +80,14 @@ def absolute(path: Path | str) -> Path:
 
 
 def expanded(path: Path | str) -> Path:
-    """The path with ~ replaced by the home folder where there is one."""
+    """The path with ~ replaced by the home folder, if there is one."""
     return Path(os.path.expanduser(path))
 
 
 def shown(path: Path | str) -> str:
-    """The path as text for people: bytes that are not UTF-8, which Python keeps as lone surrogates, become \\xNN.
+    """The path as printable text: bytes that are not UTF-8, which Python keeps as lone surrogates, become \\xNN.
 
-    Surrogates that stand for no byte, which only strangers' JSON holds, become U+FFFD.
+    Other lone surrogates, which can only come from JSON, become U+FFFD.
     """
 
     def form(found: re.Match[str]) -> str:
@@ -98,7 +98,7 @@ def shown(path: Path | str) -> str:
 
 
 def portable(name: str) -> str:
-    """A name for a new file that is UTF-8 everywhere: bytes that are not become %NN, everything else stays."""
+    """A name for a new file that is valid UTF-8: bytes that are not become %NN, everything else stays."""
     return _SURROGATE.sub(lambda found: "".join(f"%{byte:02X}" for byte in _bytes(found[0])), name)
 
 
@@ -108,13 +108,13 @@ def _bytes(surrogate: str) -> bytes:
 
 
 def access_error(path: Path | str, error: OSError | ValueError) -> AccessError:
-    """The reason why nobody could look at ``path``, in words, with what to do about it."""
+    """An AccessError that says why ``path`` could not be read and what to do about it."""
     reason = getattr(error, "strerror", None) or str(error)
     forbidden = getattr(error, "errno", None) in _FORBIDDEN
     return AccessError(
-        f"Cannot look at {path}: {reason[:1].lower()}{reason[1:]}.",
-        expected="a place that this user may read",
-        fix="change its permissions, or copy it to a place of your own"
+        f"Cannot access {path}: {reason[:1].lower()}{reason[1:]}.",
+        expected="a path that this user may read",
+        fix="change its permissions, or copy it to a folder of your own"
         if forbidden
         else "check the disk, and try again",
     )
@@ -126,7 +126,7 @@ def _is(kind: Callable[[int], bool], path: Path | str) -> bool:
 
 
 def _status(path: Path | str) -> os.stat_result | None:
-    """What the system says about a path; None if nothing is there."""
+    """The result of stat; None if the path does not exist."""
     try:
         return os.stat(path)
     except (OSError, ValueError) as error:

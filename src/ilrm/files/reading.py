@@ -1,4 +1,4 @@
-"""Text and JSON out of files: UTF-8 whatever the locale, of bounded size, with our own errors."""
+"""Reading text and JSON files: always UTF-8, of bounded size, with our own errors."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any, BinaryIO
 
 from ilrm.core.errors import IlrmError, SceneError
 
-# A camera file of 100,000 frames has a tenth of it.
+# A camera file of 100,000 frames has a tenth of this.
 MOST_BYTES = 512 << 20
 
-# Called with the pairs of an object; json calls it ``object_pairs_hook``.
+# The ``object_pairs_hook`` of json: called with the pairs of each object.
 _Objects = Callable[[list[tuple[str, Any]]], Any]
 
 
 def read_text(path: Path | str, kind: type[IlrmError] = SceneError) -> str:
-    """A whole UTF-8 text file, with or without a byte order mark.
+    """Read a UTF-8 text file, with or without a byte order mark.
 
     Args:
-        kind: of the error.
+        kind: class of the error.
 
     Raises:
-        IlrmError: of that kind; the file cannot be read, is not UTF-8, or is larger than any of its sort.
+        IlrmError: of that class; the file cannot be read, is not UTF-8, or is larger than ``MOST_BYTES``.
     """
     data = _read(path, kind)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise kind(f"{path} is no text: {_reason(error)}.", expected="a UTF-8 text file") from error
+        raise kind(f"{path} is not a text file: {_reason(error)}.", expected="a UTF-8 text file") from error
 
 
 def read_json(path: Path | str, kind: type[IlrmError] = SceneError, *, objects: _Objects | None = None) -> Any:
-    """The value in a JSON file.
+    """Read a JSON file.
 
     Args:
-        kind: of the error.
-        objects: makes the value of an object out of its pairs, repeated keys included; a dictionary by default.
+        kind: class of the error.
+        objects: converts the pairs of an object, repeated keys included, to a value; a dictionary by default.
 
     Raises:
-        IlrmError: of that kind; the file cannot be read, or is not JSON.
+        IlrmError: of that class; the file cannot be read, or is not JSON.
     """
     return parse_json(_read(path, kind), str(path), kind, objects=objects)
 
@@ -48,7 +48,7 @@ def read_json(path: Path | str, kind: type[IlrmError] = SceneError, *, objects: 
 def parse_json(
     data: bytes | str, label: str, kind: type[IlrmError] = SceneError, *, objects: _Objects | None = None
 ) -> Any:
-    """The value of JSON text, called ``label`` in messages; see ``read_json``."""
+    """Parse JSON text, called ``label`` in messages; see ``read_json``."""
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=objects)
@@ -69,12 +69,15 @@ def _read(path: Path | str, kind: type[IlrmError]) -> bytes:
     except ValueError as error:  # a null byte, or a name that the file system cannot hold
         raise kind(f"{str(path)!r} cannot be read: {error}.", fix="check the path") from error
     if len(data) > MOST_BYTES:
-        raise kind(f"{path} has more than {MOST_BYTES >> 20} MiB.", expected="a file of at most that size")
+        raise kind(f"{path} is larger than {MOST_BYTES >> 20} MiB.", expected="a file of at most that size")
     return data
 
 
 def _at_most(file: BinaryIO) -> bytes:
-    """A byte more than is allowed at most: /dev/zero has no end. In parts, so that small files take little memory."""
+    """Read up to one byte more than the limit, because /dev/zero has no end.
+
+    In parts, because ``read(n)`` allocates n bytes even for a small file.
+    """
     parts, left = [], MOST_BYTES + 1
     while left > 0 and (part := file.read(min(left, 1 << 20))):
         parts.append(part)

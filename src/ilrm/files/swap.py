@@ -1,10 +1,10 @@
-"""The last step of writing a folder that exists already: earlier files out, new files in, all of them or none.
+"""Replacing files in an existing folder: the earlier files go and the new ones come, all of them or none.
 
-A staging folder inside the target holds ``new/``, ``old/`` and ``journal.json``. The journal appears when ``new/`` is
-complete, and says which files go and which come. From then on the swap is carried to its end: by the process itself,
-or, if that dies, by the next command that looks at the folder. Nothing is deleted before everything is in place.
+A staging folder inside the target contains ``new/``, ``old/`` and ``journal.json``. The journal is written once
+``new/`` is complete; it lists the files to retire and to place. From then on the swap will be completed: by the
+process itself or, if that dies, by the next command that uses the folder. No file is deleted before all are in place.
 
-Every step is one rename, and which steps are done can be seen from where the files lie:
+Every step is one rename, so where a file is now shows whether its step is done. The journal itself is never updated:
 
     target/x  --retire-->  staging/old/x          for each earlier file
     staging/new/x  --place-->  target/x           for each new file
@@ -26,16 +26,16 @@ from ilrm.files.manifest import Entry, inner_name
 from ilrm.files.temporary import PARTIAL, Held, held_patiently, is_temporary
 
 NEW, OLD, JOURNAL = "new", "old", "journal.json"
-_PATIENCE_S = 60.0  # a swap is a few renames; a process that holds one for longer is stopped or hangs
+_PATIENCE_S = 60.0  # a swap is a few renames; a process that takes longer is suspended or hangs
 
 
 @dataclass(frozen=True)
 class Swap:
-    """A swap that is to be carried out.
+    """The files to retire and to place.
 
     Attributes:
         staging: the folder with ``new/``, inside the target.
-        retire: earlier files by relative name, with their content (None for a link).
+        retire: earlier files by relative name, with their size and digest (None for a link).
         place: relative names of the new files.
     """
 
@@ -48,7 +48,7 @@ class Swap:
         return self.staging.parent
 
     def announce(self) -> None:
-        """Write the journal, after everything that it speaks of is on the disk itself. Raises OSError."""
+        """Write the journal, after flushing all files that it lists to disk. Raises OSError."""
         for place, _, names in os.walk(self.staging):
             for name in names:
                 _flush(Path(place) / name)
@@ -61,10 +61,10 @@ class Swap:
         _flush(self.staging)
 
     def forward(self) -> None:
-        """Do all steps that are not done yet.
+        """Do all steps that are not done yet; safe to repeat.
 
         Raises:
-            OutputError: somebody has put other files in the way meanwhile.
+            OutputError: somebody else has meanwhile put other files there.
             OSError: a file cannot be moved.
         """
         old, new = self.staging / OLD, self.staging / NEW
@@ -94,16 +94,16 @@ class Swap:
                 _move(old / name, self.target / name)
 
     def finish(self) -> None:
-        """Say that nothing is left to be done, then remove the staging folder."""
+        """Remove the journal, which marks the swap as done, then the staging folder."""
         (self.staging / JOURNAL).unlink()
         shutil.rmtree(self.staging, ignore_errors=True)
 
 
 def carry_out(swap: Swap) -> None:
-    """Announce a swap and do it; an error on the way undoes it.
+    """Write the journal and do the swap; an error undoes all steps.
 
     Raises:
-        OutputError, OSError: see ``Swap.forward``; the earlier files are back.
+        OutputError, OSError: see ``Swap.forward``; the earlier files are restored.
     """
     swap.announce()
     try:
@@ -118,10 +118,10 @@ def carry_out(swap: Swap) -> None:
 def settle(path: Path | str) -> None:
     """Complete a swap that a dead process has left in a folder, or in the folder of a file.
 
-    Every command calls this for the places that it is given, before it looks at what is there.
+    Every command calls this for all paths among its arguments before it reads or writes there.
 
     Raises:
-        OutputError: it cannot be completed; the message says why. Nothing is lost then.
+        OutputError: the swap cannot be completed; the message says why. No file is lost.
     """
     path = Path(path)
     with suppress(OSError, ValueError):
@@ -134,7 +134,7 @@ def settle(path: Path | str) -> None:
 def _settle(staging: Path) -> None:
     try:
         with held_patiently(staging, _PATIENCE_S):
-            if not (staging / JOURNAL).exists():  # another process has done it meanwhile
+            if not (staging / JOURNAL).exists():  # another process completed it meanwhile
                 return
             swap = _read(staging)
             swap.forward()
@@ -146,7 +146,7 @@ def _settle(staging: Path) -> None:
             return
         reason = error.strerror or str(error)
         raise OutputError(
-            f"{staging.parent} holds a result that was written half-way, and it cannot be completed: {reason}.",
+            f"{staging.parent} contains a result that was only partly written, and it cannot be completed: {reason}.",
             fix=f"make the folder writable; the earlier files are in {staging / OLD}, the new ones in {staging / NEW}",
         ) from error
 
@@ -158,7 +158,7 @@ def _read(staging: Path) -> Swap:
         return Swap(staging, retire, [inner_name(name) for name in stored["place"]])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(
-            f"{staging / JOURNAL}, which says how far an interrupted write came, is damaged: {error}.",
+            f"{staging / JOURNAL}, the journal of an interrupted write, is damaged: {error}.",
             fix=f"look into {staging / OLD} and {staging / NEW} for the files, then remove {staging}",
         ) from error
 
@@ -169,7 +169,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _remove_empty_folders(folder: Path, name: str) -> None:
-    """The folders on the way to a name, from below, as far as nothing is left in them."""
+    """Remove the folders of a relative name that are empty now, innermost first."""
     with suppress(OSError):
         for parent in PurePosixPath(name).parents:
             if parent.parts:
@@ -178,13 +178,13 @@ def _remove_empty_folders(folder: Path, name: str) -> None:
 
 def _in_the_way(path: Path, staging: Path) -> OutputError:
     return OutputError(
-        f"{path} is in the way of completing a result that was written half-way.",
+        f"{path} is in the way of completing a result that was only partly written.",
         fix=f"move it elsewhere and repeat the command; all files of that result are in {staging}",
     )
 
 
 def _flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk itself."""
+    """Flush a file, or the entries of a folder, to disk."""
     if os.name == "nt" and path.is_dir():  # folders cannot be opened there
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,7 +1,7 @@
 """Names and locks of unfinished files and folders.
 
-A temporary name proves that we made it: half of its digits are a digest of the other half. A lock on the file itself
-says that the process that writes it is alive. Only what is ours by its name, and held by nobody, is ever removed.
+A temporary name shows that we made it: half of its digits are a digest of the rest. A lock on the file shows that the
+process that writes it is alive. We only ever remove files that have such a name and that no process has locked.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 
 PARTIAL, KEPT = ".partial", ".kept"
 _NAME = re.compile(r"^\.(?P<stem>.*)-(?P<draw>[0-9a-f]{8})(?P<check>[0-9a-f]{8})(?P<kind>\.partial|\.kept)(\.\w+)?$")
-_LONGEST_STEM = 80  # in bytes: names may have 255, and suffixes take some
+_LONGEST_STEM = 80  # bytes; file systems allow 255 for the whole name
 _POLL_S = 0.05
 
 
 def temporary_path(target: Path, kind: str = PARTIAL, suffix: str = "", draw: str | None = None) -> Path:
-    """A hidden name beside ``target`` that only we would make.
+    """A hidden name beside ``target`` that ``is_temporary`` recognises.
 
     Args:
-        kind: ``PARTIAL`` for what becomes the target, ``KEPT`` for finished parts that wait for the next call.
-        suffix: added at the end, for writers that look at it.
-        draw: 8 hexadecimal digits instead of random ones.
+        kind: ``PARTIAL`` for what becomes the target, ``KEPT`` for finished parts that the next call reuses.
+        suffix: added at the end, for writers that choose the format by it.
+        draw: 8 hexadecimal digits to use instead of random ones.
     """
     stem = _stem(target)
     draw = draw or secrets.token_hex(4)
@@ -36,7 +36,7 @@ def temporary_path(target: Path, kind: str = PARTIAL, suffix: str = "", draw: st
 
 
 def is_temporary(name: str, target: Path | None = None, kind: str | None = None) -> bool:
-    """Whether we gave that name to something unfinished (for ``target``, of that kind, where these are given)."""
+    """Whether ``temporary_path`` made this name (for ``target`` and of that kind, if given)."""
     match = _NAME.match(name)
     if match is None or match["check"] != _check(match["stem"], match["draw"]):
         return False
@@ -55,14 +55,17 @@ def _check(stem: str, draw: str) -> str:
 
 
 class Held(Exception):
-    """Another living process has the lock."""
+    """The lock is held by another process, which is therefore alive."""
 
 
 def lock(path: Path) -> int | None:
-    """The handle of a lock on a file or folder that ends with the process; None where system or disk know none.
+    """Lock a file or folder; the lock ends with the process.
+
+    Returns:
+        a file descriptor to close, or None if the system or the file system has no locks.
 
     Raises:
-        Held: somebody else has it.
+        Held: another process has the lock.
         OSError: the path cannot be opened.
     """
     try:
@@ -83,7 +86,7 @@ def lock(path: Path) -> int | None:
 
 @contextmanager
 def held(path: Path, make: Callable[[Path], object] | None = None) -> Iterator[None]:
-    """Hold the lock of a path while inside; ``make`` creates it first. Raises Held, OSError."""
+    """Hold the lock of a path during the body; ``make`` creates the path first. Raises Held, OSError."""
     if make is not None:
         make(path)
     handle = lock(path)
@@ -96,7 +99,7 @@ def held(path: Path, make: Callable[[Path], object] | None = None) -> Iterator[N
 
 @contextmanager
 def held_patiently(path: Path, seconds: float) -> Iterator[None]:
-    """``held``, waiting for another process for a while. Raises Held when that is over."""
+    """As ``held``, but waits up to ``seconds`` for another process. Raises Held after that."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -114,7 +117,7 @@ def held_patiently(path: Path, seconds: float) -> Iterator[None]:
 
 
 def in_work(folder: Path, target: Path) -> bool:
-    """Whether a living process is writing ``target``, as far as its temporary folders in ``folder`` show."""
+    """Whether another process is writing ``target``: it has a locked temporary folder for it in ``folder``."""
     for entry in _temporaries(folder, target, PARTIAL):
         with suppress(OSError):
             try:
@@ -127,10 +130,10 @@ def in_work(folder: Path, target: Path) -> bool:
 
 
 def remove_abandoned(folder: Path, target: Path | None = None) -> None:
-    """Remove unfinished files and folders that dead processes have left directly in a folder.
+    """Remove unfinished files and folders that dead processes left directly in a folder.
 
-    Only those for ``target`` if it is given. What a living process holds stays, and so does an interrupted swap
-    (see ``swap``), which holds the only copy of an earlier result. Errors are passed over: this only tidies up.
+    If ``target`` is given, only those for it. Locked ones stay, and so does an interrupted swap (see ``swap``), which
+    contains the only copy of an earlier result. Errors are ignored: this is only a clean-up.
     """
     for entry in _temporaries(folder, target, PARTIAL):
         if not (entry / "journal.json").exists():
@@ -138,7 +141,7 @@ def remove_abandoned(folder: Path, target: Path | None = None) -> None:
 
 
 def remove_unless_held(entry: Path) -> None:
-    """Remove a file or folder of ours whose process is dead."""
+    """Remove a temporary file or folder unless a process has locked it."""
     with suppress(OSError, Held), held(entry):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 

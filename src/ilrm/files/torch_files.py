@@ -1,8 +1,9 @@
-"""Files of torch.save, read without running what they hold and without believing what they declare.
+"""A lazy, safe reader for files of torch.save.
 
-torch.load builds every tensor of a file at once, for a chunk of 4,000 photos about half a second, and a training run
-opens a chunk for almost every scene. Here the outline is read (see ``torch_outline``) and the bytes of a tensor only on
-demand. No tensor is larger than the data that it lies in, and no file inflates beyond reason.
+torch.load builds all tensors of a file at once: half a second for a chunk of 4,000 photos, and training opens a chunk
+for almost every scene. Here only the pickled outline is read (see ``torch_outline``); the bytes of a tensor are read on
+demand. Files are not trusted: nothing in them is run, no tensor is larger than its data, and compressed files may not
+inflate without limit.
 """
 
 from __future__ import annotations
@@ -22,25 +23,26 @@ from torch import Tensor
 
 from ilrm.files.torch_outline import read_outline
 
-_LOCAL_HEADER = 30  # bytes of a zip entry before its name and extra field, whose lengths stand at its end
-# A zip entry may promise any size; torch.save does not compress, and photos and weights compress by less than 2.
+_LOCAL_HEADER = 30  # bytes of a zip entry's header; its last 4 are the lengths of the name and extra field that follow
+# A zip entry may declare any size. torch.save does not compress, and photos and weights compress by less than 2.
 _MAX_INFLATION = 50
 _MOST_DIMENSIONS = 16
-# Weights may be tied, and a photo may be there twice.
+# How often tensors may share their data on average: weights may be tied, and a photo may be listed twice.
 _MOST_SHARED = 8
-# The first two values in a file of the layout before torch 1.6, which many published weights still have.
+# The first two values of the layout before torch 1.6, which many published weights still have.
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 class Storage(NamedTuple):
-    """A run of values in a file.
+    """A contiguous block of values in a file, to which tensors refer.
 
     Attributes:
         path: the file.
-        start: of the zip entry's header, or of the values themselves where there is ``no_header``.
-        size: of the values, in bytes.
+        start: offset of the zip entry's header, or of the values themselves if ``no_header``.
+        size: bytes of the values.
         dtype: of the values.
-        inflated: the values, if they lie in the file in compressed form.
+        no_header: the legacy layout, which is no zip file.
+        inflated: the values, if the file stores them compressed.
     """
 
     path: Path
@@ -52,7 +54,7 @@ class Storage(NamedTuple):
 
 
 class LazyTensor(NamedTuple):
-    """A tensor in a file, whose values lie all within its storage."""
+    """A tensor in a file; all of its values have been checked to lie within its storage."""
 
     storage: Storage
     offset: int
@@ -73,7 +75,7 @@ class LazyTensor(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """The values, in memory of their own (or of the storage, if that had to be inflated).
+        """Read the values into new memory (a view of the storage if that was compressed).
 
         Raises:
             OSError: the file has changed.
@@ -90,12 +92,12 @@ class LazyTensor(NamedTuple):
 
     @property
     def is_byte_string(self) -> bool:
-        """Whether it is a run of bytes, in order."""
+        """Whether it is a one-dimensional, contiguous uint8 tensor."""
         return self.dtype == torch.uint8 and self.ndim == 1 and (self.stride == (1,) or self.shape[0] < 2)
 
 
 class LazyBytes(Sequence[Tensor]):
-    """Many byte strings in one file, each a uint8 tensor (n,) when asked for; 32 bytes of memory for each."""
+    """Many byte strings in one file, each read as a uint8 tensor (n,) on access; 32 bytes of memory per string."""
 
     def __init__(self, strings: Sequence[LazyTensor]) -> None:
         assert all(string.is_byte_string and string.storage.inflated is None for string in strings)
@@ -119,7 +121,7 @@ class LazyBytes(Sequence[Tensor]):
 
 
 def share_reasonably(tensors: Sequence[LazyTensor]) -> bool:
-    """Whether tensors are not many more bytes than the data that they lie in, in which they may overlap."""
+    """Whether the tensors, which may overlap, have no more than a few times the bytes of their storages."""
     held = {(x.storage.path, x.storage.start): x.storage.size for x in tensors}
     return sum(x.nbytes for x in tensors) <= _MOST_SHARED * sum(held.values())
 
@@ -144,9 +146,9 @@ def load_lazily(path: Path) -> Any:
         What ``read_outline`` says.
 
     Raises:
-        pickle.UnpicklingError: it holds something else, which is named.
-        Exception: of many kinds, ValueError, EOFError and those of zipfile among them: it is no file of torch.save,
-            damaged or cut short, or promises more than it holds.
+        pickle.UnpicklingError: it contains something else; the message names it.
+        Exception: of many kinds, among them ValueError, EOFError and those of zipfile: it is not a file of torch.save,
+            damaged or cut short, or declares more data than it has.
     """
     if not zipfile.is_zipfile(path):
         return _load_legacy(path)
@@ -164,14 +166,14 @@ class _Archive:
         held, promised = path.stat().st_size, sum(entry.file_size for entry in archive.infolist())
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in self._entries.values())
         if promised > (held if stored else _MAX_INFLATION * held):
-            raise ValueError(f"it is {held} bytes and promises to inflate to {promised}")
+            raise ValueError(f"it has {held} bytes but would inflate to {promised}")
 
     def load(self) -> Any:
         name = next((name for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")), None)
         if name is None:
             raise ValueError("it has no outline (data.pkl)")
         self._prefix = name.removesuffix("data.pkl")
-        order = f"{self._prefix}byteorder"  # files of older versions do not say
+        order = f"{self._prefix}byteorder"  # absent in files of older versions
         if order in self._entries and self._zip.read(order) != b"little":
             raise ValueError("its numbers are not little-endian")
         return read_outline(self._zip.read(name), storage=self._storage, tensor=_tensor)[0]
@@ -189,7 +191,11 @@ class _Archive:
 
 
 def _load_legacy(path: Path) -> Any:
-    """Four pickles (two marks, the machine, the value), a pickled list of storages, and these, each with its length."""
+    """The layout before torch 1.6.
+
+    Four pickles (magic number, protocol, machine, value), a pickled list of storage names, then the storages, each
+    after its length.
+    """
     with path.open("rb") as file:
         if not file.read(1):
             raise EOFError("it is empty")
@@ -198,11 +204,12 @@ def _load_legacy(path: Path) -> Any:
             for expected in (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
                 mark, at = read_outline(data, at, storage=_place, tensor=_tensor)
                 if mark != expected:
-                    raise ValueError("it is no file of torch.save")
+                    raise ValueError("it is not a file of torch.save")
             machine, at = read_outline(data, at, storage=_place, tensor=_tensor)
             if not isinstance(machine, dict) or machine.get("little_endian") is not True:
                 raise ValueError("its numbers are not little-endian")
-            # The storages lie behind the outline that speaks of them: found in a first pass, used in a second one.
+            # The storages follow the outline that refers to them. A first pass finds out where they are, a second one
+            # builds the tensors.
             places: dict[str, tuple[str, torch.dtype, int]] = {}
             _, end = read_outline(
                 data, at, storage=lambda x: places.setdefault(_place(x)[0], _place(x)), tensor=lambda *_: None
@@ -230,22 +237,22 @@ def _legacy_storages(
 
 
 def _place(place: Any) -> tuple[str, torch.dtype, int]:
-    """Name, type and number of values of a storage. A file may claim anything to be one."""
+    """Name, dtype and number of values of a storage, checked: the file may contain anything here."""
     if type(place) is tuple and len(place) >= 5 and place[0] == "storage" and place[5:] in ((), (None,)):
         _, dtype, name, _, count = place[:5]
         if isinstance(dtype, torch.dtype) and type(name) is str and type(count) is int and count >= 0:
             return name, dtype, count
-    raise pickle.UnpicklingError("its outline has a storage that is none")
+    raise pickle.UnpicklingError("its outline has an invalid storage")
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> LazyTensor:
-    """A tensor within its storage. Shape and stride of a file may be anything, and promise any size."""
+    """A tensor within its storage, checked: offset, shape and stride of the file may be anything."""
     if type(storage) is not Storage or type(shape) is not tuple or type(stride) is not tuple:
-        raise pickle.UnpicklingError("its outline has a tensor that is none")
+        raise pickle.UnpicklingError("its outline has an invalid tensor")
     if len(shape) != len(stride) or len(shape) > _MOST_DIMENSIONS:
-        raise pickle.UnpicklingError("its outline has a tensor that is none")
+        raise pickle.UnpicklingError("its outline has an invalid tensor")
     if not all(type(x) is int and x >= 0 for x in (offset, *shape, *stride)):
-        raise pickle.UnpicklingError("its outline has a tensor that is none")
+        raise pickle.UnpicklingError("its outline has an invalid tensor")
     there, count = storage.size // storage.dtype.itemsize, math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if count > 0 and (count > there or last >= there):

@@ -1,9 +1,9 @@
-"""The pickled outline of a file of torch.save, read without calling anything.
+"""A pickle interpreter for files of torch.save that calls nothing.
 
-pickle, even with its names restricted, and torch.load with weights_only trust a stranger's file with memory and time:
-an index of four bytes makes an array of gigabytes, ``bytearray(n)`` allocates, and a dictionary with a tuple of tuples
-as a key never ends to compute its hash. Here an outline is a tree of plain values. What it calls is only looked up in a
-short list, of which tensors alone are made, by the caller.
+pickle with restricted names, and torch.load with weights_only, run no code but still let a file use up memory and time:
+a memo index of four bytes makes an array of gigabytes, ``bytearray(n)`` allocates, and hashing a key of nested tuples
+may take forever. Here the result is a tree of plain values. Names that the file calls are looked up in a short list;
+only tensors are built, and the caller builds them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DTYPES = {
 
 
 class _Maker(Enum):
-    """What a name in an outline makes when it is called."""
+    """The callables that have a meaning in an outline, by module and name."""
 
     TENSOR = "torch._utils _rebuild_tensor_v2"
     PARAMETER = "torch._utils _rebuild_parameter"
@@ -39,12 +39,12 @@ class _Maker(Enum):
 
 
 class Opaque(NamedTuple):
-    """A harmless value that nobody here asks for, such as a set: only its type's name is kept."""
+    """A harmless value that is not needed, such as a set; only the name of its type is kept."""
 
     name: str
 
 
-# Beside tensors, checkpoints of training frameworks hold these.
+# Checkpoints of training frameworks contain these besides tensors.
 _IGNORED = {
     *("torch Size", "torch device", "collections Counter", "_codecs encode"),
     *(f"{module} {name}" for module in ("builtins", "__builtin__") for name in ("set", "complex", "bytearray")),
@@ -59,7 +59,7 @@ _Call = Callable[..., Any]
 
 
 class _OutlineReader:
-    """A pickle machine with the instructions that torch.save writes, and no others."""
+    """A pickle interpreter with only the instructions that torch.save writes."""
 
     def __init__(self, data: Any, start: int, storage: _Call, tensor: _Call) -> None:
         self.data, self.at = data, start
@@ -144,11 +144,11 @@ class _OutlineReader:
         if type(target) is not dict or len(items) % 2:
             raise pickle.UnpicklingError("its outline is damaged")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if key is not None and type(key) not in (str, int, float, bool):  # hashing those is quick
+            if key is not None and type(key) not in (str, int, float, bool):  # types whose hash takes no time
                 raise pickle.UnpicklingError("its outline has a key that is neither text nor number")
             target[key] = value
 
-    # --- what was met before ---
+    # --- memo ---
 
     def _remember(self, form: str) -> None:
         self._memo[self._number(form)] = self._stack[-1]
@@ -161,7 +161,7 @@ class _OutlineReader:
     def _name(self) -> None:
         name = f"{self._line()} {self._line()}"
         if name not in _NAMES:
-            raise pickle.UnpicklingError(f"it holds {name.replace(' ', '.')}, which is no tensor")
+            raise pickle.UnpicklingError(f"it holds {name.replace(' ', '.')}, which is not a tensor")
         self._stack.append(_NAMES[name])
 
     def _call(self) -> None:
@@ -177,10 +177,10 @@ class _OutlineReader:
         elif type(called) is Opaque:
             self._stack.append(called)
         else:
-            raise pickle.UnpicklingError("its outline calls what is not to be called")
+            raise pickle.UnpicklingError("its outline calls something that must not be called")
 
     def _state(self) -> None:
-        """Attributes, such as the version notes of a state dictionary: not needed."""
+        """Attributes, such as the metadata of a state dictionary: not needed."""
         self._stack.pop()
         if type(self._stack[-1]) not in (dict, Opaque):
             raise pickle.UnpicklingError("its outline is damaged")
@@ -235,19 +235,19 @@ def read_outline(
     storage: Callable[[Any], Any],
     tensor: Callable[[Any, Any, Any, Any], Any],
 ) -> tuple[Any, int]:
-    """The value that an outline describes, and where in the data it ends.
+    """Interpret an outline.
 
     Args:
-        data: bytes, or a mapped file; the outline begins at ``start``.
-        storage: makes the place of a run of values out of what names it: anything, so it must be checked.
-        tensor: makes a tensor out of such a place, an offset, a shape and a stride: unchecked, too.
+        data: bytes or a mapped file; the outline begins at ``start``.
+        storage: converts a persistent id to a storage. The id may be any value; this function must check it.
+        tensor: builds a tensor from a storage, offset, shape and stride. They may be any values; it must check them.
 
     Returns:
-        Lists, tuples, dictionaries (their keys are texts and numbers), texts, numbers, None, ``Opaque`` and what
-        ``tensor`` makes; and a position.
+        the value, made of lists, tuples, dictionaries with strings and numbers as keys, strings, numbers, None,
+        ``Opaque`` and results of ``tensor``; and the position after the outline.
 
     Raises:
-        pickle.UnpicklingError: anything else is in it (names it), or it is damaged.
+        pickle.UnpicklingError: it contains anything else (the message names it), or it is damaged.
         EOFError: it is cut short.
     """
     reader = _OutlineReader(data, start, storage, tensor)

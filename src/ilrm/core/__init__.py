@@ -1,1 +1,1 @@
-"""The values that everything is made of: cameras, Gaussians, scenes, and the errors of the package."""
+"""The basic values of the package (cameras, Gaussians, scenes) and its errors."""

@@ -22,13 +22,13 @@ from ilrm.core.errors import CameraError
 
 NormalisationRule = Literal["transformed", "raw"]
 
-# Below this length a mean of unit vectors holds no direction worth trusting (opposed cameras).
+# Below this length the mean of unit vectors gives no reliable direction (cameras that face each other).
 _DEGENERATE_DIRECTION = 1e-4
-# Camera centres closer together than this share of their distance to the origin count as one point: some hundred
-# roundings of float64. A thing of 1 cm in UTM or ECEF coordinates has cameras a billionth of that distance apart.
+# Camera centres that differ by less than this share of their distance to the origin count as one point. It is a few
+# hundred float64 roundings; a capture of a 1 cm object in UTM or ECEF coordinates is still 10,000 times wider.
 _COINCIDENT_CENTRES = 1e-13
 _NEAR = 0.01
-# Within so many extents of the world's origin single precision keeps 6e-5 of the extent or better: part of a pixel.
+# Up to this many extents from the world's origin, float32 resolves 6e-5 of the extent or better: less than a pixel.
 _FARTHEST_ORIGIN = 1e3
 
 
@@ -48,11 +48,11 @@ class Similarity:
 
     @staticmethod
     def identity() -> Similarity:
-        """The map that changes nothing."""
+        """The identity map."""
         return Similarity(1.0, torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
 
     def inverse(self) -> Similarity:
-        """The map that undoes this one."""
+        """The inverse map."""
         rotation = self.rotation.T
         return Similarity(1.0 / self.scale, rotation, -(rotation @ self.translation) / self.scale)
 
@@ -85,15 +85,15 @@ class Similarity:
 
 
 class NoSuchCamera(CameraError, IndexError):
-    """An index out of range; ends loops like any IndexError."""
+    """An index out of range; as an IndexError it ends iteration by index."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cameras:
     """V pinhole cameras that share one image size, optionally with leading batch dimensions.
 
-    Like a tensor, cameras have the length of their first dimension and are indexed along it: views, or the batch
-    elements of a batch.
+    Like a tensor, ``Cameras`` are indexed along their first dimension, and ``len`` is its size: views, or batch
+    elements if there are batch dimensions.
 
     Attributes:
         c2w: (..., V, 4, 4) camera-to-world, OpenCV axes: columns right, down, forward, centre.
@@ -139,7 +139,8 @@ class Cameras:
         return self.c2w.device
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Cameras:
-        """A selection of the views; an integer gives cameras of length one. Of a batch: of its elements, or the one."""
+        """Select along the first dimension. An integer keeps one view as ``Cameras`` of length one, but selects one
+        element of a batch."""
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
                 raise NoSuchCamera(f"There is no camera {index} among {len(self)}.")
@@ -167,7 +168,7 @@ class Cameras:
 
     @staticmethod
     def from_w2c(w2c: Tensor | NDArray[Any], K: Tensor | NDArray[Any], width: int, height: int) -> Cameras:
-        """Cameras of world-to-camera matrices, as COLMAP, gsplat and VGGT have them (OpenCV axes).
+        """Cameras from world-to-camera matrices with OpenCV axes, the convention of COLMAP, gsplat and VGGT.
 
         Args:
             w2c: (..., V, 4, 4), or (..., V, 3, 4) without the last row.
@@ -200,7 +201,9 @@ class Cameras:
         """A batch of cameras of the same number and image size. Raises CameraError."""
         if len({(part.c2w.shape, part.width, part.height) for part in parts}) != 1:
             given = [f"{tuple(part.c2w.shape)} of {part.width}x{part.height}" for part in parts]
-            raise CameraError(f"Cameras of several shapes are no batch: {', '.join(given)}.", expected="one shape")
+            raise CameraError(
+                f"Cameras of several shapes cannot form a batch: {', '.join(given)}.", expected="one shape"
+            )
         c2w, K = (torch.stack([getattr(part, name) for part in parts]) for name in ("c2w", "K"))
         return replace(parts[0], c2w=c2w, K=K)
 
@@ -209,7 +212,7 @@ class Cameras:
         return replace(self, c2w=self.c2w.to(device, dtype), K=self.K.to(device, dtype))
 
     def check(self, names: Sequence[str] | None = None) -> Cameras:
-        """Return the cameras unchanged if every pose and intrinsic can be real.
+        """Return the cameras unchanged if every pose and every intrinsic matrix is valid.
 
         Raises:
             CameraError: NaN or infinite values, a rotation that is not orthonormal (tolerance 1e-3) or mirrored,
@@ -258,26 +261,24 @@ class Cameras:
         return replace(self, c2w=similarity.apply_c2w(self.c2w))
 
     def coincide(self) -> bool:
-        """Whether all centres are one point, but for the rounding of float64."""
+        """Whether all centres are the same point, up to float64 rounding."""
         centres = self.centers.double()
         return _is_rounding((centres - centres.mean(0)).abs().max().item(), centres.abs().max().item())
 
     def local_origin(self) -> Tensor:
-        """(3,) float64 point that positions around these cameras are counted from, see ``local_origin``."""
+        """(3,) float64 point that positions around these cameras are relative to, see ``local_origin``."""
         to_world = normalise(self)[1]
         return local_origin(to_world.translation, to_world.scale)
 
     def near_plane(self) -> float:
-        """Distance in world units nearer than which nothing is drawn: 1 % of the cameras' extent.
-
-        The rule of the released network, whatever the world's unit is.
-        """
+        """The near plane in world units: 1 % of the cameras' extent, as in the released network's unit frame."""
         return _NEAR * normalise(self)[1].scale
 
     def relative_to(self, origin: Tensor) -> Cameras:
-        """The same cameras in a world whose origin is the point ``origin`` (3,) of this one, subtracted in float64.
+        """The same cameras with positions relative to the world point ``origin`` (3,), subtracted in float64.
 
-        Unchanged for zeros, else in float64. This is how cameras come into the frame of ``Gaussians.means``.
+        Zeros return the cameras unchanged; otherwise the result is float64. This gives cameras the frame of
+        ``Gaussians.means``.
         """
         if not origin.any():
             return self
@@ -361,19 +362,19 @@ def rays(c2w: Tensor, K: Tensor, width: int, height: int, offsets: Tensor | None
 
 
 def _is_rounding(extent: float, largest: float) -> bool:
-    """Whether coordinates of up to ``largest`` that differ by ``extent`` are meant to be equal."""
+    """Whether coordinates of magnitude ``largest`` that differ by ``extent`` differ by rounding only."""
     return extent <= _COINCIDENT_CENTRES * max(largest, 1e-12)
 
 
 def local_origin(centre: Tensor, extent: float) -> Tensor:
-    """(3,) float64 point from which single precision can count the positions of a scene.
+    """(3,) float64 point relative to which float32 can hold the positions of a scene.
 
-    Zeros, the world's own origin, where that lies within 1000 extents of the scene; else the scene's centre, rounded
-    to the decimal place of the extent so that the offset is short to write.
+    Zeros, the world's own origin, if that is within 1000 extents of the scene. Otherwise the scene's centre, rounded to
+    the decimal place of the extent so that the offset has few digits.
 
     Args:
         centre: (3,) of the scene in the world.
-        extent: how far the scene reaches from there.
+        extent: radius of the scene.
     """
     at = centre.detach().double().cpu()
     if not (0 < _FARTHEST_ORIGIN * extent < at.norm().item() < math.inf):
@@ -396,9 +397,9 @@ def local_origin_of(points: Tensor) -> Tensor:
 def mean_pose(c2w: Tensor) -> tuple[Tensor, Tensor]:
     """Rotation (3, 3) and centre (3,), float64, of the frame between the given (V, 4, 4) cameras.
 
-    Forward is the mean of the viewing directions, down the mean of the down axes made orthogonal to it
-    (the released rule). Where the means vanish or fall together, as for a ring of cameras that face each
-    other, the first camera's axes are used instead: a rule that still moves along with the cameras.
+    Forward is the mean of the viewing directions; down is the mean of the down axes, made orthogonal to it (the
+    released rule). If a mean vanishes or both are parallel, as for a ring of cameras that face each other, the axes of
+    the first camera are used instead: like the means, they rotate with the cameras.
     """
     c2w = c2w.double()
     centre = c2w[:, :3, 3].mean(0)
@@ -422,18 +423,19 @@ def normalise(
 
     Args:
         cameras: V cameras in any world frame.
-        inputs: which of them define the frame; all by default.
-        rule: how the scale is measured: "transformed" is the largest coordinate of an input centre after the
-            rigid move (inputs land in [-1, 1]^3; the result does not depend on the world frame). "raw" is the largest
-            absolute coordinate before it, the rule of the released two-view weights: it depends on the world's origin.
-        scene_scale: multiplies the measured scale.
+        inputs: the views that define the frame; all by default.
+        rule: how the scale is measured. "transformed" is the largest absolute coordinate of an input centre after the
+            rigid move: inputs are then in [-1, 1]^3, and the result does not depend on the world frame. "raw" is the
+            largest absolute coordinate before it, the rule of the released two-view weights, which depends on the
+            world's origin. With "transformed", coincident cameras (a single view, or a pure rotation) keep the scale of
+            the world.
+        scene_scale: factor on the measured scale.
 
     Returns:
         the cameras in the normalised frame, and the similarity that maps that frame back to the world.
 
     Raises:
-        CameraError: the scale cannot be measured with "raw" because the only centres lie at the origin. With
-            "transformed", coincident cameras (a single view, or a pure rotation) keep the world's own scale.
+        CameraError: no inputs; or, with "raw", all input centres are at the origin, so that there is no scale.
     """
     chosen = cameras.c2w if inputs is None else cameras.c2w[inputs]
     if chosen.shape[0] == 0:

@@ -1,4 +1,4 @@
-"""What numbers and names of options may be. Nothing here loads torch before a device is asked for."""
+"""Checks of option values. torch is imported only when a device is needed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ SMALLEST_SIDE, LARGEST_SIDE = 32, 4096
 
 
 def check_size(size: int) -> int:
-    """The longer side of the images, if it can be one."""
+    """Return the longer side of the images, if it is valid. Raises ConfigError."""
     if not SMALLEST_SIDE <= size <= LARGEST_SIDE:
         raise ConfigError(
-            f"--size {size} is no image size.", expected=f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels (the longer side)"
+            f"--size {size} is not a valid image size.",
+            expected=f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels (the longer side)",
         )
     return size
 
 
 def check_at_least(flag: str, value: int, least: int) -> int:
-    """The value of a flag, if it is not below ``least``."""
+    """Return the value of a flag, if it is at least ``least``. Raises ConfigError."""
     if value < least:
         raise ConfigError(f"{flag} {value} was given.", expected=f"{least} or more")
     return value
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the GPU if there is one."""
+    """The torch device of a name; "auto" is the GPU if there is one. Raises ConfigError."""
     import torch
 
     if name == "auto":
@@ -40,7 +41,7 @@ def find_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name} is no device.", expected="auto, cpu, cuda or cuda:1")
+        raise ConfigError(f"--device {name} is not a device.", expected="auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices that torch can use.",
@@ -60,7 +61,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes in use so far: of the GPU if that computes, else of this process; None on Windows."""
+    """Peak memory so far in bytes: of torch on a GPU, else of this process; None on Windows."""
     import torch
 
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a user can do wrong. Every error says what was given, what was expected and what to do.
+"""Errors and warnings for users. Every error says what was given, what was expected and what to do.
 
 The command line prints these messages without a traceback and exits with status 1.
 """
@@ -12,12 +12,12 @@ from typing import Any
 
 
 class IlrmError(Exception):
-    """Base of all errors that a user can cause and mend.
+    """Base class of all errors that a user can cause and fix.
 
     Args:
-        problem: what was given, and why it cannot be used (names the file, view or value).
-        expected: what would have been right.
-        fix: what to do about it.
+        problem: what was given and why it cannot be used; names the file, view or value.
+        expected: what would have been valid.
+        fix: what to do.
     """
 
     def __init__(self, problem: str, *, expected: str = "", fix: str = "") -> None:
@@ -31,15 +31,15 @@ class IlrmError(Exception):
 
 
 class CameraError(IlrmError):
-    """A pose or an intrinsic matrix that no camera can have."""
+    """An invalid pose or intrinsic matrix."""
 
 
 class SceneError(IlrmError):
-    """A scene on disk that cannot be read, or that lacks what was asked of it."""
+    """A scene that cannot be read, or that lacks something required."""
 
 
 class GaussiansError(IlrmError):
-    """Gaussians (or a file of them) with missing, malformed or impossible values."""
+    """Gaussians, or a file of them, with missing, malformed or invalid values."""
 
 
 class WeightsError(IlrmError):
@@ -47,11 +47,11 @@ class WeightsError(IlrmError):
 
 
 class ConfigError(IlrmError):
-    """A configuration that contradicts itself."""
+    """An invalid option, or options that contradict each other."""
 
 
 class AccessError(IlrmError):
-    """A file or folder that may not be looked at, so that nobody can tell whether something is there."""
+    """A file or folder that may not be read, so that it is unknown whether something exists."""
 
 
 class OutputError(IlrmError):
@@ -77,12 +77,12 @@ class MissingExtraError(IlrmError):
 
 
 class IlrmWarning(UserWarning):
-    """What was read may not be what its owner expects. The command line prints it as one line, without a place."""
+    """Something may not be as the user expects. The command line prints it as one line, without a code location."""
 
 
 def warn(message: str) -> None:
-    """Warn with one line that names the file or view."""
-    printable = message.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
+    """Issue an IlrmWarning of one line; it should name the file or view."""
+    printable = message.encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
     warnings.warn(printable, IlrmWarning, stacklevel=3)
 
 

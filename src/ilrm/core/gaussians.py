@@ -1,7 +1,7 @@
 """3D Gaussians as immutable values in physical units, in the scene's own world frame.
 
-Positions are single precision, which world coordinates like UTM or ECEF would exhaust. They are therefore counted from
-a point of the world, ``origin``, that is known in float64; zeros wherever the scene is near the world's own origin.
+Positions are float32, which is too coarse for world coordinates like UTM or ECEF. They are therefore relative to a
+point of the world, ``origin``, in float64. It is zero unless the scene is far from the world's own origin.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ilrm.core import spherical_harmonics
 from ilrm.core.cameras import Similarity
 from ilrm.core.errors import GaussiansError
 
-# The fields that have an entry for each Gaussian.
+# The fields with one entry per Gaussian.
 PER_GAUSSIAN = ("means", "scales", "quats", "opacities", "sh")
-# Rotations count as equal where the quaternions' cosine is this near to 1 or -1 (the released threshold).
+# Rotations count as equal if the cosine between the quaternions is this close to 1 or -1 (the released threshold).
 _SAME_ROTATION = 4 * torch.finfo(torch.float64).eps
 _WORLD_ORIGIN = torch.zeros(3, dtype=torch.float64)
 
 
 class GsplatArguments(TypedDict):
-    """What ``Gaussians.to_gsplat`` gives, by the names that ``gsplat.rasterization`` has for it.
+    """The result of ``Gaussians.to_gsplat``: keyword arguments of ``gsplat.rasterization``.
 
     Attributes:
         means: (..., N, 3).
@@ -48,25 +48,25 @@ class GsplatArguments(TypedDict):
 
 
 class NoSuchGaussian(GaussiansError, IndexError):
-    """An index out of range; ends loops like any IndexError."""
+    """An index out of range; as an IndexError it ends iteration by index."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussians:
     """N Gaussians, optionally with leading batch dimensions.
 
-    Like a tensor, they have the length of their first dimension and are indexed along it: Gaussians, or the batch
-    elements of a batch.
+    Like a tensor, ``Gaussians`` are indexed along their first dimension, and ``len`` is its size: Gaussians, or batch
+    elements if there are batch dimensions.
 
     Attributes:
-        means: (..., N, 3) centres in world units, counted from ``origin``: the place in the world is origin + means.
-        scales: (..., N, 3) standard deviations along the own axes in world units (linear, positive).
-        quats: (..., N, 4) unit quaternions (w, x, y, z) that turn the own axes into the world.
+        means: (..., N, 3) centres in world units, relative to ``origin``: the world position is origin + means.
+        scales: (..., N, 3) standard deviations along the Gaussian's own axes in world units (linear, positive).
+        quats: (..., N, 4) unit quaternions (w, x, y, z) that rotate the own axes into the world.
         opacities: (..., N) in [0, 1].
         sh: (..., N, K, 3) spherical-harmonics coefficients, K = (degree + 1)^2; colour = max(0, basis . sh + 0.5).
-        origin: (3,) float64 on the CPU, the point of the world where means are 0; one for all batch elements.
-        antialiased: made to be rendered with compensated opacity (Mip-Splatting's screen-space filter): what the blur
-            of the renderer adds to a splat's area is taken from its opacity; see ``ilrm.render.rules``.
+        origin: (3,) float64 on the CPU, the world point where means are 0; shared by all batch elements.
+        antialiased: to be rendered with compensated opacity (Mip-Splatting's screen-space filter): opacity falls by
+            the factor by which the renderer's blur enlarges the splat; see ``ilrm.render.rules``.
     """
 
     means: Tensor
@@ -86,7 +86,8 @@ class Gaussians:
                     f"Gaussians were given {name} of shape {tuple(getattr(self, name).shape)}.",
                     expected=f"{size}, to go with means {tuple(self.means.shape)}",
                 )
-        # The default is right, and a real tensor even where all others only pretend to hold values (estimates).
+        # The default needs no check. It is a real tensor even where the others are fake or meta tensors, whose values
+        # cannot be read.
         if self.origin is not _WORLD_ORIGIN:
             if tuple(self.origin.shape) != (3,) or not torch.isfinite(self.origin).all():
                 given = self.origin.tolist()
@@ -125,7 +126,7 @@ class Gaussians:
         return self.means.device
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
-        """The same function of each of the five tensors."""
+        """Apply a function to each of the five tensors."""
         return replace(self, **{name: change(getattr(self, name)) for name in PER_GAUSSIAN})
 
     def __getitem__(self, index: int | slice | Tensor) -> Gaussians:
@@ -153,22 +154,22 @@ class Gaussians:
 
     @property
     def world_means(self) -> Tensor:
-        """(..., N, 3) centres in the world, float64."""
+        """(..., N, 3) float64 centres in the world."""
         return self.means.double() + self.origin.to(self.device)
 
     def at(self, origin: Tensor) -> Gaussians:
-        """The same numbers counted from another point of the world (3,): the Gaussians move along."""
+        """The same means with another ``origin`` (3,): this moves the Gaussians in the world."""
         return replace(self, origin=origin)
 
     def local(self) -> Gaussians:
-        """The same numbers in a world of their own, whose origin is the point that they are counted from.
+        """The same means with the origin set to zero: a local world, in which ``origin`` is the world's origin.
 
-        Cameras come there by ``cameras.relative_to(gaussians.origin)``.
+        ``cameras.relative_to(gaussians.origin)`` gives the matching cameras.
         """
         return self.at(_WORLD_ORIGIN)
 
     def counted_from(self, origin: Tensor) -> Gaussians:
-        """The same Gaussians at the same place, with means counted from another point of the world (3,)."""
+        """The same Gaussians at the same place, with means relative to another point of the world (3,)."""
         origin = origin.detach().to("cpu", torch.float64)
         shift = self.origin - origin
         if not shift.any():
@@ -182,12 +183,12 @@ class Gaussians:
         return axes @ axes.transpose(-1, -2)
 
     def transform(self, similarity: Similarity, origin: Tensor | None = None) -> Gaussians:
-        """The same Gaussians in another world frame: centres, scales, rotations and SH move along.
+        """The same Gaussians in another world frame: centres, scales, rotations and SH are transformed.
 
         Args:
-            similarity: from the present world to the other one.
-            origin: (3,) point of the other world to count means from. By default that where the present origin comes
-                to lie; zeros where that is zeros.
+            similarity: from the current world to the new one.
+            origin: (3,) point of the new world that means are relative to. By default the image of the current origin;
+                zeros if the current origin is zero.
         """
         if self.sh_degree > 0:
             turn = spherical_harmonics.rotation_matrix(similarity.rotation, self.sh_degree).to(self.sh)
@@ -209,10 +210,10 @@ class Gaussians:
         )
 
     def to_gsplat(self) -> GsplatArguments:
-        """The Gaussians as arguments of ``gsplat.rasterization``, sharing memory with these.
+        """Arguments of ``gsplat.rasterization``; the tensors share memory with these Gaussians.
 
-        Means are counted from ``origin``: the matrices to go with them are those of
-        ``cameras.relative_to(gaussians.origin).w2c``, intrinsics are ``cameras.K``.
+        Means are relative to ``origin``, so pass ``cameras.relative_to(gaussians.origin).w2c`` as view matrices and
+        ``cameras.K`` as intrinsics.
         """
         return {
             "means": self.means,
@@ -234,19 +235,19 @@ class Gaussians:
         sh_degree: int | None = None,
         rasterize_mode: str = "classic",
     ) -> Gaussians:
-        """Gaussians of the arguments that ``gsplat.rasterization`` would draw.
+        """Gaussians from arguments of ``gsplat.rasterization``.
 
         Args:
             means: (..., N, 3).
-            quats: (..., N, 4) wxyz, of any length but 0.
-            scales: (..., N, 3) standard deviations. gsplat's trainers keep their logarithm: give ``exp`` of that.
-            opacities: (..., N) in [0, 1]. gsplat's trainers keep logits: give ``sigmoid`` of those.
+            quats: (..., N, 4) wxyz, of any length except 0.
+            scales: (..., N, 3) standard deviations. gsplat's trainers store logarithms: pass ``exp`` of those.
+            opacities: (..., N) in [0, 1]. gsplat's trainers store logits: pass ``sigmoid`` of those.
             colors: (..., N, K, 3) SH coefficients with ``sh_degree``, else (..., N, 3) colours in [0, 1].
-            sh_degree: how much of the coefficients is used; the rest is left out. None if ``colors`` are colours.
+            sh_degree: degree to keep; higher coefficients are dropped. None if ``colors`` are colours.
             rasterize_mode: "classic", or "antialiased".
 
         Raises:
-            GaussiansError: shapes that do not fit each other, an unknown mode, more degrees than there are.
+            GaussiansError: shapes that do not match, an unknown mode, or a degree above that of ``colors``.
         """
         if rasterize_mode not in ("classic", "antialiased"):
             raise GaussiansError(
@@ -268,25 +269,25 @@ class Gaussians:
 
     @staticmethod
     def cat(parts: Sequence[Gaussians]) -> Gaussians:
-        """One set out of several, counted from the first one's origin; all have the same SH degree and batch shape.
+        """Concatenate several sets, with the origin of the first; all need the same SH degree and batch shape.
 
         Raises:
-            GaussiansError: nothing was given, or some are made for anti-aliased rendering and others are not.
+            GaussiansError: no sets, or sets with different values of ``antialiased``.
         """
         if not parts:
             raise GaussiansError("There are no Gaussians to join.", expected="at least one set")
         if len({part.antialiased for part in parts}) > 1:
             raise GaussiansError(
-                "Gaussians for anti-aliased rendering and others cannot be one set: a renderer treats all alike.",
+                "Gaussians for anti-aliased rendering and others cannot be joined: a renderer treats a set alike.",
                 expected="sets with the same value of antialiased",
-                fix="render them apart, or give all the same with dataclasses.replace(gaussians, antialiased=...)",
+                fix="render them apart, or change the value with dataclasses.replace(gaussians, antialiased=...)",
             )
         first, dim = parts[0], parts[0].means.ndim - 2
         parts = [part.counted_from(first.origin) for part in parts]
         return replace(first, **{name: torch.cat([getattr(p, name) for p in parts], dim=dim) for name in PER_GAUSSIAN})
 
     def possible(self) -> Tensor:
-        """(..., N) mask of the Gaussians that can be: finite, scales of 0 or more, a rotation, opacities in [0, 1]."""
+        """(..., N) mask of the valid Gaussians: finite, scales of 0 or more, quats not 0, opacities in [0, 1]."""
         fair = (self.opacities >= 0) & (self.opacities <= 1)
         return self.finite() & fair & (self.scales >= 0).all(-1) & (self.quats != 0).any(-1)
 
@@ -312,7 +313,7 @@ def matrix_to_quaternion(rotation: Tensor) -> Tensor:
     """Unit quaternions (..., 4), wxyz with w >= 0, of rotations (..., 3, 3)."""
     m = rotation
     trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
-    # |2q| per component, from the diagonal; the largest one is the safe divisor (no cancellation).
+    # |2q| of each component, from the diagonal. Dividing by the largest one avoids cancellation.
     d0, d1, d2 = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
     squared = torch.stack([1 + trace, 1 + d0 - d1 - d2, 1 - d0 + d1 - d2, 1 - d0 - d1 + d2], -1)
     double = squared.clamp_min(0).sqrt()
@@ -333,7 +334,7 @@ def matrix_to_quaternion(rotation: Tensor) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """Unit quaternions (..., 4) on the shorter arc from a (..., 4) to b (..., 4), at shares (...) of its angle."""
+    """Spherical interpolation of unit quaternions a, b (..., 4) along the shorter arc; ``share`` (...) is 0 at a."""
     cosine = (a * b).sum(-1)
     b, cosine = torch.where(cosine[..., None] < 0, -b, b), cosine.abs()
     angle = cosine.clamp_max(1).acos()

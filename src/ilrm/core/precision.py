@@ -1,4 +1,4 @@
-"""Which number format the network computes in."""
+"""The number format of the network's arithmetic: fp32 or bf16."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def resolve(precision: Precision, device: torch.device, parameters: int) -> Literal["fp32", "bf16"]:
-    """What "auto" means here: bf16 on a GPU that has it, and on a CPU that has it if the network is large."""
+    """Replace "auto": bf16 on a GPU that supports it, and on a CPU that supports it if the network is large."""
     if precision != "auto":
         return precision
     worth_it = device.type == "cuda" or parameters >= _LARGE
@@ -32,12 +32,12 @@ def resolve(precision: Precision, device: torch.device, parameters: int) -> Lite
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """Keep convolutions of fp32 tensors on CUDA in fp32; torch's own default, TF32, has 10 bits instead of 23.
+    """Compute convolutions of fp32 tensors on CUDA in fp32; torch's default, TF32, has 10 mantissa bits instead of 23.
 
-    Matrix products are exact unless ``torch.set_float32_matmul_precision`` was called, which is the caller's choice.
+    Matrix products are already fp32 unless the caller has changed ``torch.set_float32_matmul_precision``.
     """
     cudnn: Any = torch.backends.cudnn
-    if hasattr(cudnn, "conv"):  # from torch 2.9 on, where the other name must not be mixed with these
+    if hasattr(cudnn, "conv"):  # torch 2.9 and later raise if the old setting is mixed with these
         switches = [(cudnn.conv, "fp32_precision", "ieee"), (cudnn.rnn, "fp32_precision", "ieee")]
     else:
         switches = [(cudnn, "allow_tf32", False)]
@@ -54,7 +54,8 @@ def exact_fp32() -> Iterator[None]:
 def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> AbstractContextManager[object]:
     """Run matrix products, convolutions and attention in that format.
 
-    Without gradients a weight is used once, so its bf16 copy is not kept: it would cost half the weights in memory.
+    Without gradients each weight is used once. Its bf16 copy is then not cached: the cache would take half the memory
+    of the weights.
     """
     if precision == "fp32" or not torch.amp.is_autocast_available(device.type):
         return exact_fp32()
@@ -69,7 +70,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Compute in the tensors' own formats, whatever is around: geometry needs all of its digits."""
+    """Turn off any surrounding autocast, because geometry needs the full precision of its tensors."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()  # "meta"
     return torch.autocast(device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""What long work says while it runs: the command line shows it, and a caller in Python may."""
+"""Progress and messages of long operations. The command line shows them; callers in Python may."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Takes a step, or several, and shows a note beside the bar; says the total where it was not known before."""
+    """Advances a progress bar by some steps, shows a note beside it, and may set the total if it was unknown."""
 
     def __call__(self, note: str = "", steps: int = 1, total: int | None = None) -> None: ...
 
 
 class Reporter(Protocol):
-    """Where messages and progress go."""
+    """Receives messages and progress."""
 
     def say(self, message: str) -> None:
-        """A line about what is going on."""
+        """Show a line about the current work."""
 
     def progress(self, label: str, total: int | None) -> AbstractContextManager[Advance]:
-        """A stage of ``total`` steps; the context's function advances it."""
+        """Show a stage of ``total`` steps (None: unknown); the yielded function advances it."""
         ...
 
 
 class Silent:
-    """A reporter that says nothing."""
+    """A reporter that ignores everything."""
 
     def say(self, message: str) -> None:
         pass

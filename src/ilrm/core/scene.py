@@ -1,4 +1,4 @@
-"""A scene: photos with cameras, and what else is known about them."""
+"""A scene: photos with cameras, and optionally depth, masks and points."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Index = int | slice | Sequence[int]
 
 
 class _LazyViews:
-    """V arrays of one size that are read when they are asked for.
+    """V arrays of one size that are read on access.
 
     Args:
-        readers: one function a view.
+        readers: one function per view.
         height, width: the size that every reader returns.
-        device: where the arrays go once they are read.
+        device: where the arrays are moved after reading.
     """
 
     dtype: torch.dtype
@@ -64,20 +64,20 @@ class _LazyViews:
         return torch.empty((0, *self.shape[1:]), dtype=self.dtype, device=self.device)
 
     def select(self, views: Sequence[int]) -> Self:
-        """The same for some of the views, still unread."""
+        """Some of the views, without reading them."""
         return type(self)([self.readers[i] for i in views], self.height, self.width, self.device)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same, still unread; what is read goes to another device."""
+        """The same views, without reading them; they are moved to another device after reading."""
         return type(self)(self.readers, self.height, self.width, device)
 
 
 class LazyImages(_LazyViews):
-    """V images of one size that are decoded when they are asked for.
+    """V images of one size that are decoded on access.
 
-    Behaves like a (V, H, W, 3) float tensor in [0, 1] under indexing by view: an integer gives (H, W, 3), a
-    slice or list of integers gives (v, H, W, 3). Nothing is kept, so memory does not grow with V. Readers return
-    uint8 (H, W, 3).
+    Indexing by view works as for a (V, H, W, 3) float tensor in [0, 1]: an integer gives (H, W, 3), a slice or a list
+    of integers gives (v, H, W, 3). Decoded images are not cached, so memory does not grow with V. Readers return uint8
+    (H, W, 3).
     """
 
     dtype, channels = torch.uint8, (3,)
@@ -87,7 +87,7 @@ class LazyImages(_LazyViews):
 
 
 class LazyMasks(_LazyViews):
-    """As ``LazyImages``, like a (V, H, W) bool tensor; readers return bool (H, W)."""
+    """As ``LazyImages``, for a (V, H, W) bool tensor; readers return bool (H, W)."""
 
     dtype, channels = torch.bool, ()
 
@@ -99,12 +99,12 @@ Photo = str | Path
 Array = Tensor | NDArray[Any]
 PhotoOpener = Callable[[Sequence[Path], Cameras], LazyImages]
 
-# How photos on disk become images. Files are not known here: ``ilrm.scenes`` gives the function when it is imported.
+# The function that opens photos. It is set when ``ilrm.scenes`` is imported, because ``core`` must not import it.
 _photo_openers: list[PhotoOpener] = []
 
 
 def open_photos_with(opener: PhotoOpener) -> None:
-    """Let ``Scene.from_images`` take paths; ``opener`` makes the images of V cameras out of V paths."""
+    """Set the function by which ``Scene.from_images`` opens paths: from V paths and V cameras to V images."""
     _photo_openers[:] = [opener]
 
 
@@ -112,15 +112,15 @@ def open_photos_with(opener: PhotoOpener) -> None:
 class Scene:
     """V posed images of one size, in their own world frame.
 
-    Scenes that come from files hold cameras and points in float64, as precise as the file, so that two worlds that
-    differ by a similarity stay the same scene; made ones may hold float32.
+    Scenes read from files have cameras and points in float64, so that two files that differ by a similarity stay the
+    same scene. Other scenes may have float32.
 
     Attributes:
         images: (V, H, W, 3) float in [0, 1]; a tensor, or ``LazyImages`` that decode on access.
         cameras: V cameras of the same size.
         names: V file names or labels, unique.
         depth: optional (V, H, W) z-depth in world units, 0 where unknown.
-        mask: optional (V, H, W) bool, True where a pixel counts: the others are in no loss and in no score.
+        mask: optional (V, H, W) bool, True where a pixel counts; other pixels are ignored by losses and scores.
         points: optional (P, 3) known surface points in the world.
         points_rgb: optional (P, 3) their colours in [0, 1].
     """
@@ -151,26 +151,25 @@ class Scene:
     def from_images(
         images: Sequence[Photo] | Sequence[Array] | Array, cameras: Cameras, names: Sequence[str] | None = None
     ) -> Scene:
-        """A scene of photos that are at hand, with cameras that are known.
+        """A scene of given photos with known cameras.
 
         Args:
             images: V paths of image files, or V images (H, W, 3) of the cameras' size: one array or tensor
-                (V, H, W, 3), or a sequence of V; uint8, or float in [0, 1]. Files are decoded when they are used. They
-                are brought upright as their EXIF orientation says, unless only the stored pixels have the cameras'
-                shape. Files of another resolution are stretched to the cameras' size, if width / height is the same
-                within 1 %.
+                (V, H, W, 3), or a sequence of V; uint8, or float in [0, 1]. Files are decoded when they are used, and
+                rotated by their EXIF orientation unless only the stored pixels have the cameras' shape. Files of
+                another resolution are resized to the cameras' size, if width / height is the same within 1 %.
             cameras: V cameras of pinhole images without distortion.
             names: V unique labels; by default the names of the files, else "view 0", "view 1", ...
 
         Raises:
-            SceneError: images that are not as said, or not as many as the cameras; a file that is no image.
-            CameraError: a pose or intrinsic that no camera can have.
+            SceneError: images of another shape or number, or a file that is not an image.
+            CameraError: an invalid pose or intrinsic.
         """
         if isinstance(images, str | Path):
             raise SceneError(
                 f"Scene.from_images was given the one path {images}.",
-                expected="a sequence of paths, one a camera",
-                fix="load_scene reads a folder or a camera file",
+                expected="a sequence of paths, one per camera",
+                fix="read a folder or a camera file with load_scene",
             )
         if cameras.batch_shape:
             raise SceneError(
@@ -180,7 +179,7 @@ class Scene:
         given = images if isinstance(images, Tensor | np.ndarray) else list(images)
         if len(given) != len(cameras):
             raise SceneError(
-                f"{len(given)} images and {len(cameras)} cameras were given.", expected="one image a camera"
+                f"{len(given)} images and {len(cameras)} cameras were given.", expected="one image per camera"
             )
         files = [Path(image) for image in given if isinstance(image, str | Path)]
         if files and len(files) != len(given):
@@ -192,14 +191,14 @@ class Scene:
         if not files:
             return Scene(_as_images(given, cameras), cameras, labels)
         if not _photo_openers:
-            raise SceneError("Scene.from_images was given paths.", fix="import ilrm.scenes, which can open them")
+            raise SceneError("Scene.from_images was given paths.", fix="import ilrm.scenes first, which opens them")
         return Scene(_photo_openers[0](files, cameras), cameras, labels)
 
     def __len__(self) -> int:
         return len(self.cameras)
 
     def to(self, device: torch.device | str) -> Scene:
-        """The same scene with all its tensors on another device; images that are not decoded yet stay so."""
+        """The same scene with all tensors on another device; lazy images stay lazy."""
         known = {
             name: value.to(device)
             for name in ("images", "cameras", "depth", "points", "points_rgb", "mask")
@@ -221,14 +220,14 @@ class Scene:
         )
 
     def mask_of(self, views: Sequence[int]) -> Tensor | None:
-        """(v, H, W) bool of these views; None where all pixels of the scene count."""
+        """(v, H, W) bool of these views; None if the scene has no mask."""
         return None if self.mask is None else self.mask[list(views)]
 
     def loaded(self, most_bytes: int | None = None) -> Scene:
-        """The scene with all its images and masks decoded in memory: what is looked at again and again should be.
+        """The scene with all images and masks decoded in memory, for repeated use.
 
         Args:
-            most_bytes: a scene that needs more is returned as it is.
+            most_bytes: a scene that needs more memory is returned unchanged.
         """
         pixels = len(self) * self.cameras.height * self.cameras.width
         if most_bytes is not None and (12 + (self.mask is not None)) * pixels > most_bytes:
@@ -236,7 +235,7 @@ class Scene:
         return replace(self, images=self.images[:], mask=None if self.mask is None else self.mask[:])
 
     def transform(self, similarity: Similarity) -> Scene:
-        """The same scene in another world frame: cameras, depth and points move along."""
+        """The same scene in another world frame: cameras, depth and points are transformed."""
         return replace(
             self,
             cameras=self.cameras.transform(similarity),
@@ -246,7 +245,7 @@ class Scene:
 
 
 def _names(files: Sequence[Path], count: int) -> tuple[str, ...]:
-    """File names, or whole paths where those are not unique; numbers for images without a file."""
+    """File names, or paths if those are not unique; "view 0", "view 1", ... for images without files."""
     short = tuple(file.name for file in files)
     if not files:
         return tuple(f"view {view}" for view in range(count))
@@ -262,7 +261,7 @@ def _as_images(given: Iterable[Any], cameras: Cameras) -> Tensor:
             channels_first = image.ndim == 3 and image.shape[0] == 3
             raise SceneError(
                 f"Image {view} has the shape {tuple(image.shape)}.",
-                expected=f"{size}, to go with the cameras",
+                expected=f"{size}, the size of the cameras",
                 fix="permute the channels to the end" if channels_first else "resize the image, or Cameras.resize",
             )
         if image.dtype != torch.uint8 and not image.is_floating_point():

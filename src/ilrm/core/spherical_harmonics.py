@@ -53,8 +53,8 @@ def colours(sh: Tensor, directions: Tensor) -> Tensor:
 def rotation_matrix(rotation: Tensor, degree: int) -> Tensor:
     """(K, K) matrix that rotates coefficients along with the world, for a world rotation (3, 3).
 
-    The rotated function f'(d) = f(R^-1 d) lies in the same space, degree by degree; its coefficients follow
-    from its values at more directions than there are coefficients, by least squares (exact up to rounding).
+    The rotated function f'(d) = f(R^-1 d) is in the span of the same basis, degree by degree. Its coefficients are
+    fitted to its values at more directions than there are coefficients, by least squares (exact up to rounding).
     """
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(64, 3, generator=generator, dtype=torch.float64), dim=-1)

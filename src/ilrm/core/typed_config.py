@@ -1,8 +1,7 @@
-"""Configs out of plain JSON values, each value of the declared type and in its range.
+"""Configs from plain JSON values, checked against the type hints of the config classes.
 
-Driven by the type hints of the config classes: a class needs nothing but its fields, and classes that can stand in
-one place are told apart by their ``kind``. Files of strangers are read with it: whatever they hold, there is a config
-or a ConfigError, and no value is used before it is checked.
+A config class needs only its fields; alternatives in a union are distinguished by their field ``kind``. Untrusted files
+are read with it: whatever they contain, the result is a config or a ConfigError, and no value is used unchecked.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ _LARGEST_INTEGER = 10**300  # JSON integers have any length; beyond this no floa
 
 
 def build(cls: type[Config], values: Any, name: str = "") -> Config:
-    """The config of a description. Fields that are left out have their defaults.
+    """Build a config from plain values. Missing fields get their defaults.
 
     Args:
-        cls: a dataclass, whose fields are plain values, tuples of such, and dataclasses.
-        values: what ``plain`` gives, or anything else.
-        name: what the description is called in messages.
+        cls: a dataclass whose fields are plain values, tuples of those, and dataclasses.
+        values: a result of ``plain``, or any untrusted value.
+        name: name of the config in messages.
 
     Raises:
-        ConfigError: an unknown field (names it and those there are), a value of the wrong type, a contradiction.
+        ConfigError: an unknown field (the message lists the known ones), a value of the wrong type, a contradiction.
     """
     return _build(cls, values, name)
 
@@ -47,7 +46,7 @@ def plain(value: Any) -> Any:
 
 
 def check_range(config: Any, least: float, most: float, *names: str) -> None:
-    """Refuse fields of a config (in a tuple, all its numbers) beyond a range. NaN is in none. Raises ConfigError."""
+    """Refuse fields of a config, or numbers in their tuples, outside a range; NaN always. Raises ConfigError."""
     for name in names:
         value = getattr(config, name)
         if not all(least <= x <= most for x in (value if isinstance(value, tuple) else (value,))):
@@ -64,13 +63,13 @@ def check_finite(config: Any) -> None:
 
 
 def assign(values: Any, path: str, value: Any) -> None:
-    """Set one of nested plain values in place.
+    """Set one value in nested plain values, in place.
 
     Args:
-        path: names of fields and positions in lists, with dots between them; all must be there already.
+        path: field names and list positions joined by dots; all of them must exist.
 
     Raises:
-        ConfigError: no such field (lists those there are).
+        ConfigError: no such field (the message lists the known ones).
     """
     parts = path.split(".")
     for depth, name in enumerate(parts):
@@ -111,7 +110,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:
-    """``value`` as the type ``kind``; ``path`` says where it stands."""
+    """Convert ``value`` to the type ``kind``; ``path`` is its position, for messages."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _build_choice(get_args(kind), value, path)
@@ -142,7 +141,7 @@ def _build_dataclass(cls: Any, value: Any, path: str) -> Any:
 
 
 def _build_choice(choices: tuple[Any, ...], value: Any, path: str) -> Any:
-    """One of several types: None by itself, classes by their ``kind``, others by trying."""
+    """Convert to one type of a union: None, an only other type, or a class chosen by its field ``kind``."""
     if value is None and type(None) in choices:
         return None
     choices = tuple(choice for choice in choices if choice is not type(None))
@@ -181,7 +180,7 @@ def _wrong(path: str, value: Any, expected: str) -> ConfigError:
 
 
 def _shown(value: Any) -> str:
-    """A value as JSON, as far as a message has room for it."""
+    """A value as JSON, shortened for a message."""
     try:
         text = json.dumps(value, default=str)
     except (RecursionError, ValueError):  # deeply nested, or a number of thousands of digits

@@ -168,7 +168,7 @@ def test_data_sets_of_them(far: World, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["data", "check", str(far.capture), "--json"]) == 0
     out = capsys.readouterr().out
     assert "far away" in out
-    assert "one place" not in out
+    assert "same position" not in out
     assert main(["data", "convert", str(far.capture), "-o", str(tmp_path / "set")]) == 0
     report = (tmp_path / "set/report.json").read_text()
     assert "poses are counted from" in report

@@ -111,7 +111,7 @@ def test_truncated_chunks_are_refused(tmp_path, keep):
         (lambda e: e.update(images=[]), "The images of scene a"),
         (lambda e: e.update(images=[torch.zeros(3)] * 3), "The images of scene a"),
         (lambda e: e["images"].pop(), "2 images but 3 cameras in scene a"),
-        (lambda e: e.update(key=5), "is no chunk"),
+        (lambda e: e.update(key=5), "is not a chunk"),
         (lambda e: e["cameras"].zero_(), "has no inverse"),
     ],
 )

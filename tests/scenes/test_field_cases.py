@@ -173,7 +173,7 @@ def test_other_spellings_get_a_hint_and_are_not_used(tmp_path: Path, file: str, 
     write_capture(tmp_path, 2, file=file, listed=listed)
     with pytest.raises(SceneError) as error:
         load_scene(tmp_path)
-    assert f"{file.format(0)} is there, {listed.format(0)} is listed" in str(error.value)
+    assert f"{file.format(0)} exists, {listed.format(0)} is listed" in str(error.value)
 
 
 def test_two_files_that_may_be_meant_are_no_answer(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_folding_lenses_are_cropped_before_the_turn(tmp_path: Path, k1: float, s
         tmp_path, 3, rays=radial(k1, share * width, width, height), fl_x=share * width, fl_y=share * width, k1=k1
     )
     with pytest.warns(
-        IlrmWarning, match=r"distortion of the lens OPENCV .* turns back inside the photo; cropped to the"
+        IlrmWarning, match=r"distortion of the lens OPENCV .* folds back inside the photo; cropped to the"
     ):
         scene = load_scene(tmp_path)
     assert min(agreement(scene)) > RESAMPLED
@@ -312,11 +312,11 @@ def test_folding_lenses_are_cropped_before_the_turn(tmp_path: Path, k1: float, s
 
 def test_lenses_that_fold_too_early_are_refused(tmp_path: Path) -> None:
     write_capture(tmp_path, 2, rays=radial(-0.33, 92.0, 200, 150), fl_x=92.0, fl_y=92.0, k1=-0.33)
-    with pytest.raises(SceneError, match=r"the lens OPENCV .*turns back inside the photo; .* show 3\d% of its pixels"):
+    with pytest.raises(SceneError, match=r"the lens OPENCV .*folds back inside the photo; .* show 3\d% of its pixels"):
         load_scene(tmp_path)
 
 
-# Parameters, the distorted radius by the formula, and whether it turns back inside the photo.
+# Parameters, the distorted radius by the formula, and whether it folds back inside the photo.
 RADIAL: dict[str, tuple[str, tuple[float, ...], Callable[[np.ndarray], np.ndarray], bool]] = {
     "one coefficient": ("SIMPLE_RADIAL", (92, 100, 75, -0.2), lambda r: r - 0.2 * r**3, True),
     "two": ("RADIAL", (92, 100, 75, -0.1, -0.02), lambda r: r - 0.1 * r**3 - 0.02 * r**5, True),

@@ -107,7 +107,7 @@ def test_a_dataset_root_asks_for_its_stage(tmp_path):
 
 def test_a_key_belongs_to_chunks(tmp_path):
     write_scene(tmp_path)
-    with pytest.raises(SceneError, match="one scene only"):
+    with pytest.raises(SceneError, match="only one scene"):
         load_scene(tmp_path, key="a")
 
 

@@ -165,7 +165,7 @@ def test_many_missing_files_are_counted(tmp_path):
     write_scene(tmp_path, views=8)
     for view in range(7):
         (tmp_path / f"images/{view}.png").unlink()
-    with pytest.warns(IlrmWarning, match=r"7 of the 8 images.*left out.*4\.png \.\.\. \(7 in all\)"):
+    with pytest.warns(IlrmWarning, match=r"7 of the 8 images.*left out.*4\.png \.\.\. \(7 in total\)"):
         assert load_scene(tmp_path).names == ("7.png",)
     (tmp_path / "images/7.png").unlink()
     with pytest.raises(SceneError, match=r"8 of the 8 images"):
@@ -217,8 +217,8 @@ def test_points_beside_the_file(tmp_path):
     assert scene.points.tolist() == [[1, 2, 3], [-4, 0.5, 6]]
     assert scene.points_rgb is None
     for count, words in (
-        ("9" * 12, "holds fewer"),
-        (2**63, "holds fewer"),
+        ("9" * 12, "has too few"),
+        (2**63, "has too few"),
         ("9" * 5000, "does not begin"),
         ("²", "does"),
     ):

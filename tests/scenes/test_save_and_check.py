@@ -104,7 +104,7 @@ def test_useless_poses_are_warned_about(tmp_path):
         for row in frame["transform_matrix"][:3]:
             row[3] = 1.0
     write_transforms(tmp_path, data)
-    assert "all cameras stand at one place" in messages(tmp_path, "warning")
+    assert "all cameras are at the same position" in messages(tmp_path, "warning")
     for view, frame in enumerate(data["frames"]):
         frame["transform_matrix"][0][3], frame["transform_matrix"][1][3] = 512345 + 0.2 * view, 5432109
     write_transforms(tmp_path, data)
@@ -113,7 +113,7 @@ def test_useless_poses_are_warned_about(tmp_path):
     for view, frame in enumerate(data["frames"]):
         frame["transform_matrix"][0][3] = 5e5 + 1e-3 * view
     write_transforms(tmp_path, data)
-    assert "place" not in messages(tmp_path, "warning"), "a millimetre apart is apart, however far away"
+    assert "same position" not in messages(tmp_path, "warning"), "a millimetre apart is apart, however far away"
     data["frames"] = data["frames"][:1]
     write_transforms(tmp_path, data)
     assert "one view alone" in messages(tmp_path, "warning")

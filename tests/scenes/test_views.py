@@ -67,5 +67,5 @@ def test_coincident_cameras_still_give_distinct_views():
 
 
 def test_too_many_inputs_are_refused():
-    with pytest.raises(SceneError, match="4 input views were asked for, of 3 candidates"):
+    with pytest.raises(SceneError, match="4 input views were requested from 3 candidates"):
         select_inputs(make_cameras(9, 8, 8), 4, [1, 2, 5])

@@ -2,8 +2,8 @@
 
 Path.exists and its relatives raise for some paths, depending on the Python version. Here an impossible name (too long,
 with a null byte, in a wrong encoding), a loop of links or a path through a file simply does not exist. A folder that we
-may not read raises AccessError: "does not exist" would mislead the user. ``tests/files/test_paths.py`` checks that the rest
-of the package uses these functions.
+may not read raises AccessError: "does not exist" would mislead the user. ``tests/files/test_paths.py`` checks that the
+rest of the package uses these functions.
 """
 
 from __future__ import annotations

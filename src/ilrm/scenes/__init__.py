@@ -1,4 +1,4 @@
-"""Scenes in: every kind of posed photos becomes a ``Scene``."""
+"""Reading scenes: photos with poses in any supported format become a ``Scene``."""
 
 from ilrm.core.scene import Scene, open_photos_with
 from ilrm.scenes.check import Finding, check_scene
@@ -21,4 +21,4 @@ __all__ = [
     "split_holdout",
 ]
 
-open_photos_with(open_photos)  # core knows no files
+open_photos_with(open_photos)  # core must not import the code that reads files

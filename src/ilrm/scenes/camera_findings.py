@@ -1,4 +1,4 @@
-"""What is odd with the cameras of a scene that loads all the same: one line for each kind of oddity."""
+"""Warnings about suspicious cameras in a scene that can still be loaded: one line for each kind of problem."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ilrm.core.scene import Scene
 from ilrm.scenes.frames import CaptureSource
 from ilrm.scenes.readers.records import listing
 
-# Beyond these the photos are more likely mislabelled than real (100 degrees is the released data's own limit).
+# Horizontal fields of view outside this range, in degrees, are probably errors (100 is the limit of the released data).
 _WIDEST_VIEW = 100.0
 _NARROWEST_VIEW = 5.0
 _MOST_OFF_CENTRE = 0.3  # of the principal point, as a share of the photo's side
@@ -20,11 +20,11 @@ _TALLEST_PIXEL = 2.0
 
 
 def camera_warnings(source: CaptureSource, scene: Scene) -> Iterator[str]:
-    """Sentences that name the views, without a full stop.
+    """Sentences without a full stop; each names the views.
 
     Args:
-        source: what a loader found.
-        scene: what was made of it.
+        source: the result of a reader.
+        scene: the scene assembled from it.
     """
     yield from _sizes(source, scene)
     yield from _distortion(source)
@@ -33,7 +33,7 @@ def camera_warnings(source: CaptureSource, scene: Scene) -> Iterator[str]:
 
 
 def horizontal_fov(scene: Scene) -> list[float]:
-    """Of each view, in degrees."""
+    """Horizontal field of view of each view in degrees."""
     return [degrees(2 * atan(scene.cameras.width / (2 * focal))) for focal in scene.cameras.K[:, 0, 0].tolist()]
 
 
@@ -50,8 +50,8 @@ def _distortion(source: CaptureSource) -> Iterator[str]:
     for lens in dict.fromkeys(frame.lens for frame in distorted if frame.lens.kept_share() < 1):
         names = [frame.name for frame in distorted if frame.lens == lens]
         yield (
-            f"the distortion of {lens} turns back inside the photo; cropped to the {lens.kept_share():.0%} of the "
-            f"pixels in front of the turn: {listing(names)}"
+            f"the distortion of {lens} folds back inside the photo; cropped to the {lens.kept_share():.0%} of the "
+            f"pixels inside the fold: {listing(names)}"
         )
     for lens in dict.fromkeys(frame.lens for frame in distorted if frame.lens.kept_share() == 1):
         straight = lens.undistorted("a photo")
@@ -64,7 +64,7 @@ def _distortion(source: CaptureSource) -> Iterator[str]:
 
 def _positions(scene: Scene) -> Iterator[str]:
     if len(scene) > 1 and scene.cameras.coincide():
-        yield "all cameras stand at one place; without parallax there is no depth"
+        yield "all cameras are at the same position; without parallax there is no depth"
         return
     first: dict[tuple[float, ...], str] = {}
     repeated = []

@@ -1,4 +1,4 @@
-"""What is wrong, or odd, with a scene: everything at once, where loading stops at the first error."""
+"""Checking a scene: reports all problems, whereas loading stops at the first error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Finding:
     """One observation about a scene.
 
     Attributes:
-        level: "error" (the scene or a view cannot be used), "warning" (it can, but look), "info".
+        level: "error" (the scene or a view cannot be used), "warning" (it can, but something looks wrong), "info".
         message: a sentence that names the file or view.
     """
 
@@ -30,12 +30,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class SceneReport:
-    """What there is to say about a scene.
+    """All findings about a scene.
 
     Attributes:
         name: its folder or key.
         findings: all observations.
-        views, size: number and (width, height) of its photos as loaded; None if it does not load.
+        views, size: number and (width, height) of the photos as loaded; None if the scene does not load.
         fov: smallest and largest horizontal field of view in degrees.
     """
 
@@ -47,30 +47,30 @@ class SceneReport:
 
     @property
     def error(self) -> str:
-        """The first reason why the scene cannot be used whole; empty if it can."""
+        """The first reason why the scene cannot be used completely; empty if it can."""
         return next((finding.message for finding in self.findings if finding.level == "error"), "")
 
 
 def check_scene(path: str | Path, *, key: str | None = None, max_pixels: int | None = MAX_PIXELS) -> list[Finding]:
-    """Load the scene at ``path``, decode every image and look at sizes, poses and fields of view.
+    """Load the scene at ``path``, decode every image, and check sizes, poses and fields of view.
 
-    A scene that does not load gives a single error, and so do photos above ``max_pixels`` (see ``load_scene``).
-    There is no error exactly if the scene can be used whole.
+    A scene that does not load gives a single error, as do photos above ``max_pixels`` (see ``load_scene``). There are
+    no errors if and only if the whole scene can be used.
     """
     return list(report_scene(str(path), lambda: read_source(Path(path), key), max_pixels).findings)
 
 
 def report_scene(name: str, read: Callable[[], CaptureSource], max_pixels: int | None = MAX_PIXELS) -> SceneReport:
-    """The report on a scene that ``read`` opens; see ``check_scene``."""
-    heard: list[str] = []
+    """The report on the scene that ``read`` returns; see ``check_scene``."""
+    messages: list[str] = []
     try:
-        with redirect_warnings(heard.append):
+        with redirect_warnings(messages.append):
             source = read()
             scene = assemble(source, max_pixels=max_pixels)
-            heard.extend(camera_warnings(source, scene))
+            messages.extend(camera_warnings(source, scene))
     except IlrmError as error:
         return SceneReport(name, (Finding("error", str(error)),))
-    warned = tuple(Finding("warning", message) for message in dict.fromkeys(heard))
+    warned = tuple(Finding("warning", message) for message in dict.fromkeys(messages))
     findings = (*_counts(source, scene), *warned, *_images(scene))
     angles = horizontal_fov(scene)
     return SceneReport(
@@ -88,16 +88,10 @@ def _counts(source: CaptureSource, scene: Scene) -> Iterator[Finding]:
         yield Finding("warning", "one view alone shows no depth; reconstruction needs at least two")
     if not scene.cameras.coincide() and (origin := scene.cameras.local_origin()).any():
         offset = " ".join(repr(x) for x in origin.tolist())
-        yield Finding("info", f"the world's origin is far away; Gaussians will be counted from the point {offset}")
+        yield Finding("info", f"the world's origin is far away; Gaussians will be relative to the point {offset}")
     models = sorted({frame.lens.model for frame in source.frames if frame.lens.distorted})
     if models:
         yield Finding("info", f"lens distortion ({', '.join(models)}) is removed while loading")
-
-
-def _extents_to_origin(scene: Scene) -> float:
-    centres = scene.cameras.centers.double()
-    spread = (centres - centres.mean(0)).norm(dim=1).max().item()
-    return centres.mean(0).norm().item() / spread if spread > 0 else 0.0
 
 
 def _images(scene: Scene) -> Iterator[Finding]:
@@ -112,4 +106,4 @@ def _images(scene: Scene) -> Iterator[Finding]:
         if not (image != image[0, 0]).any():
             yield Finding("warning", f"{name} is a single flat colour")
         if mask is not None and not mask.any():
-            yield Finding("warning", f"no pixel of {name} counts by its mask")
+            yield Finding("warning", f"the mask of {name} excludes every pixel")

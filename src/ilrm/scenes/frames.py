@@ -1,6 +1,6 @@
-"""From frames on disk to a scene: undistort, bring to one size, check.
+"""From frames on disk to a scene: undistort, resize to one size, check.
 
-Every loader turns its file format into a ``CaptureSource``; ``assemble`` is the one road from there to a ``Scene``.
+Every reader converts its file format to a ``CaptureSource``; ``assemble`` makes a ``Scene`` of that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ilrm.scenes.photos.depth_maps import load_depth
 from ilrm.scenes.photos.images import Photo, Size, same_aspect
 from ilrm.scenes.photos.masks import MaskFile, open_masks, read_mask
 
-# Rotations with a larger error are refused by Cameras.check; smaller ones are rounding of the file's digits.
+# Smaller errors of a rotation are rounding of the digits in the file; Cameras.check refuses larger ones.
 _CLEANABLE_ROTATION_ERROR = 1e-3
 
 
@@ -36,11 +36,11 @@ class CaptureFrame:
     Attributes:
         name: unique in its scene.
         photo: the image.
-        lens: for the photo's own size.
+        lens: with parameters for the photo's own size.
         c2w: (4, 4) float64 camera-to-world, OpenCV axes.
         depth: optional file of z-depth, of the photo's aspect, 0 where unknown; see ``read_depth``.
         masks: files that say which pixels count; of the photo's aspect.
-        cut: whether transparent pixels of the photo do not count, either; else they are white background.
+        cut: True if transparent pixels of the photo do not count; otherwise they are white background.
     """
 
     name: str
@@ -54,12 +54,12 @@ class CaptureFrame:
 
 @dataclass(frozen=True, eq=False)
 class CaptureSource:
-    """What a loader found.
+    """The result of a reader.
 
     Attributes:
         frames: at least one.
         points, points_rgb: optional (P, 3) surface points and their colours in [0, 1].
-        holdout: names of the frames that the file sets aside for testing.
+        holdout: names of the frames that the file declares as test views.
     """
 
     frames: tuple[CaptureFrame, ...]
@@ -69,10 +69,10 @@ class CaptureSource:
 
 
 def fit_lens(lens: Lens, photo: Photo) -> Lens:
-    """The lens for the photo's real size, where a file declared its intrinsics for another resolution.
+    """The lens scaled to the photo's real size, if the file gives intrinsics for another resolution.
 
     Raises:
-        SceneError: the photo has another shape than the one declared.
+        SceneError: the photo has another aspect ratio than the declared size.
     """
     real = (photo.width, photo.height)
     if lens.size == real:
@@ -89,17 +89,17 @@ def fit_lens(lens: Lens, photo: Photo) -> Lens:
 def assemble(
     source: CaptureSource, *, max_side: int | None = None, size: Size | None = None, max_pixels: int | None = MAX_PIXELS
 ) -> Scene:
-    """The scene of a source's frames, at one size and without distortion.
+    """Assemble a scene at one size and without distortion.
 
-    The size is ``size`` if given, else the most common one of the (undistorted) photos, reduced so that its longer
-    side is at most ``max_side``. A photo of another aspect is scaled to cover it and centre-cropped; its principal
-    point moves along. ``max_pixels`` bounds the memory for decoding, see ``load_scene``.
+    The size is ``size`` if given. Otherwise it is the most common size of the undistorted photos, reduced so that the
+    longer side is at most ``max_side``. Photos of another aspect are scaled to cover this size and centre-cropped, and
+    their principal point is adjusted. ``max_pixels`` limits the memory for decoding, see ``load_scene``.
 
     Depth and masks that cannot be used are left out with a warning.
 
     Raises:
         SceneError: a size that is not positive, a photo above ``max_pixels``.
-        CameraError: a pose or intrinsic that no camera can have; the message names the view.
+        CameraError: an invalid pose or intrinsic; the message names the view.
     """
     frames = source.frames
     if max_pixels is not None:
@@ -128,7 +128,7 @@ def assemble(
 
 
 def _masks(frames: Sequence[CaptureFrame], framings: Sequence[Framing], max_pixels: int | None) -> LazyMasks | None:
-    """None where every pixel counts."""
+    """The masks of all views; None if every pixel counts."""
     photos, files, cut = zip(*((frame.photo, frame.masks, frame.cut) for frame in frames), strict=True)
     masks = open_masks(photos, files, cut, max_pixels)
     if not any(masks):
@@ -139,9 +139,9 @@ def _masks(frames: Sequence[CaptureFrame], framings: Sequence[Framing], max_pixe
 
 
 def clean_rotation(c2w: np.ndarray) -> np.ndarray:
-    """The pose with the nearest true rotation, where the stored one is off by no more than its printed digits.
+    """Replace the rotation of a pose by the nearest orthonormal one, if the difference is only rounding in the file.
 
-    Always, however small the error: the nearest rotation moves along with the world, a threshold would not.
+    There is no lower threshold on the error: it would depend on the world frame, the nearest rotation does not.
     """
     rotation = c2w[:3, :3]
     error = np.abs(rotation.T @ rotation - np.eye(3)).max()

@@ -1,4 +1,4 @@
-"""How a photo, and whatever lies over it, becomes a view of its scene: undistorted, cropped, at the scene's size."""
+"""From a photo (or its mask or depth map) to a view of the scene: undistort, crop, resize."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Framing:
-    """The way from the pixels of one photo to those of its view.
+    """The mapping from the pixels of one photo to those of its view.
 
     Attributes:
-        lens: what the photo was taken through.
-        pinhole: the same without distortion.
+        lens: the lens of the photo.
+        pinhole: the lens of the undistorted photo.
         box: the part (left, top, right, bottom) of the undistorted photo that the view shows.
         size: (width, height) of the view.
     """
@@ -34,8 +34,7 @@ class Framing:
 
     @staticmethod
     def cover(lens: Lens, pinhole: Lens, size: Size) -> Framing:
-        """The centre of the photo, as large as the view's aspect allows; all of it where the aspects agree but for
-        rounding."""
+        """The largest centred part of the photo with the view's aspect; all of it if the aspects are nearly equal."""
         (w, h), (width, height) = pinhole.size, size
         if same_aspect(pinhole.size, size):
             return Framing(lens, pinhole, (0.0, 0.0, float(w), float(h)), size)
@@ -52,30 +51,33 @@ class Framing:
 
     @property
     def reduction(self) -> int:
-        """The largest power of two by which a photo may be reduced first: to no less than twice the view's size."""
+        """The largest power of two by which the photo may be reduced first and still have twice the view's size."""
         left, top, right, bottom = self.box
         scale = min((right - left) / self.size[0], (bottom - top) / self.size[1])
         return 1 if scale < 4 else 2 ** math.floor(math.log2(scale / 2))
 
     def colours(self, photo: Photo) -> Tensor:
-        """uint8 (height, width, 3). Raises SceneError if the photo cannot be decoded."""
+        """The view's image (height, width, 3) uint8. Raises SceneError if the photo cannot be decoded."""
         pixels = torch.from_numpy(photo.decode(self.reduction))
         if self.lens.distorted:
             pixels = remap(pixels, self.lens, self._reduced_pinhole()).round().clamp(0, 255).to(torch.uint8)
         return torch.from_numpy(self._fitted(pixels.numpy(), Image.Resampling.LANCZOS))
 
     def depths(self, depth: np.ndarray) -> Tensor:
-        """float32 (height, width) of a map over the whole photo, at any resolution; values are never mixed."""
+        """The view's depth (height, width) float32 from a map of the whole photo at any resolution.
+
+        Nearest neighbours only: interpolated depths would lie between surfaces.
+        """
         if self.lens.distorted:
             straight = remap(torch.from_numpy(depth)[..., None], self.lens, self.pinhole, nearest=True)
             depth = straight[..., 0].numpy()
         return torch.from_numpy(self._fitted(depth, Image.Resampling.NEAREST))
 
     def coverage(self, counts: np.ndarray) -> Tensor:
-        """bool (height, width): where all that a pixel of the view is made of counts.
+        """The view's mask (height, width) bool: True where every photo pixel that contributes to a view pixel counts.
 
         Args:
-            counts: uint8 (h, w, 1) over the whole photo, at any resolution; 255 where a pixel counts.
+            counts: uint8 (h, w, 1) mask of the whole photo at any resolution; 255 where a pixel counts.
         """
         whole = torch.from_numpy(counts)
         if self.lens.distorted:
@@ -87,7 +89,7 @@ class Framing:
         return self.pinhole.resize(math.ceil(self.pinhole.width / reduce), math.ceil(self.pinhole.height / reduce))
 
     def _fitted(self, pixels: np.ndarray, kernel: Image.Resampling) -> np.ndarray:
-        """The box of an undistorted photo (h, w) or (h, w, 3) of any resolution, at the view's size."""
+        """Crop an undistorted photo (h, w) or (h, w, 3) of any resolution to the box and resize it to the view."""
         h, w = pixels.shape[:2]
         x, y = w / self.pinhole.width, h / self.pinhole.height
         left, top, right, bottom = self.box

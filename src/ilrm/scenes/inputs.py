@@ -1,4 +1,4 @@
-"""Which files and folders a scene is read from, so that nothing is ever written over them."""
+"""The files and folders that a scene is read from, so that commands never write over them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _CAMERA_SUFFIXES = (".json", ".ply", ".torch")
 def input_paths(path: Path | str) -> tuple[Path, ...]:
     """Everything that loading the scene at ``path`` reads: its camera files, photos, masks, depth maps and points.
 
-    Folders stand for all that is in them: those that hold photos, masks or depth, and the scene's own one where photos
-    lie in it directly.
+    Folders of photos, masks and depth are included and stand for everything in them; so is the scene's own folder if it
+    contains photos directly.
 
     Raises:
-        SceneError, CameraError: there is no scene that can be loaded.
+        SceneError, CameraError: no scene that can be loaded.
     """
     path = Path(path)
     found = {path} if paths.is_file(path) else _beside_the_cameras(path)

@@ -1,4 +1,4 @@
-"""One way in for every kind of scene: ``load_scene`` looks at what is there."""
+"""``load_scene``: detects the format of a scene and reads it."""
 
 from __future__ import annotations
 
@@ -36,47 +36,47 @@ def load_scene(
     size: tuple[int, int] | None = None,
     max_pixels: int | None = MAX_PIXELS,
 ) -> Scene:
-    """The scene at ``path``, whatever its format: photos undistorted, at one size, decoded when they are used.
+    """Read a scene of any supported format. Photos are undistorted, have one size, and are decoded when used.
 
     Args:
         path: a camera file (.json), a scene's or COLMAP project's folder, or a chunk file or folder. In a folder the
-            first of these counts: transforms.json, transforms_train.json (with transforms_test.json held out),
+            first of these is used: transforms.json, transforms_train.json (with transforms_test.json held out),
             opencv_cameras.json, a COLMAP model, chunks, a single other .json with posed frames.
         key: which scene of a chunk; the first by default.
         max_side: reduce images, intrinsics and depth so that the longer side has at most this many pixels.
-        size: (width, height) to bring every image to: scaled to cover it, then centre-cropped.
-        max_pixels: refuse photos of more pixels, so that a small file cannot fill the memory when it is decoded (some
-            8 bytes a pixel; WebP, AVIF, progressive JPEG and 16-bit TIFF count twice). None sets no limit.
+        size: (width, height) of every image: scaled to cover it, then centre-cropped.
+        max_pixels: refuse photos of more pixels, so that a small file cannot exhaust memory when it is decoded (about
+            8 bytes per pixel; WebP, AVIF, progressive JPEG and 16-bit TIFF count twice). None sets no limit.
 
     Returns:
         V views in the file's order (COLMAP: sorted by name), OpenCV axes, in the scene's own world frame and units
-        (depth maps in millimetres become metres).
+        (depth maps in millimetres are converted to metres).
 
     Raises:
-        SceneError: nothing that can be loaded, or a file, frame or value that is missing, malformed or impossible.
-        CameraError: a pose or intrinsic that no camera can have.
+        SceneError: no scene that can be loaded, or a file, frame or value that is missing, malformed or impossible.
+        CameraError: an invalid pose or intrinsic.
 
-    Warns (IlrmWarning) of what was left out, assumed, or is odd with the cameras, a line each.
+    Warns (IlrmWarning), one line each, of data that was left out, assumptions, and suspicious cameras.
     """
-    heard: list[str] = []
-    with redirect_warnings(heard.append):
+    messages: list[str] = []
+    with redirect_warnings(messages.append):
         source = read_source(Path(path), key)
         scene = assemble(source, max_side=max_side, size=size, max_pixels=max_pixels)
-    for message in dict.fromkeys([*heard, *camera_warnings(source, scene)]):  # once, though many frames may say it
+    for message in dict.fromkeys([*messages, *camera_warnings(source, scene)]):  # many frames may give the same one
         warn(message)
     return scene
 
 
 def declared_holdout(path: str | Path) -> tuple[str, ...]:
-    """Names of the scene's views that its own file sets aside for testing; empty where it says nothing."""
-    with redirect_warnings(lambda message: None):  # whoever loads the scene hears them
+    """Names of the views that the scene's own file declares as test views; empty if it declares none."""
+    with redirect_warnings(lambda message: None):  # load_scene gives the same warnings
         return read_source(Path(path)).holdout
 
 
 def read_source(path: Path, key: str | None = None, *, images: str | None = None) -> CaptureSource:
-    """What the loader that fits found at ``path``; see ``load_scene``.
+    """Read ``path`` with the reader for its format; see ``load_scene``.
 
-    ``images`` is a folder of reduced copies ("images_4") to prefer to the photos that a camera file lists.
+    ``images`` is a folder of reduced copies ("images_4") to use instead of the photos that a camera file lists.
     """
     settle(path)
     if not paths.exists(path):
@@ -88,18 +88,18 @@ def read_source(path: Path, key: str | None = None, *, images: str | None = None
     if path.name == INDEX and is_chunk_index(read_json(path)):
         return read_chunk_scene(path.parent, key)
     if key is not None:
-        raise SceneError(f"The scene {key!r} was asked for, but {path} holds one scene only.", fix="leave out the key")
+        raise SceneError(f"The scene {key!r} was requested, but {path} holds only one scene.", fix="leave out the key")
     return _read_folder(path, images) if paths.is_dir(path) else _read_file(path, images)
 
 
 def has_cameras(folder: Path) -> bool:
-    """Whether a folder is a scene by the name of a camera file, or as a COLMAP project."""
+    """Whether a folder contains a camera file with a known name, or a COLMAP model."""
     files = ("transforms.json", _BLENDER_FILES[0], "opencv_cameras.json")
     return any(paths.is_file(folder / name) for name in files) or has_model(folder)
 
 
 def is_chunk_folder(folder: Path) -> bool:
-    """Whether a folder is a stage of a chunk data set: it has chunks, or an index of them."""
+    """Whether a folder is a stage of a chunk data set: it contains chunks or their index."""
     index = folder / INDEX
     return bool(paths.entries(folder, "*.torch")) or (paths.is_file(index) and is_chunk_index(read_json(index)))
 

@@ -1,4 +1,4 @@
-"""File names of views."""
+"""File names for views."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ilrm.scenes.save import LONGEST_STEM
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """One flat file name a view, without suffix; views whose names would collide or be too long get their number."""
+    """One flat file name per view, without suffix; names that collide or are too long are replaced by numbers."""
     flat = [str(PurePosixPath(name.replace("\\", "/")).with_suffix("")).strip("/.").replace("/", "_") for name in names]
     stems = [portable(stem) for stem in flat]
     stems = [stem if len(stem.encode()) <= LONGEST_STEM else "" for stem in stems]

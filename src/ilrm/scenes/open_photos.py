@@ -1,4 +1,4 @@
-"""Photos that somebody has cameras for already: the part of ``Scene.from_images`` that knows files."""
+"""Opening photos with given cameras: the part of ``Scene.from_images`` that reads files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def open_photos(files: Sequence[Path], cameras: Cameras) -> LazyImages:
     """Images of V files at the size of V cameras, decoded when they are used.
 
     Raises:
-        SceneError: a file that is missing, no image, too large to decode, or not of the cameras' shape.
+        SceneError: a file that is missing, not an image, too large to decode, or not of the cameras' shape.
     """
     size, readers = (cameras.width, cameras.height), []
     for file in files:
@@ -29,9 +29,9 @@ def open_photos(files: Sequence[Path], cameras: Cameras) -> LazyImages:
             raise SceneError(
                 f"{photo.label} is {photo.width}x{photo.height}, its camera {cameras.width}x{cameras.height}.",
                 expected="the same shape, at any resolution",
-                fix="give cameras of the whole photo, or cut the photo as the camera is",
+                fix="give cameras of the whole photo, or crop the photo to match the camera",
             )
-        # The lens only says how large the photo is: it stands for the camera, stretched along with the photo.
+        # A dummy lens of the photo's size: the result only needs resizing, since the intrinsics are given.
         lens = Lens.pinhole(1.0, 1.0, 0.0, 0.0, *photo.size)
         framing = Framing(lens, lens, (0.0, 0.0, float(photo.width), float(photo.height)), size)
         readers.append(partial(framing.colours, photo))

@@ -1,7 +1,7 @@
-"""Image preparation exactly as the released networks were scored with, quirks included.
+"""Image preparation exactly as in the evaluation of the released networks, including its inaccuracies.
 
-Only evaluation against published numbers needs this; everything else uses ``load_scene``'s own resizing, which
-keeps the geometry exact.
+Only comparisons with published numbers need this. Everything else uses the resizing of ``load_scene``, which keeps the
+geometry exact.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from ilrm.core.scene import LazyImages, Scene
 PATCH_SHIM = 64  # patch size 8 times 8
 STRETCH_MULTIPLE = 16  # patch size 8 times viewpoint factor 2
 
-# OpenCV's fixed-point bilinear: 11-bit weights, and a vertical pass that drops 4, then 16, then 2 bits.
+# OpenCV's fixed-point bilinear resize has 11-bit weights; its vertical pass drops 4, then 16, then 2 bits.
 _WEIGHT_ONE = 1 << 11
 
 
 def rescale_and_crop_released(scene: Scene, width: int, height: int) -> Scene:
-    """The two-view release's path to its input size: Pillow Lanczos to cover the size, then a centre crop.
+    """Resize as the two-view release does: Pillow Lanczos to cover the size, then a centre crop.
 
-    The principal point keeps its share of the image (0.5 stays 0.5) although the crop can be half a pixel off
-    centre, and the focal lengths follow the crop only.
+    The principal point keeps its share of the image (0.5 stays 0.5), although the crop may be half a pixel off centre;
+    focal lengths change with the crop only.
 
     Raises:
-        SceneError: an image smaller than the size asked for.
+        SceneError: an image smaller than the target size.
     """
     h, w = scene.cameras.height, scene.cameras.width
     if width > w or height > h:
         raise SceneError(f"Images of {w}x{h} cannot be cropped to {width}x{height}.", expected="at least that size")
     factor = max(height / h, width / w)
-    # Whole sizes by Python's rounding, half to even; the covered side is exact by construction.
+    # Python's rounding, half to even, as released; the side that fits exactly needs no rounding.
     scaled_height, scaled_width = round(h * factor), round(w * factor)
 
     def prepare(image: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def rescale_and_crop_released(scene: Scene, width: int, height: int) -> Scene:
 
 
 def crop_to_multiple_released(scene: Scene, multiple: int = PATCH_SHIM) -> Scene:
-    """The two-view release's patch shim: a centre crop to a multiple of ``multiple``, same rule for intrinsics."""
+    """The two-view release's patch shim: a centre crop to a multiple of ``multiple``, with the same intrinsics rule."""
     h, w = scene.cameras.height, scene.cameras.width
     height, width = h // multiple * multiple, w // multiple * multiple
     if not width or not height:
@@ -60,16 +60,16 @@ def crop_to_multiple_released(scene: Scene, multiple: int = PATCH_SHIM) -> Scene
 
 
 def stretch_to_multiple(scene: Scene, multiple: int = STRETCH_MULTIPLE) -> Scene:
-    """The wide release's path to its input size: each side stretched to the nearest multiple (540x960: 544x960)."""
+    """Resize as the wide release does: each side is stretched to the nearest multiple (540x960 becomes 544x960)."""
     h, w = scene.cameras.height, scene.cameras.width
     width, height = nearest_multiple(w, multiple), nearest_multiple(h, multiple)
     if not width or not height:
-        raise SceneError(f"Images of {w}x{h} are too small.", expected=f"more than {multiple // 2} pixels a side")
+        raise SceneError(f"Images of {w}x{h} are too small.", expected=f"more than {multiple // 2} pixels per side")
     return stretch_released(scene, width, height)
 
 
 def stretch_released(scene: Scene, width: int, height: int) -> Scene:
-    """Images stretched to width x height by OpenCV's bilinear; intrinsics follow, the principal point included."""
+    """Stretch images to width x height by OpenCV's bilinear resize; intrinsics are scaled accordingly."""
 
     def prepare(image: Tensor) -> Tensor:
         return torch.from_numpy(resize_bilinear_opencv(image.numpy(), width, height))
@@ -83,10 +83,10 @@ def nearest_multiple(side: float, multiple: int = STRETCH_MULTIPLE) -> int:
 
 
 def resize_bilinear_opencv(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """uint8 (H, W, C) stretched as by ``cv2.resize`` with INTER_LINEAR, bit for bit.
+    """Resize uint8 (H, W, C) bit for bit like ``cv2.resize`` with INTER_LINEAR.
 
-    Half-pixel aligned and without antialiasing; sums are integers with 11-bit weights, as in OpenCV's
-    ``resize.cpp``. Halving both sides exactly is a 2x2 mean there, and here.
+    Half-pixel aligned and without antialiasing; integer sums with 11-bit weights, as in OpenCV's ``resize.cpp``.
+    Halving both sides is a 2x2 mean, as in OpenCV.
     """
     h, w = image.shape[:2]
     if (w, h) == (width, height):
@@ -95,7 +95,7 @@ def resize_bilinear_opencv(image: np.ndarray, width: int, height: int) -> np.nda
         blocks = image.reshape(height, 2, width, 2, -1).astype(np.int32).sum((1, 3))
         return ((blocks + 2) >> 2).astype(np.uint8)
     first, share = _bilinear_positions(w, width)
-    # Columns beyond the border take one weight of 1, rows two clamped neighbours: their rounding differs.
+    # At the border, columns take one neighbour with weight 1 but rows take two clamped neighbours; rounding differs.
     share[(first < 0) | (first >= w - 1)] = 0.0
     weights = _fixed_point(share)[..., None]
     rows = image.astype(np.int32)
@@ -108,7 +108,7 @@ def resize_bilinear_opencv(image: np.ndarray, width: int, height: int) -> np.nda
 
 
 def _bilinear_positions(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """The neighbour before every target pixel's centre (-1 to source - 1) and the share of the one after it."""
+    """For each target pixel, the source index before its centre (-1 to source - 1) and the weight of the one after."""
     position = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32)
     first = np.floor(position)
     return first.astype(np.int64), position - first
@@ -127,7 +127,7 @@ def _centre_crop(image: Tensor, width: int, height: int) -> Tensor:
 def _cropped_intrinsics(K: Tensor, size: Sequence[int], scaled: Sequence[int], target: Sequence[int]) -> Tensor:
     """Pixel intrinsics for ``target`` (width, height) after scaling to ``scaled`` and a centre crop.
 
-    In units of the image size the focal lengths grow by scaled / target and the principal point stays.
+    In units of the image size, focal lengths grow by scaled / target and the principal point is unchanged.
     """
     out = K.clone()
     for axis in (0, 1):
@@ -137,7 +137,7 @@ def _cropped_intrinsics(K: Tensor, size: Sequence[int], scaled: Sequence[int], t
 
 
 def _replaced(scene: Scene, prepare: Callable[[Tensor], Tensor], K: Tensor, width: int, height: int) -> Scene:
-    """The scene with every image prepared when it is read; the released code knows no depth and no masks."""
+    """The scene with ``prepare`` applied to every image on access; the released code has no depth and no masks."""
     readers = [_reader(scene.images, view, prepare) for view in range(len(scene))]
     cameras = Cameras(scene.cameras.c2w, K, width, height)
     return replace(scene, images=LazyImages(readers, height, width), cameras=cameras, depth=None, mask=None)
@@ -147,7 +147,7 @@ def _reader(images: Tensor | LazyImages, view: int, prepare: Callable[[Tensor], 
     def read() -> Tensor:
         if isinstance(images, LazyImages):
             return prepare(images.readers[view]())
-        # Truncation is the released code's way from [0, 1] to 8 bits; it undoes the division by 255 exactly.
+        # The released code truncates when it converts [0, 1] to 8 bits; this undoes the division by 255 exactly.
         return prepare((images[view] * 255).to(torch.uint8))
 
     return read

@@ -1,4 +1,4 @@
-"""A scene as files that this package and nerfstudio read back."""
+"""Writing a scene as files that this package and nerfstudio can read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CameraFile = Literal["transforms.json", "opencv_cameras.json"]
 ImageFormat = Literal["png", "jpg"]
 _PILLOW_FORMATS: dict[ImageFormat, str] = {"png": "PNG", "jpg": "JPEG"}
 _JPEG_QUALITY = 95
-LONGEST_STEM = 200  # in bytes; file systems have names of 255, suffixes included
+LONGEST_STEM = 200  # bytes; file systems allow 255 for the whole name
 _FARTHEST_MILLIMETRES = 65535
 SCENE_NAMES = ("images/", "depth/", f"{MASK_FOLDER}/", "points.ply", "transforms.json", "opencv_cameras.json")
 
@@ -40,13 +40,13 @@ def save_scene(
 ) -> Path:
     """Write images, cameras, depth and points into ``folder`` and return the camera file's path.
 
-    transforms.json (nerfstudio, OpenGL axes) carries everything; depth becomes 16-bit millimetres and points
-    points.ply. opencv_cameras.json carries images, masks and cameras only. PNG images read back equal.
-    ``notes`` are further values for the top level of the camera file, which readers ignore. Files of these names that
-    are not from an earlier call are refused, unless ``overwrite`` is set.
+    transforms.json (nerfstudio, OpenGL axes) stores everything, with depth as 16-bit millimetres and points as
+    points.ply. opencv_cameras.json stores images, masks and cameras only. PNG images are lossless. ``notes`` are
+    additional values for the top level of the camera file, which readers ignore. Existing files of these names that are
+    not from an earlier call are replaced only with ``overwrite``.
 
     Raises:
-        OutputError: the folder cannot be written, or holds other files of these names.
+        OutputError: the folder cannot be written, or contains other files of these names.
         SceneError: an image cannot be decoded, or depth does not fit into 16-bit millimetres.
     """
     target = Path(folder)
@@ -70,7 +70,7 @@ def save_scene(
 
 
 def encode_image(scene: Scene, view: int, image_format: ImageFormat) -> bytes:
-    """One view's image as the bytes of a file. Raises SceneError if it cannot be decoded."""
+    """Encode the image of one view as the bytes of a file. Raises SceneError if it cannot be decoded."""
     if isinstance(scene.images, LazyImages):
         pixels = scene.images.readers[view]()
     else:
@@ -79,14 +79,14 @@ def encode_image(scene: Scene, view: int, image_format: ImageFormat) -> bytes:
 
 
 def encode_photo(pixels: Tensor, image_format: ImageFormat) -> bytes:
-    """An image (H, W, 3) uint8 on the CPU as the bytes of a file."""
+    """Encode an image (H, W, 3) uint8 on the CPU as the bytes of a file."""
     stream = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(stream, _PILLOW_FORMATS[image_format], quality=_JPEG_QUALITY)
     return stream.getvalue()
 
 
 def image_names(names: Sequence[str], image_format: str) -> list[str]:
-    """Flat file names that keep the views' names where those are short, and unique without folder and suffix."""
+    """Flat file names: the views' names if they are short and unique without folder and suffix, else numbers."""
     stems = [portable(Path(name).stem) for name in names]
     if len(set(stems)) < len(stems) or any(len(stem.encode()) > LONGEST_STEM for stem in stems):
         stems = [f"{view:06d}" for view in range(len(names))]
@@ -144,8 +144,8 @@ def _write_depth(depth: Tensor, path: Path, name: str) -> None:
     millimetres = (depth.double() * 1000).round().cpu().numpy()
     if not (np.isfinite(millimetres).all() and 0 <= millimetres.min() <= millimetres.max() <= _FARTHEST_MILLIMETRES):
         raise SceneError(
-            f"The depth of {name} goes from {depth.min():g} to {depth.max():g}.",
-            expected="0 (unknown) to 65.535 metres, what 16-bit millimetres can hold",
+            f"The depth of {name} ranges from {depth.min():g} to {depth.max():g}.",
+            expected="0 (unknown) to 65.535 metres, the range of 16-bit millimetres",
             fix="rescale the scene, or leave out its depth",
         )
     Image.fromarray(millimetres.astype(np.uint16)).save(path)

@@ -1,4 +1,4 @@
-"""Which views are inputs and which are held out."""
+"""Choosing views: held-out views, representative inputs, evenly spaced subsets."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from ilrm.core.errors import SceneError
 
 _RESTARTS = 8
 _MOST_ITERATIONS = 100
-# Relative difference that single-precision poses cannot tell apart.
+# Relative differences below this may be rounding of float32 poses.
 _TIE = 1e-4
 
 
 def split_holdout(count: int, every: int = 8) -> tuple[list[int], list[int]]:
-    """Indices (rest, held out) of ``count`` views: every ``every``-th is held out, from the first on."""
+    """Indices (rest, held out) of ``count`` views: every ``every``-th view is held out, starting with the first."""
     if every < 1:
-        raise SceneError(f"Every {every}-th view was asked to be held out.", expected="at least 1")
+        raise SceneError(f"Cannot hold out every {every}-th view.", expected="at least 1")
     held_out = list(range(0, count, every))
     return [i for i in range(count) if i % every], held_out
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """Up to ``most`` of ``count`` indices, the first and the last among them."""
+    """Up to ``most`` evenly spaced indices out of ``count``, including the first and the last."""
     if count <= most:
         return list(range(count))
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
 def select_inputs(cameras: Cameras, count: int, candidates: Sequence[int] | None = None, seed: int = 0) -> list[int]:
-    """``count`` views that stand for all candidates: the member nearest to each centre of a k-means clustering.
+    """Choose ``count`` representative views: the one nearest to each centre of a k-means clustering.
 
-    Views are compared by [centre / extent, viewing direction], where the extent is the largest distance of a
-    candidate from their mean; so the choice does not depend on the world's position, orientation or scale.
+    The features of a view are [centre / extent, viewing direction], where the extent is the largest distance of a
+    candidate from their mean. The choice therefore does not depend on the world's position, orientation or scale.
 
     Args:
         cameras: V cameras.
         count: how many views to choose.
         candidates: which views may be chosen; all by default.
-        seed: of the clustering's starts.
+        seed: of the random starts of the clustering.
 
     Returns:
         distinct indices into ``cameras``, sorted.
 
     Raises:
-        SceneError: fewer candidates than views asked for.
+        SceneError: fewer candidates than ``count``.
     """
     pool = sorted(set(range(len(cameras)) if candidates is None else candidates))
     if not 1 <= count <= len(pool):
         raise SceneError(
-            f"{count} input views were asked for, of {len(pool)} candidates.",
+            f"{count} input views were requested from {len(pool)} candidates.",
             expected=f"1 to {len(pool)}",
-            fix="ask for fewer views, or add photos",
+            fix="request fewer views, or add photos",
         )
     centres = cameras.centers[pool].double().cpu().numpy()
     centres = centres - centres.mean(0)
@@ -66,10 +66,10 @@ def select_inputs(cameras: Cameras, count: int, candidates: Sequence[int] | None
 
 
 def farthest_points(positions: Tensor, count: int) -> list[int]:
-    """Indices of ``count`` of the positions (N, 3), spread as far apart as a greedy choice can.
+    """Farthest-point sampling: indices of ``count`` positions (N, 3), in the order of their choice.
 
-    The first is the farthest from the mean, each next one the farthest from all chosen so far; the first index
-    wins ties. The order is that of choice. Fewer distinct positions than ``count`` give repeated indices.
+    The first is the farthest from the mean, each next one the farthest from all chosen so far. Ties go to the lowest
+    index. If there are fewer distinct positions than ``count``, indices repeat.
     """
     chosen = [int((positions - positions.mean(0)).square().sum(-1).argmax())]
     nearest = torch.full_like(positions[:, 0], 1e10)
@@ -80,7 +80,7 @@ def farthest_points(positions: Tensor, count: int) -> list[int]:
 
 
 def _representatives(features: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """``count`` distinct rows of the features (N, D): the nearest one to each centre of the tightest clustering."""
+    """``count`` distinct rows of the features (N, D): the nearest one to each centre of the best of several runs."""
     clusterings = [_cluster(features, _spread_start(features, count, rng)) for _ in range(_RESTARTS)]
     spreads = np.array([_squared_distances(features, centres).min(1).sum() for centres in clusterings])
     distances = _squared_distances(features, clusterings[_first_least(spreads)])
@@ -98,8 +98,8 @@ def _representatives(features: np.ndarray, count: int, rng: np.random.Generator)
 
 
 def _spread_start(features: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """k-means++ (Arthur and Vassilvitskii 2007): each centre drawn with probability proportional to its squared
-    distance from those drawn before."""
+    """Initial centres by k-means++ (Arthur and Vassilvitskii, 2007): each is drawn with a probability proportional to
+    its squared distance from the previous ones."""
     centres = [features[rng.integers(len(features))]]
     while len(centres) < count:
         gap = _squared_distances(features, np.stack(centres)).min(1)
@@ -110,7 +110,7 @@ def _spread_start(features: np.ndarray, count: int, rng: np.random.Generator) ->
 
 
 def _cluster(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Centres (k, D) after Lloyd's iterations from the given ones; a cluster that loses all its members stays put."""
+    """Centres (k, D) after Lloyd's iterations from the given ones; a cluster that becomes empty keeps its centre."""
     owner = None
     for _ in range(_MOST_ITERATIONS):
         nearest = _squared_distances(features, centres).argmin(1)
@@ -124,8 +124,10 @@ def _cluster(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def _first_least(values: np.ndarray) -> int:
-    """Index of the least value; among equal ones (but for rounding: the two members of a pair lie equally far from
-    their centre) the first."""
+    """Index of the least value; the first one among values that are equal up to rounding.
+
+    Ties are common: both members of a cluster of two are equally far from its centre.
+    """
     return int(np.flatnonzero(values <= values.min() * (1 + _TIE) + _TIE**2)[0])
 
 

@@ -1,1 +1,1 @@
-"""Lenses with distortion, and how their photos become pinhole photos."""
+"""Lens models with distortion, and undistorting photos."""

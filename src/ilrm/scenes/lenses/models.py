@@ -1,4 +1,4 @@
-"""Lenses with distortion, in COLMAP's models, and how their photos become pinhole photos."""
+"""COLMAP's camera models, and undistorting photos to pinhole images."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ilrm.scenes.lenses.signals import sigterm_kept
 if TYPE_CHECKING:
     import pycolmap
 
-# A photo of which distortion leaves less is refused: its calibration is wrong rather than its lens so wide.
+# A photo of which less can be undistorted is refused: the calibration is probably wrong.
 _LEAST_SHARE = 0.5
-# In sides of the photo: shorter ones see almost a half space in a pixel, or are none at all.
+# As a share of the photo's side. A shorter focal length would show almost a half space in one pixel: an error.
 _SHORTEST_FOCAL = 1e-6
 
 
 @dataclass(frozen=True)
 class Lens:
-    """A COLMAP camera model; pixel centres lie at +0.5, as everywhere here.
+    """A COLMAP camera model; pixel centres are at +0.5, as everywhere in this package.
 
     Attributes:
         model: COLMAP's name of the model, for instance "PINHOLE" or "OPENCV".
@@ -60,7 +60,7 @@ class Lens:
         return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
     def resize(self, width: int, height: int) -> Lens:
-        """The lens for the same photo stretched to width x height."""
+        """The lens for the same photo resized to width x height."""
         if self.size == (width, height):
             return self
         if self.distorted:
@@ -74,24 +74,24 @@ class Lens:
     def undistorted(self, label: str) -> Lens:
         """The pinhole lens of the undistorted photo: same focal length, cropped so that no border is empty.
 
-        Where the distortion turns back inside the photo, it is cropped to the part in front of the turn.
+        If the distortion folds back inside the photo, it is cropped to the part inside the fold.
 
         Raises:
-            SceneError: a model that no pinhole can stand for (spherical), parameters that make no sense, or distortion
-                that turns back so early that less than half of the photo's pixels would remain.
+            SceneError: a model that no pinhole can represent (spherical), implausible parameters, or distortion that
+                folds back so early that less than half of the photo's pixels would remain.
         """
         if not self.distorted:
             return self
         straight, share = _undistorted(self)
         if straight is None:
             raise SceneError(
-                f"{label} was taken through {self}, which no pinhole camera can stand for.",
+                f"{label} was taken through {self}, which no pinhole camera can represent.",
                 expected="a perspective or fisheye lens with plausible distortion",
                 fix="calibrate the camera again; cut panoramas into perspective views first",
             )
         if share < _LEAST_SHARE:
             raise SceneError(
-                f"{label} was taken through {self}, whose distortion turns back inside the photo; a pinhole camera can "
+                f"{label} was taken through {self}, whose distortion folds back inside the photo; a pinhole camera can "
                 f"show {share:.0%} of its pixels.",
                 expected=f"distortion that grows outwards over at least {_LEAST_SHARE:.0%} of the photo",
                 fix="calibrate again, wide lenses with more coefficients or as a fisheye; or undistort the photos",
@@ -99,7 +99,7 @@ class Lens:
         return straight
 
     def kept_share(self) -> float:
-        """The share of the photo's pixels that ``undistorted`` crops to in front of a turn; 1 without one."""
+        """The share of the photo's pixels that ``undistorted`` keeps inside the fold; 1 if there is no fold."""
         return _undistorted(self)[1] if self.distorted else 1.0
 
     def __str__(self) -> str:
@@ -107,9 +107,9 @@ class Lens:
 
 
 def remap(pixels: Tensor, lens: Lens, pinhole: Lens, *, nearest: bool = False) -> Tensor:
-    """Photo (H, W, C) taken through ``lens`` as the photo (pinhole.height, pinhole.width, C) through ``pinhole``.
+    """Undistort a photo (H, W, C) of ``lens`` to (pinhole.height, pinhole.width, C) of ``pinhole``.
 
-    The photo may have any resolution of the lens's aspect. Values are float; bilinear unless ``nearest``.
+    The photo may have any resolution with the lens's aspect. The result is float; bilinear unless ``nearest``.
     """
     grid = _remap_grid(lens, pinhole)
     moved = F.grid_sample(
@@ -124,12 +124,12 @@ def remap(pixels: Tensor, lens: Lens, pinhole: Lens, *, nearest: bool = False) -
 
 @lru_cache(maxsize=1024)
 def _undistorted(lens: Lens) -> tuple[Lens | None, float]:
-    """The pinhole lens, None where there is none; and the share of the photo's pixels, 1 unless it is cropped."""
+    """The pinhole lens (None if there is none), and the share of the photo's pixels it keeps at a fold (else 1)."""
     with sigterm_kept():
         import pycolmap
 
     camera = _colmap_camera(lens)
-    if getattr(camera, "is_spherical", lambda: False)():  # panoramas came with pycolmap 4
+    if getattr(camera, "is_spherical", lambda: False)():  # panoramas exist since pycolmap 4
         return None, 1.0
     straight = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
     K = straight.calibration_matrix()
@@ -144,19 +144,20 @@ def _undistorted(lens: Lens) -> tuple[Lens | None, float]:
     width, height = (window.right - window.left) * fx, (window.bottom - window.top) * fy
     if min(width, height) < 2:
         return None, 0.0
+    # The window is cut to whole pixels, evenly on both sides; the principal point follows.
     x, y = -window.left * fx - width % 1 / 2, -window.top * fy - height % 1 / 2
     return Lens.pinhole(fx, fy, x, y, int(width), int(height)), window.share
 
 
 def _project(camera: pycolmap.Camera, points: np.ndarray) -> np.ndarray:
-    """Pixels (N, 2) of points (N, 2) of the plane at distance 1."""
+    """Pixels (N, 2) of points (N, 2) on the plane at distance 1."""
     return np.asarray(camera.img_from_cam(np.column_stack([points, np.ones(len(points))])))
 
 
-# A few grids at a time: most scenes have one lens, and a grid takes 8 bytes a pixel.
+# Only a few grids are cached: most scenes have one lens, and a grid takes 8 bytes per pixel.
 @lru_cache(maxsize=4)
 def _remap_grid(lens: Lens, pinhole: Lens) -> Tensor:
-    """(H, W, 2) where each undistorted pixel's centre lies in the photo, in [-1, 1] (corner to corner)."""
+    """(H, W, 2) position in the photo of each undistorted pixel's centre, in [-1, 1] from corner to corner."""
     fx, fy, cx, cy = pinhole.params
     x = (np.arange(pinhole.width) + 0.5 - cx) / fx
     y = (np.arange(pinhole.height) + 0.5 - cy) / fy

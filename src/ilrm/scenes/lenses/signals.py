@@ -1,4 +1,4 @@
-"""What pycolmap does to signals, undone."""
+"""Restores the signal handler that importing pycolmap replaces."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from threading import current_thread, main_thread
 
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """Keep the handler of SIGTERM over an import of pycolmap.
+    """Keep the handler of SIGTERM during an import of pycolmap.
 
-    Its logging library installs one of its own that prints a stack trace and ends the process on the spot, so that
-    temporary files stay.
+    Its logging library installs a handler that prints a stack trace and ends the process at once, which would leave
+    temporary files behind.
     """
     before = signal.getsignal(signal.SIGTERM)
     yield

@@ -1,1 +1,1 @@
-"""Photos and what lies over them, decoded when they are asked for."""
+"""Photos, masks and depth maps, decoded when they are used."""

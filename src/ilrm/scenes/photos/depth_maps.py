@@ -1,4 +1,4 @@
-"""Depth maps beside photos: a help, not a need. What cannot be used is left out, with one warning."""
+"""Depth maps beside photos. They are optional: unusable ones are left out with one warning."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _KINDS = "one channel: 16-bit integers in millimetres (PNG, TIFF, .npy), or floa
 
 
 def load_depth(files: Sequence[Path | None], framings: Sequence[Framing], max_pixels: int | None) -> Tensor | None:
-    """Depth of V views (V, height, width) in metres, 0 where unknown; None where no view has any.
+    """Depth of V views (V, height, width) in metres, 0 where unknown; None if no view has any.
 
     Args:
-        files: a map of the photo's aspect for each view, None where there is none.
-        framings: how each photo becomes its view.
-        max_pixels: maps of more are left out.
+        files: for each view a map with the photo's aspect, or None.
+        framings: the mapping from each photo to its view.
+        max_pixels: maps of more pixels are left out.
     """
     width, height = framings[0].size
     out, problems = torch.zeros(len(files), height, width), []
@@ -52,10 +52,12 @@ def _of_photo(file: Path, framing: Framing, max_pixels: int | None) -> np.ndarra
 
 
 def read_depth(path: Path, *, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
-    """(H, W) float32 metres: integers are millimetres, floats are metres; 0 where the file holds no positive number.
+    """Read a depth map (H, W) as float32 metres; 0 where the file has no positive finite number.
+
+    Integers are millimetres, floats are metres.
 
     Raises:
-        SceneError: no such file; EXR, colours or anything else that is no depth map; more pixels than allowed.
+        SceneError: no such file; EXR, colours or anything else that is not a depth map; more pixels than allowed.
     """
     try:
         return _array(path, max_pixels) if path.suffix.lower() == ".npy" else _image(path, max_pixels)
@@ -69,7 +71,7 @@ def read_depth(path: Path, *, max_pixels: int | None = MAX_PIXELS) -> np.ndarray
 
 
 def _array(path: Path, max_pixels: int | None) -> np.ndarray:
-    # Mapped, not read: a header may promise any size.
+    # Mapped instead of read, because a header may declare any size.
     with np.errstate(over="ignore"):
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(stored, np.ndarray):

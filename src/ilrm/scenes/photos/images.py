@@ -1,8 +1,8 @@
-"""Photos on disk or in memory: the header at once, the pixels when asked for.
+"""Photos on disk or in memory: the header is read at once, the pixels when they are used.
 
-Every photo becomes uint8 RGB. Transparency is composited on white (as the Blender scenes need it), 16-bit
-grey is scaled to 8 bits, and grey, palette and CMYK are converted. The EXIF orientation is applied unless the
-camera file measured its intrinsics on the stored pixels (see ``open_photo``).
+Every photo is decoded to uint8 RGB. Transparency is composited on white (as the Blender scenes expect), 16-bit grey is
+scaled to 8 bits, and grey, palette and CMYK are converted. The EXIF orientation is applied unless the intrinsics refer
+to the stored pixels (see ``open_photo``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ilrm.scenes.photos.pixels import draft, marked_pixels, opaque_pixels, reduc
 
 Size = tuple[int, int]
 
-# What brings stored pixels upright (EXIF 2.3, tag 0x0112), as views of arrays (H, W, C).
+# The rotation or flip that makes stored pixels upright (EXIF 2.3, tag 0x0112), as views of arrays (H, W, C).
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -31,10 +31,10 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda x: np.rot90(x, 2).transpose(1, 0, 2),
     8: lambda x: np.rot90(x, 1),
 }
-# The orientation that undoes another one: all but the quarter turns undo themselves.
+# The inverse of an orientation: all but the quarter turns are their own inverse.
 _UNDOING = {6: 8, 8: 6}
 _FIRST_TRANSPOSED_ORIENTATION = 5
-# Relative difference below which two aspect ratios are the same photo at another resolution.
+# Two sizes whose aspect ratios differ by less than this may be the same photo at two resolutions.
 SAME_ASPECT = 0.01
 
 
@@ -43,10 +43,10 @@ class Photo:
     """One image that is not decoded yet.
 
     Attributes:
-        label: the file, for messages.
-        source: the file, or reads its content.
+        label: name in messages.
+        source: the path, or a function that returns the content of the file.
         header: of the stored image.
-        turned: whether pixels are brought upright; else they are as stored.
+        turned: whether the EXIF orientation is applied; otherwise pixels are as stored.
     """
 
     label: str
@@ -68,13 +68,13 @@ class Photo:
         return self.size[1]
 
     def decode(self, reduce: int = 1) -> np.ndarray:
-        """uint8 (ceil(height / reduce), ceil(width / reduce), 3): each the mean of ``reduce`` squared pixels.
+        """Decode to uint8 (ceil(height / reduce), ceil(width / reduce), 3): means of reduce x reduce pixels.
 
         Args:
             reduce: a power of two.
 
         Raises:
-            SceneError: a damaged file, or one that is not what it was when it was opened.
+            SceneError: a damaged file, or one that has changed since it was opened.
         """
         return self._read(lambda image: rgb_pixels(image, self.label), reduce, drafted=True)
 
@@ -92,7 +92,7 @@ class Photo:
                 raise SceneError(f"{self.label} changed while the scene was in use.", fix="load the scene again")
             share = draft(image, reduce) if drafted else 1
             image.load()
-            # Pillow turns TIFF files while it decodes them, and forgets the orientation then.
+            # Pillow applies the orientation of TIFF files while decoding and then removes the tag.
             upright = image.format == "TIFF" and orientation(image) != self.header.orientation
             if reduce == 1:
                 pixels = convert(image)
@@ -103,6 +103,7 @@ class Photo:
                 pixels = reduced_pixels(whole, (width / share, height / share), reduce // share)
         if upright == self.turned:
             return pixels
+        # Either stored pixels have to be turned, or Pillow has turned them and the turn has to be undone.
         turn = (
             self.header.orientation if self.turned else _UNDOING.get(self.header.orientation, self.header.orientation)
         )
@@ -110,7 +111,7 @@ class Photo:
 
 
 def same_aspect(a: Size, b: Size) -> bool:
-    """Whether two (width, height) can be one photo at two resolutions."""
+    """Whether two sizes (width, height) can be the same photo at two resolutions."""
     return abs(a[0] * b[1] / (a[1] * b[0]) - 1.0) < SAME_ASPECT
 
 
@@ -119,25 +120,25 @@ def open_photo(path: Path, declared: Size | None = None, *, stored_pixels: bool 
 
     Args:
         path: an image file.
-        declared: (width, height) that the intrinsics refer to. Where it has the shape of the stored pixels but
-            not that of the upright photo, the intrinsics were measured before turning and nothing is turned.
-        stored_pixels: whether to leave the photo as stored also where ``declared`` does not decide (COLMAP
-            measures on stored pixels).
+        declared: (width, height) that the intrinsics refer to. If it has the shape of the stored pixels but not of the
+            upright photo, the intrinsics refer to the stored pixels, and the orientation is not applied.
+        stored_pixels: what to do if ``declared`` does not decide: True keeps the pixels as stored (COLMAP works on
+            stored pixels).
 
     Raises:
-        SceneError: the file is missing, or is no image.
+        SceneError: the file is missing, or is not an image.
     """
     header = read_header(path)
     return Photo(str(path), path, header, _measured_upright(header, declared, stored_pixels))
 
 
 def encoded_photo(data: Callable[[], bytes], label: str) -> Photo:
-    """A photo out of encoded (JPEG, PNG) bytes, its pixels as stored."""
+    """A photo from encoded (JPEG, PNG) bytes; its orientation is not applied."""
     return Photo(label, data, read_header(data, label), turned=False)
 
 
 def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Stored pixels (H, W, C) as an EXIF orientation wants them shown."""
+    """Apply an EXIF orientation to stored pixels (H, W, C)."""
     return np.ascontiguousarray(_TURNS[orientation](pixels))
 
 

@@ -1,10 +1,10 @@
-"""Masks: which pixels of a photo count. Those that do not are left out of every loss and every score.
+"""Masks: which pixels of a photo count. The others are ignored by every loss and every score.
 
-Three kinds of files say it: an image beside the photo whose black pixels do not count (nerfstudio's "mask_path",
-COLMAP's ``masks/``), instant-ngp's ``dynamic_mask_NAME.png`` whose black pixels are the ones that do, and the photo's
-own transparency. What transparency means depends on the capture: rendered objects (Blender, opencv_cameras.json,
-chunks) stand before an empty, white background, which is knowledge and counts; in photographs (COLMAP, transforms
-with a focal length) somebody has cut away what shall not count.
+There are three sources: an image beside the photo whose black pixels do not count (nerfstudio's "mask_path", COLMAP's
+``masks/``), instant-ngp's ``dynamic_mask_NAME.png``, in which only the black pixels count, and the photo's own
+transparency. What transparency means depends on the capture. Rendered objects (Blender, opencv_cameras.json, chunks)
+are in front of an empty, white background; that the background is empty is known, so it counts. In photographs (COLMAP,
+transforms with a focal length) somebody has cut out what should not count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MASK_FOLDER = "masks"
 
 @dataclass(frozen=True)
 class MaskFile:
-    """An image that says which pixels of a photo count: the black ones do not or, if ``removes``, only they do."""
+    """An image that says which pixels of a photo count: all but the black ones, or, if ``removes``, only those."""
 
     path: Path
     removes: bool = False
@@ -42,8 +42,8 @@ class Mask:
 
     Attributes:
         image: the mask; for ``kind`` "opaque" the photo itself.
-        kind: which of its pixels count: those that are not black, the black ones, or those that are opaque.
-        turn: the orientation (EXIF) that brings it to the photo's pixels.
+        kind: which of its pixels count: those that are not black, the black ones, or the opaque ones.
+        turn: the EXIF orientation to apply to match the photo's pixels.
     """
 
     image: Photo
@@ -51,7 +51,7 @@ class Mask:
     turn: int = 1
 
     def decode(self, reduce: int) -> np.ndarray:
-        """uint8 (h, w, 1): 255 where all of the ``reduce`` squared pixels count. Raises SceneError."""
+        """Decode to uint8 (h, w, 1): 255 where all pixels of a block of reduce x reduce count. Raises SceneError."""
         if self.kind == "opaque":
             return self.image.decode_opaque(reduce)
         marked = self.image.decode_marked(reduce)
@@ -59,20 +59,22 @@ class Mask:
 
 
 def listed_mask(folder: Path, text: str) -> MaskFile:
-    """The mask that a camera file in that folder lists, with the slashes of any system."""
+    """The mask that a camera file in that folder lists, with / or \\ as separator."""
     path = folder / text
     return MaskFile(path if paths.is_file(path) else folder / text.replace("\\", "/"))
 
 
 def dynamic_mask(photo: Path) -> tuple[MaskFile, ...]:
-    """instant-ngp's mask of what moves in a photo, if it lies beside it."""
+    """instant-ngp's mask of moving objects, if there is one beside the photo."""
     path = photo.with_name(f"dynamic_mask_{photo.stem}.png")
     return (MaskFile(path, removes=True),) if paths.is_file(path) else ()
 
 
 def colmap_mask(images: Path, name: str) -> tuple[MaskFile, ...]:
-    """The mask of a photo of a COLMAP project, if there is one: masks/NAME.png beside the folder of the photos or in
-    it, NAME with its suffix (as COLMAP has it) or without."""
+    """The mask of a photo in a COLMAP project, if there is one.
+
+    It is masks/NAME.png beside or in the folder of photos; NAME may include the photo's suffix, as in COLMAP, or not.
+    """
     for folder in (images.parent / MASK_FOLDER, images / MASK_FOLDER):
         for file in (folder / f"{name}.png", (folder / name).with_suffix(".png")):
             if paths.is_file(file):
@@ -83,11 +85,11 @@ def colmap_mask(images: Path, name: str) -> tuple[MaskFile, ...]:
 def open_masks(
     photos: Sequence[Photo], files: Sequence[Sequence[MaskFile]], cut: Sequence[bool], max_pixels: int | None
 ) -> list[list[Mask]]:
-    """The masks of each photo. Those that cannot be used are left out, with one warning.
+    """The masks of each photo. Unusable ones are left out with one warning.
 
     Args:
         files: the mask files of each photo.
-        cut: for each photo, whether its transparent pixels do not count.
+        cut: for each photo, True if its transparent pixels do not count.
     """
     masks, problems = [], []
     for photo, listed, transparent in zip(photos, files, cut, strict=True):
@@ -111,7 +113,7 @@ def _open(file: MaskFile, photo: Photo, max_pixels: int | None) -> Mask:
     kind = "black" if file.removes else "not black"
     if same_aspect(image.size, photo.size):
         return Mask(image, kind)
-    if photo.turned and same_aspect(image.size, photo.header.size):  # made for the stored pixels
+    if photo.turned and same_aspect(image.size, photo.header.size):  # drawn on the stored pixels
         return Mask(image, kind, photo.header.orientation)
     raise SceneError(
         f"{file.path} is {image.width}x{image.height}, but its image is {photo.width}x{photo.height}.",
@@ -120,7 +122,7 @@ def _open(file: MaskFile, photo: Photo, max_pixels: int | None) -> Mask:
 
 
 def read_mask(masks: Sequence[Mask], framing: Framing) -> Tensor:
-    """bool (height, width): where everything that a pixel of the view is made of counts in all masks.
+    """The view's mask (height, width) bool: True where every contributing photo pixel counts in all masks.
 
     Raises:
         SceneError: a mask that cannot be decoded.

@@ -1,4 +1,4 @@
-"""Decoded images of any mode as arrays, a band of rows at a time so that no second copy is in memory."""
+"""Decoded images of any mode as arrays, converted in bands of rows so that memory holds no second copy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from PIL import Image
 from ilrm.core.errors import SceneError
 from ilrm.files.image_files import is_transparent
 
-# Rows are converted so many pixels at a time.
 _BAND_PIXELS = 1 << 20
-_OPAQUE = 250
+_OPAQUE = 250  # of 255: lossy compression does not keep 255 exactly
 
 
 def rgb_pixels(image: Image.Image, label: str) -> np.ndarray:
@@ -32,12 +31,12 @@ def rgb_pixels(image: Image.Image, label: str) -> np.ndarray:
 
 
 def opaque_pixels(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 1): 255 where an image is opaque, but for lossy compression."""
+    """uint8 (H, W, 1): 255 where an image is opaque, with a tolerance for lossy compression."""
     return _by_bands(image, lambda band: _where(np.asarray(band.convert("RGBA").getchannel("A")) >= _OPAQUE), 1)
 
 
 def marked_pixels(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 1): 255 where a mask is not black, or in a JPEG, whose black is noisy, brighter than dark grey."""
+    """uint8 (H, W, 1): 255 where a mask is not black. In a JPEG, whose black is noisy, dark grey counts as black."""
     least = 128 if image.format in ("JPEG", "MPO") else 1
 
     def marked(band: Image.Image) -> np.ndarray:
@@ -54,9 +53,12 @@ def _where(counts: np.ndarray) -> np.ndarray:
 
 
 def draft(image: Image.Image, reduce: int) -> int:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8 of its size, no less than 1 / ``reduce``; which of them, 1 if none.
+    """Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, but not below 1 / ``reduce``.
 
-    Its decoder then takes the means over blocks itself, from a part of the data.
+    The decoder then computes the means over blocks itself and reads only part of the data.
+
+    Returns:
+        the denominator; 1 if the image is decoded at full size.
     """
     width, height = image.size
     if reduce == 1 or image.draft(None, (max(width // reduce, 1), max(height // reduce, 1))) is None:
@@ -68,9 +70,8 @@ def reduced_pixels(decoded: Image.Image | np.ndarray, extent: tuple[float, float
     """uint8 (rows, columns, 1 or 3): means over blocks of an RGB image, or of pixels (H, W, 1 or 3).
 
     Args:
-        extent: (width, height) of the part that the photo fills; a drafted image ends with a whole block.
-        reduce: how many pixels a mean stands for, along each side. Where it does not divide the extent, the means
-            are spread evenly over it.
+        extent: (width, height) that the photo fills; a drafted image is padded to a whole block.
+        reduce: side of a block in pixels. If it does not divide the extent, the means are spread evenly over it.
     """
     if isinstance(decoded, np.ndarray):
         decoded = Image.fromarray(decoded[..., 0] if decoded.shape[-1] == 1 else decoded)

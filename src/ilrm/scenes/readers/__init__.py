@@ -1,1 +1,1 @@
-"""What other programs write about photos: their files, read into frames."""
+"""Readers of camera files and models that other programs write."""

@@ -1,4 +1,4 @@
-"""pixelSplat-format chunks (RealEstate10K, DepthSplat's DL3DV): many scenes to a .torch file, read by key."""
+"""pixelSplat-format chunks (RealEstate10K, DepthSplat's DL3DV): .torch files of many scenes, read by key."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ilrm.scenes.readers.records import listing
 
 INDEX = "index.json"
 _CAMERA_VALUES = 18
-# Poses that are rounded to a larger share of the cameras' spread are worth a warning.
+# Poses whose rounding is a larger share of the cameras' spread cause a warning.
 _COARSE = 1e-3
 
 
 def list_keys(path: Path | str) -> tuple[str, ...]:
-    """The keys of all scenes in a chunk file, or in a stage folder (through its index.json where there is one)."""
+    """The keys of all scenes in a chunk file or a stage folder; from index.json if there is one."""
     path = Path(path)
     if paths.is_file(path):
         return open_chunk(path).keys
@@ -44,7 +44,7 @@ def read_chunk_scene(path: Path, key: str | None = None) -> CaptureSource:
         key: which scene; the first by default.
 
     Raises:
-        SceneError: an unknown key; a file that is missing, truncated, not a chunk, or wants to run code.
+        SceneError: an unknown key; a file that is missing, truncated, not a chunk, or tries to run code.
     """
     if paths.is_dir(path):
         path = _chunk_with(path, key)
@@ -52,7 +52,7 @@ def read_chunk_scene(path: Path, key: str | None = None) -> CaptureSource:
 
 
 def chunk_of_every_key(folder: Path) -> dict[str, Path]:
-    """The chunk file of each scene of a stage folder: through its index.json, else by looking into the chunks.
+    """The chunk file of each scene of a stage folder, from index.json or else from the chunks themselves.
 
     Raises:
         SceneError: no index and no chunks; an index that is malformed, empty, or names chunks that do not exist.
@@ -73,11 +73,11 @@ def chunk_of_every_key(folder: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True, eq=False)
 class ChunkScene:
-    """One scene of an opened chunk; its photos are read when they are asked for.
+    """One scene of an opened chunk; photos are read when they are used.
 
     Attributes:
-        label: what to call it in messages.
-        cameras: (N, 18): fx, fy, cx, cy in shares of the image's size, 0, 0, and the 3x4 world-to-camera rows.
+        label: name in messages.
+        cameras: (N, 18): fx, fy, cx, cy as shares of the image size, 0, 0, and the 3x4 world-to-camera rows.
         images: N byte strings (encoded JPEG or PNG).
     """
 
@@ -87,7 +87,7 @@ class ChunkScene:
 
     @property
     def c2w(self) -> Tensor:
-        """(N, 4, 4), inverted in single precision, as the networks were trained and scored with.
+        """(N, 4, 4), inverted in float32, as in the training and evaluation of the published networks.
 
         Raises:
             SceneError: a camera without an inverse.
@@ -100,16 +100,16 @@ class ChunkScene:
             raise SceneError(f"A world-to-camera matrix of {self.label} has no inverse.") from error
 
     def source(self, views: Sequence[int] | None = None) -> CaptureSource:
-        """All frames or some of them, their images not decoded. Raises SceneError as ``c2w``, or for a non-image."""
+        """All frames or some of them, without decoding images. Raises SceneError as ``c2w``, or for a non-image."""
         poses = self.c2w.double().numpy()
-        if (self.cameras[:, 4:6] != 0).any():  # RealEstate10K's places for distortion
-            warn(f"{self.label} has values where distortion would stand; they are not read")
+        if (self.cameras[:, 4:6] != 0).any():  # RealEstate10K's columns for distortion
+            warn(f"{self.label} has distortion coefficients; they are ignored")
         centres = poses[:, :3, 3]
         spread = np.abs(centres - centres.mean(0)).max(initial=0)
         step = float(np.finfo(np.float32).eps * np.abs(self.cameras[:, 6:].numpy()).max(initial=0))
         if len(centres) > 1 and step > _COARSE * spread:
             warn(
-                f"{self.label} holds its poses in single precision, in steps of about {step:.2g}, and the cameras are "
+                f"{self.label} has single-precision poses with steps of about {step:.2g}, but the cameras are only "
                 f"{spread:.2g} apart: write the chunk again from the original poses, with an origin near the cameras"
             )
         return CaptureSource(tuple(self._frame(view, poses[view]) for view in (views or range(len(self.cameras)))))
@@ -123,11 +123,11 @@ class ChunkScene:
 
 
 class Chunk:
-    """An opened chunk file: what is in it is known, no tensor has been read."""
+    """An opened chunk file: its structure is known, but no tensor has been read."""
 
     def __init__(self, path: Path, examples: Sequence[dict[str, Any]]) -> None:
         self.path = path
-        # Scenes may share a list of photos, which is then looked at once.
+        # Scenes may share a list of photos; each list is checked only once.
         lists = {id(example.get("images")): example.get("images") for example in examples}
         compact = {number: _compact(images) for number, images in lists.items()}
         self._examples = {
@@ -158,29 +158,31 @@ class Chunk:
 
 
 def open_chunk(path: Path) -> Chunk:
-    """Read what a chunk file holds.
+    """Open a chunk file.
 
     Raises:
-        SceneError: a file that is missing, truncated, not a chunk, or wants to run code.
+        SceneError: a file that is missing, truncated, not a chunk, or tries to run code.
     """
     try:
         examples = load_lazily(path)
-    except Exception as error:  # a malformed pickle can provoke anything
+    except Exception as error:  # a malformed pickle can raise anything
         raise SceneError(
             f"{path} cannot be read as a chunk: {(str(error).splitlines() or [type(error).__name__])[0]}",
-            expected="a list of scenes saved by torch.save, holding only tensors, texts and numbers",
+            expected="a list of scenes saved by torch.save, with only tensors, strings and numbers in it",
             fix="download the file again; never load it in an unsafe way",
         ) from error
     keyed = isinstance(examples, list) and all(
         isinstance(example, dict) and isinstance(example.get("key"), str) for example in examples
     )
     if not keyed or not examples:
-        raise SceneError(f"{path} is no chunk.", expected='a list of scenes, each with "key", "cameras" and "images"')
+        raise SceneError(
+            f"{path} is not a chunk.", expected='a list of scenes, each with "key", "cameras" and "images"'
+        )
     return Chunk(path, examples)
 
 
 def _compact(images: Any) -> Sequence[Tensor] | None:
-    """The byte strings of a scene with as little memory as can be; None if they are none."""
+    """The byte strings of a scene in a compact form; None if they are not byte strings."""
     if not isinstance(images, list) or not images:
         return None
     if not all(isinstance(image, LazyTensor) and image.is_byte_string for image in images):
@@ -188,7 +190,7 @@ def _compact(images: Any) -> Sequence[Tensor] | None:
     if not share_reasonably(images):
         return None
     if any(image.storage.inflated is not None for image in images):
-        return [image.read() for image in images]  # no copies
+        return [image.read() for image in images]  # views of the inflated storage
     return LazyBytes(images)
 
 
@@ -231,7 +233,7 @@ def _unknown_key(key: str | None, path: Path, known: list[str]) -> SceneError:
 def _read_index(folder: Path) -> dict[str, str]:
     index = read_json(folder / INDEX)
     if not is_chunk_index(index):
-        raise SceneError(f"{folder / INDEX} is no index of chunks.", expected='an object {key: "NNNNNN.torch"}')
+        raise SceneError(f"{folder / INDEX} is not an index of chunks.", expected='an object {key: "NNNNNN.torch"}')
     return index
 
 

@@ -1,4 +1,4 @@
-"""COLMAP projects: which of their models counts, and the scene it describes."""
+"""COLMAP projects: choosing one of their models and reading it as a scene."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from ilrm.scenes.readers.colmap_model import Camera, RegisteredImage
 from ilrm.scenes.readers.photo_files import FoundPhoto, Listed, find_photos, is_listed_photo
 from ilrm.scenes.readers.records import check_size, unique_names
 
-# Where models lie in a project, in the order of precedence; the mapper numbers them inside. hloc says "models".
+# Folders of a project that may contain models, in order of precedence. The mapper creates numbered sub-folders there;
+# hloc calls the folder "models".
 _PLACES = ("sparse", "colmap/sparse", ".", "models")
-# Where the coefficients of perspective models begin, behind f, cx, cy or fx, fy, cx, cy. Without any they are pinholes;
-# a fisheye is not.
+# The index of the first distortion coefficient of perspective models, after f, cx, cy or fx, fy, cx, cy. If all
+# coefficients are zero, the model is a pinhole; that does not hold for fisheye models.
 _COEFFICIENTS_FROM = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4, "SIMPLE_RADIAL": 3, "RADIAL": 3, "OPENCV": 4, "FULL_OPENCV": 4}
 _MOST_TRIED = 100  # photos in each possible folder
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a folder is a COLMAP project, or a model."""
+    """Whether a folder is a COLMAP project or a model."""
     return any(_models(folder / place) for place in _PLACES)
 
 
 def find_model(folder: Path) -> Path | None:
-    """The COLMAP model in a project's folder, or the folder itself if it is one.
+    """The COLMAP model in a project's folder, or the folder itself if it is one; None if there is none.
 
-    The mapper starts another model when photos do not connect; the one with most photos counts, and a warning says so.
+    The mapper makes several models if the photos do not connect. The one with the most photos is used, with a warning.
     """
     models = next((models for place in _PLACES if (models := _models(folder / place))), [])
     if len(models) < 2:
         return models[0] if models else None
     names = {model: _names(model) for model in models}
-    best = max(models, key=lambda model: len(names[model]))  # the first of equals
+    best = max(models, key=lambda model: len(names[model]))  # the first one if several are equal
     photos = len(set().union(*names.values()))
     unread = [_label(model, folder) for model in models if not names[model]]
     warn(
@@ -57,11 +58,12 @@ def find_model(folder: Path) -> Path | None:
 def read_colmap(model: Path, images: str | None = None) -> CaptureSource:
     """The registered images of a model, sorted by name, with its points.
 
-    The photos are looked for in ``images/`` beside the model or up to three folders above it (``sparse/0`` lies two
-    below), or beside the model itself. ``images`` is the folder of reduced copies to prefer, see ``find_photos``.
+    Photos are searched in ``images/`` in the model's folder and up to three folders above (``sparse/0`` is two below
+    the project), then in these folders themselves. ``images`` is a folder of reduced copies to prefer, see
+    ``find_photos``.
 
     Raises:
-        SceneError: files that are missing, broken or empty; a line or image that cannot be is named.
+        SceneError: files that are missing, damaged or empty; the message names an invalid line or image.
     """
     suffix, reader = _form(model)
     missing = [name + suffix for name in ("cameras", "images") if not paths.is_file(model / (name + suffix))]
@@ -88,7 +90,10 @@ def read_colmap(model: Path, images: str | None = None) -> CaptureSource:
 
 
 def _models(place: Path) -> list[Path]:
-    """The models directly in a folder: numbered ones, then itself. A folder of numbered scenes is not one of models."""
+    """The models directly in a folder: numbered ones, then the folder itself.
+
+    Numbered sub-folders with their own ``images`` are scenes, not models of one scene.
+    """
     numbers = [entry for entry in paths.entries(place, "[0-9]*") if entry.name.isdecimal()]
     numbered = [folder for folder in sorted(numbers, key=lambda entry: int(entry.name[:9])) if is_model(folder)]
     if len(numbered) > 1:
@@ -97,12 +102,12 @@ def _models(place: Path) -> list[Path]:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder itself holds a model's files."""
+    """Whether a folder directly contains a model's files."""
     return any(paths.is_file(folder / f"images{suffix}") for suffix in (".bin", ".txt"))
 
 
 def _form(model: Path) -> tuple[str, ModuleType]:
-    """The suffix of the files to read, and the module that does; binary where both forms are whole."""
+    """The suffix of the files to read, and the module that reads them; binary if both forms are complete."""
     binary_whole, text_whole = (
         all(paths.is_file(model / (name + suffix)) for name in ("cameras", "images")) for suffix in (".bin", ".txt")
     )
@@ -112,7 +117,7 @@ def _form(model: Path) -> tuple[str, ModuleType]:
 
 
 def _names(model: Path) -> set[str]:
-    """Of the registered images; none if they cannot be read."""
+    """The names of the registered images; empty if they cannot be read."""
     suffix, reader = _form(model)
     try:
         return {image.name for image in reader.read_images(model / f"images{suffix}")}
@@ -126,7 +131,7 @@ def _label(model: Path, folder: Path) -> str:
 
 
 def _image_folder(model: Path, names: Sequence[str]) -> Path:
-    """The folder that has most of the photos, among the first hundred of them."""
+    """The folder that contains the most photos, judged by the first hundred."""
     tried = names[:_MOST_TRIED]
     folders = list(_image_folders(model))
     counts = {folder: sum(is_listed_photo(Listed(folder, name)) for name in tried) for folder in folders}
@@ -135,7 +140,7 @@ def _image_folder(model: Path, names: Sequence[str]) -> Path:
         return best
     raise SceneError(
         f"The image {names[0]} of the COLMAP model {model} was not found.",
-        expected=f"it in one of {', '.join(str(folder) for folder in folders)}",
+        expected=f"the photo in one of {', '.join(str(folder) for folder in folders)}",
         fix="put the photos into a folder 'images' beside 'sparse'",
     )
 
@@ -159,7 +164,7 @@ def _frame(
     check_size(camera.width, camera.height, f"camera {image.camera} of the COLMAP model")
     if not np.isfinite(camera.params).all():
         raise SceneError(f"Camera {image.camera} of the COLMAP model has NaN or infinite parameters.")
-    # COLMAP detects features on the pixels as stored and does not turn photos by their EXIF orientation.
+    # COLMAP works on the stored pixels and ignores the EXIF orientation.
     photo = open_photo(found.file, (camera.width, camera.height), stored_pixels=True)
     masks = colmap_mask(folder, image.name)
     return CaptureFrame(name, photo, fit_lens(_lens(camera), photo), np.linalg.inv(image.w2c), masks=masks, cut=True)
@@ -175,7 +180,7 @@ def _lens(camera: Camera) -> Lens:
 
 
 def _points(path: Path, reader: ModuleType) -> tuple[Tensor | None, Tensor | None]:
-    """The sparse points. They are a help, not a need: where they are missing or damaged it is only warned about."""
+    """The sparse points. They are optional: missing or damaged ones only cause a warning."""
     if not paths.is_visible_file(path):
         warn(f"the COLMAP model {path.parent} lacks {path.name}; its cameras are used without points")
         return None, None

@@ -1,4 +1,4 @@
-"""COLMAP's binary files. What they declare is never trusted: records are read while there are bytes.
+"""COLMAP's binary files. Declared counts are not trusted: records are read only as long as there are bytes.
 
 Layouts: https://colmap.github.io/format.html#binary-file-format
 """
@@ -38,7 +38,7 @@ def read_cameras(path: Path) -> dict[int, Camera]:
 
 
 def read_images(path: Path) -> list[RegisteredImage]:
-    """The images, in the file's order. Raises SceneError for a damaged file, or an impossible pose."""
+    """The images in the file's order. Raises SceneError for a damaged file or an invalid pose."""
     return _records(path, lambda data, offset: _image(data, offset, path))
 
 
@@ -49,7 +49,7 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _records(path: Path, read: Callable[[bytes, int], tuple[T, int]]) -> list[T]:
-    """What ``read`` makes of each record from its offset on; it also returns the offset behind the record."""
+    """All records of a file. ``read`` parses one at an offset and returns it with the offset after it."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -94,7 +94,7 @@ def _image(data: bytes, offset: int, path: Path) -> tuple[RegisteredImage, int]:
     after = end + 1 + _COUNT.size + _POINT2D_BYTES * points
     if after > len(data):
         raise ValueError
-    # Names of files are bytes; those that are not UTF-8 come back as they were when the file is opened.
+    # File names are bytes. With surrogateescape, names that are not UTF-8 become the same bytes again in open().
     name = data[start:end].decode("utf-8", "surrogateescape")
     label = f"image {number} of {path}"
     w2c = world_to_camera(np.array(pose[:4]), np.array(pose[4:]), label)

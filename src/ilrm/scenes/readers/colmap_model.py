@@ -1,4 +1,4 @@
-"""What a COLMAP model holds that a scene needs, whichever of the two forms it was read from."""
+"""The parts of a COLMAP model that a scene needs; shared by the readers of binary and text files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ilrm.core.errors import SceneError
 from ilrm.scenes.lenses.signals import sigterm_kept
 
-_UNIT = 1e-6  # quaternions of this length but for rounding are taken as they are
+_UNIT = 1e-6  # quaternions whose length differs from 1 by less are not normalised
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RegisteredImage:
         name: path relative to the folder of photos.
         camera: id of its camera.
         w2c: (4, 4) float64 world-to-camera, OpenCV axes.
-        label: what to call it in messages.
+        label: name in messages.
     """
 
     name: str
@@ -42,10 +42,10 @@ class RegisteredImage:
 
 
 def world_to_camera(quaternion: np.ndarray, translation: np.ndarray, label: str) -> np.ndarray:
-    """(4, 4) out of COLMAP's w, x, y, z of any length and x, y, z.
+    """(4, 4) matrix from COLMAP's quaternion (w, x, y, z) of any length and translation (x, y, z).
 
     Raises:
-        SceneError: a quaternion that is no rotation; the message names ``label``.
+        SceneError: a quaternion that is not a rotation; the message names ``label``.
     """
     length = np.linalg.norm(quaternion)
     if not (np.isfinite(length) and length > 0 and np.isfinite(translation).all()):
@@ -55,7 +55,8 @@ def world_to_camera(quaternion: np.ndarray, translation: np.ndarray, label: str)
             expected="a quaternion (w, x, y, z) other than zero, and a finite translation",
             fix="remove the image from the model, or estimate its pose again",
         )
-    # COLMAP does not normalise; far from the origin the centre depends on the very matrix that it makes.
+    # COLMAP does not normalise. Far from the origin even a rounding of the rotation moves the camera centre, so unit
+    # quaternions must give exactly COLMAP's matrix.
     w, x, y, z = quaternion / length if abs(length - 1) > _UNIT else quaternion
     matrix = np.eye(4)
     matrix[:3, :3] = [
@@ -69,7 +70,7 @@ def world_to_camera(quaternion: np.ndarray, translation: np.ndarray, label: str)
 
 @lru_cache(maxsize=64)
 def parameter_count(model: str) -> int | None:
-    """How many parameters a camera model has; None for a name that the installed pycolmap does not know."""
+    """The number of parameters of a camera model; None for a name that the installed pycolmap does not know."""
     with sigterm_kept():
         import pycolmap
 
@@ -89,7 +90,5 @@ def model_name(number: int) -> str | None:
 
 
 def unreadable(path: Path, error: OSError) -> SceneError:
-    """The error for a file of a model that the system does not give out."""
-    return SceneError(
-        f"{path} cannot be read: {error.strerror or error}.", fix="check that it is there and may be read"
-    )
+    """The error for a file of a model that cannot be read."""
+    return SceneError(f"{path} cannot be read: {error.strerror or error}.", fix="check that it exists and may be read")

@@ -1,8 +1,8 @@
-"""COLMAP's text files, read line by line, so that a line that is odd can be named.
+"""COLMAP's text files, read line by line, so that errors can name the line.
 
-Layouts: https://colmap.github.io/format.html#text-format. An image has two lines there, the second one with its feature
-points, perhaps empty. Scripts that write models from known poses leave the second one out, and editors strip empty
-lines; both are read here, because no line of points can be taken for an image.
+Layouts: https://colmap.github.io/format.html#text-format. There an image has two lines; the second one lists feature
+points and may be empty. Scripts that write models from known poses often omit the second line, and editors strip empty
+lines. Both cases are read here, because a line of points cannot be mistaken for an image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FIELDS_BEFORE_NAME = 9
 
 
 def read_cameras(path: Path) -> dict[int, Camera]:
-    """The cameras by their ids. Raises SceneError, naming the line, for whatever is no camera."""
+    """The cameras by their ids. Raises SceneError, naming the line, for any line that is not a camera."""
     cameras: dict[int, Camera] = {}
     for label, line in _lines(path):
         words = line.split()
@@ -42,7 +42,7 @@ def read_cameras(path: Path) -> dict[int, Camera]:
 
 
 def read_images(path: Path) -> list[RegisteredImage]:
-    """The images, in the file's order. Raises SceneError, naming the line, for whatever is neither image nor points."""
+    """The images in the file's order. Raises SceneError, naming a line that is neither image nor points."""
     images: list[RegisteredImage] = []
     points_may_follow = False
     for label, line in _lines(path):
@@ -55,7 +55,7 @@ def read_images(path: Path) -> list[RegisteredImage]:
 
 
 def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (P, 3) float64 and colours (P, 3) in 0 ... 255. Raises SceneError, naming the line that is no point."""
+    """Positions (P, 3) float64 and colours (P, 3) in 0 ... 255. Raises SceneError, naming an invalid line."""
     rows = []
     for label, line in _lines(path):
         words = line.split(maxsplit=7)
@@ -70,12 +70,12 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """What to call each line, and the line; without comments and empty ones."""
+    """A label for messages and the text of each line, without comments and empty lines."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
-    # Names of files are bytes; those that are not UTF-8 come back as they were when the file is opened.
+    # File names are bytes. With surrogateescape, names that are not UTF-8 become the same bytes again in open().
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
         stripped = line.strip(" \t\n\v\f")
@@ -95,7 +95,7 @@ def _image(label: str, line: str) -> RegisteredImage:
 
 
 def _is_points(line: str) -> bool:
-    """Whether a line is the feature points of an image: triples of two numbers and a whole one."""
+    """Whether a line lists feature points of an image: triples of two numbers and an integer."""
     words = line.split()
     if len(words) % 3:
         return False
@@ -111,4 +111,4 @@ def _is_points(line: str) -> bool:
 
 def _odd(label: str, line: str, expected: str) -> SceneError:
     shown = ascii(line if len(line) <= 80 else line[:77] + "...")
-    return SceneError(f"{label} is {shown}.", expected=expected, fix="mend the line, or export the COLMAP model again")
+    return SceneError(f"{label} is {shown}.", expected=expected, fix="fix the line, or export the COLMAP model again")

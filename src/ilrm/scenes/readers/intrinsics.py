@@ -1,4 +1,4 @@
-"""Lenses out of camera files in JSON: focal lengths, distortion, and what no pinhole camera can stand for."""
+"""Lenses from JSON camera files: focal lengths, distortion, and refusing unsupported lens models."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from ilrm.scenes.photos.images import Photo
 from ilrm.scenes.readers.records import Record
 
 _DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
-# Of lens models that are not read here; harmless where they are zero.
+# Parameters of unsupported lens models; they do no harm if they are zero.
 _UNREAD_KEYS = ("k5", "k6", "p3", "p4", "s1", "s2", "s3", "s4", "b1", "b2", "skew")
 _FISHEYE_MODELS = ("OPENCV_FISHEYE", "FISHEYE")
 _PERSPECTIVE_MODELS = ("PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 _PANORAMAS = ("latlong", "equirectangular")  # instant-ngp's flags
 _F_THETA = tuple(f"ftheta_p{order}" for order in range(5))
-# Twice the principal point is the size of the image, but for so much (as a share, and in sizes of a reduced copy).
+# Tolerances when the image size is guessed as twice the principal point: as a share of the size, and as a share of the
+# step to the next reduction factor.
 _OFF_CENTRE, _OFF_FACTOR = 0.05, 0.15
-# Between these it is a principal point off the middle rather than another size.
+# If twice the principal point is within these shares of the photo's size, it is off centre, not of another size.
 _OWN_SIZE = (0.67, 1.5)
 
 
@@ -28,10 +29,10 @@ def perspective_or_fisheye(record: Record, photo: Photo, reduction: int) -> Lens
     Args:
         record: the frame.
         photo: its photo.
-        reduction: how many times the photo's folder says that it is smaller than the one that was calibrated.
+        reduction: factor by which the photo is smaller than the calibrated one, according to its folder's name.
 
     Raises:
-        SceneError: missing, impossible or unreadable values; a lens that is neither.
+        SceneError: missing, impossible or unreadable values, or another kind of lens.
     """
     _refuse_other_lenses(record)
     model = record.text("camera_model") if "camera_model" in record else "PERSPECTIVE"
@@ -64,13 +65,13 @@ def opencv_lens(record: Record, photo: Photo, reduction: int) -> Lens:
 
 
 def calibrated_size(record: Record, cx: float, cy: float, photo: Photo, reduction: int) -> tuple[int, int]:
-    """(width, height) of the photos that intrinsics in pixels belong to, where their file does not say it.
+    """(width, height) that intrinsics in pixels refer to, if their file does not say.
 
-    It is the photo's own, unless the principal point tells of a reduced or enlarged copy: cameras have it near the
-    middle, so that 2 cx : width = 2 cy : height is by how much.
+    It is the photo's own size, unless the principal point shows that the photo is a reduced or enlarged copy. As the
+    principal point is near the centre, 2 cx / width and 2 cy / height are then the same factor.
 
     Raises:
-        SceneError: a principal point outside the photo for which there is no such explanation.
+        SceneError: a principal point outside the photo that this does not explain.
     """
     if reduction != 1:
         return photo.width * reduction, photo.height * reduction
@@ -96,7 +97,7 @@ def calibrated_size(record: Record, cx: float, cy: float, photo: Photo, reductio
 
 
 def _common_factor(x: float, y: float) -> float | None:
-    """By how much both axes are scaled: a whole number, or its inverse, nearby; else both the same to the digit."""
+    """The scale of both axes: a nearby whole number or its inverse, or else any factor on which both agree to 0.1 %."""
     if min(x, y) <= 0 or not math.isfinite(x) or not math.isfinite(y):
         return None
     for factor in (max(1, round(x)), 1 / max(1, round(1 / x))):
@@ -107,13 +108,13 @@ def _common_factor(x: float, y: float) -> float | None:
 
 
 def _refuse_other_lenses(record: Record) -> None:
-    """Lenses that some programs' own keys tell of."""
+    """Refuse lens models that are marked by keys of specific programs. Raises SceneError."""
     panorama = next((key for key in _PANORAMAS if record.flag(key)), None)
     f_theta = next((key for key in _F_THETA if record.number(key, 0.0) != 0), None)
     if panorama or f_theta:
         name = panorama or f"F-theta ({f_theta})"
         raise SceneError(
-            f"{record.label} was taken through a lens of the kind {name}, which no pinhole camera can stand for.",
+            f"{record.label} was taken through a lens of the kind {name}, which no pinhole camera can represent.",
             expected="a perspective or fisheye camera",
             fix="cut panoramas into perspective views, or undistort the images to a pinhole camera, first",
         )
@@ -126,15 +127,15 @@ def _refuse_other_lenses(record: Record) -> None:
         )
     shutter = record.values.get("rolling_shutter")
     if shutter and (not isinstance(shutter, list) or any(value != 0 for value in shutter)):
-        warn("the camera file declares a rolling shutter; it is not modelled, photos count as taken at one instant")
+        warn("the camera file declares a rolling shutter, which is ignored: each photo is treated as one instant")
 
 
 def _lens(record: Record, pinhole: tuple[float, float, float, float], width: int, height: int, fisheye: bool) -> Lens:
-    if "distortion_params" in record:  # nerfstudio, a frame's own
+    if "distortion_params" in record:  # nerfstudio's parameters of a single frame
         k1, k2, k3, k4, p1, p2 = record.numbers("distortion_params", 6)
     else:
         k1, k2, k3, k4, p1, p2 = (record.number(key, 0.0) for key in _DISTORTION_KEYS)
-    if fisheye:  # without coefficients it is still a fisheye (equidistant) projection
+    if fisheye:  # also with zero coefficients: the projection is still equidistant, not a pinhole
         return Lens("OPENCV_FISHEYE", (*pinhole, k1, k2, k3, k4), width, height)
     if k4 != 0:
         raise SceneError(
@@ -150,7 +151,7 @@ def _lens(record: Record, pinhole: tuple[float, float, float, float], width: int
 
 
 def _focal(record: Record, photo: Photo, width: int, height: int) -> tuple[float, float]:
-    """fx, fy in pixels: as such, or from the fields of view; a missing one equals the other."""
+    """fx, fy in pixels, given directly or by fields of view; if one is missing, it equals the other."""
     fx = record.positive("fl_x") if "fl_x" in record else None
     fy = record.positive("fl_y") if "fl_y" in record else None
     if fx is None:
@@ -170,7 +171,7 @@ def _focal(record: Record, photo: Photo, width: int, height: int) -> tuple[float
 
 
 def _focal_of_angle(record: Record, axis: str, side: int) -> float | None:
-    """From "camera_angle_x" in radians or instant-ngp's "x_fov" in degrees; None where there is neither."""
+    """The focal length from "camera_angle_x" in radians or instant-ngp's "x_fov" in degrees; None without either."""
     for key, unit in ((f"camera_angle_{axis}", 1.0), (f"{axis}_fov", math.pi / 180)):
         if key in record:
             angle = record.positive(key) * unit

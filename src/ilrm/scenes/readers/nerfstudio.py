@@ -22,7 +22,7 @@ from ilrm.scenes.readers.photo_files import FoundPhoto, Listed, find_photos
 from ilrm.scenes.readers.points import read_points
 from ilrm.scenes.readers.records import Record, read_frames, unique_names
 
-# Signs of the columns right, up (down), back (forward), centre; the same both ways.
+# Signs for the columns right, up (down), back (forward), centre; its own inverse.
 OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0, 1.0])
 
 _RENDERED_FILES = ("transforms_train.json", "transforms_test.json", "transforms_val.json")
@@ -32,8 +32,8 @@ def read_nerfstudio(paths: Sequence[Path], images: str | None = None) -> Capture
     """The frames of one or more transforms files, in the files' order.
 
     Args:
-        paths: a transforms.json; or the Blender scenes' transforms_train.json and transforms_test.json, of which
-            all but the first are held out.
+        paths: a transforms.json, or transforms_train.json and transforms_test.json of a Blender scene; frames of all
+            but the first file are held out.
         images: the folder of reduced copies to prefer, see ``find_photos``.
 
     Raises:
@@ -46,7 +46,7 @@ def read_nerfstudio(paths: Sequence[Path], images: str | None = None) -> Capture
     source = " and ".join([str(paths[0]), *(path.name for path in paths[1:])])
     places = find_photos(listed, source, images)
     views = [(view, found) for view, found in enumerate(places) if found is not None]
-    # A name is the path as listed plus the suffix that Blender leaves out.
+    # The name of a view is the listed path plus the suffix that Blender omits.
     names = unique_names([found.name for _, found in views], paths[0])
     rendered = paths[0].name in _RENDERED_FILES
     frames = tuple(
@@ -66,14 +66,15 @@ def _frame(record: Record, name: str, found: FoundPhoto, folder: Path, rendered:
     depth = folder / record.text("depth_file_path") if "depth_file_path" in record else None
     masks = (listed_mask(folder, record.text("mask_path")),) if "mask_path" in record else ()
     masks += dynamic_mask(found.file)
-    # Rendered objects, which have a field of view at most, stand before an empty background; photographs were cut.
+    # Files of rendered objects give a field of view; there, transparency is empty background. Photographs have a focal
+    # length in pixels; there, transparent parts were cut out (see ``photos.masks``).
     cut = "fl_x" in record and not rendered
     lens = fit_lens(perspective_or_fisheye(record, photo, found.reduction), photo)
     return CaptureFrame(name, photo, lens, record.pose("transform_matrix") * OPENGL_TO_OPENCV, depth, masks, cut)
 
 
 def _holdout(top: dict[str, Any], listed: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """The scene's names of nerfstudio's "test_filenames"."""
+    """The names of the views in nerfstudio's "test_filenames"."""
     test = top.get("test_filenames")
     if not isinstance(test, list):
         return ()
@@ -82,7 +83,7 @@ def _holdout(top: dict[str, Any], listed: Sequence[str], names: Sequence[str]) -
 
 
 def _points(top: dict[str, Any], folder: Path) -> tuple[Tensor | None, Tensor | None]:
-    """The sparse points beside the file. They are a help, not a need: unreadable ones are only warned about."""
+    """The sparse points beside the file. They are optional: unreadable ones only cause a warning."""
     listed = top.get("ply_file_path")
     path = folder / (listed if isinstance(listed, str) else "points.ply")
     try:

@@ -1,4 +1,4 @@
-"""opencv_cameras.json (Long-LRM, MegaSynth) and the LVSM variant of it: world-to-camera poses, OpenCV axes."""
+"""opencv_cameras.json (Long-LRM, MegaSynth) and its LVSM variant: world-to-camera poses with OpenCV axes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def read_opencv_json(path: Path, images: str | None = None) -> CaptureSource:
     """The frames of one camera file, in its order.
 
     A frame has "file_path" and "fx", "fy", "cx", "cy" with "w", "h", or (LVSM) "image_path" and "fxfycxcy" for the
-    image's own size; a 4x4 "w2c"; and perhaps a "mask_path". Distortion ("k1" ...) is read as in transforms.json.
-    ``images`` is the folder of reduced copies to prefer, see ``find_photos``.
+    image's own size; a 4x4 "w2c"; and optionally "mask_path". Distortion ("k1" ...) is read as in transforms.json.
+    ``images`` is a folder of reduced copies to prefer, see ``find_photos``.
 
     Raises:
         SceneError: names the file, frame and value that is missing, malformed or impossible.

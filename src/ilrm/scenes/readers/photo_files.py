@@ -1,4 +1,4 @@
-"""Which file on disk a camera file means: as listed, or in the few spellings that can mean nothing else."""
+"""Finding the photos that a camera file lists, allowing for a few unambiguous differences in spelling."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ REDUCED_FOLDERS = ("images_2", "images_4", "images_8")
 
 @dataclass(frozen=True)
 class Listed:
-    """A photo as a camera file names it: ``text``, relative to ``folder``."""
+    """A photo as a camera file lists it: ``text``, relative to ``folder``."""
 
     folder: Path
     text: str
 
     def spellings(self) -> Iterator[str]:
-        """As written, then with the separators of Windows read as such."""
+        """The text as written, then with \\ replaced by /."""
         yield self.text
         if "\\" in self.text:
             yield self.text.replace("\\", "/")
@@ -33,12 +33,12 @@ class Listed:
 
 @dataclass(frozen=True)
 class FoundPhoto:
-    """The file that was meant.
+    """The file of a listed photo.
 
     Attributes:
-        file: where it lies.
-        name: the listed path, with the file's own name at its end.
-        reduction: how many times the file is smaller than the listed photo, where it lies in a folder that says so.
+        file: its path.
+        name: the listed path, ending in the file's real name.
+        reduction: factor by which the file is smaller than the listed photo, according to the name of its folder.
     """
 
     file: Path
@@ -47,19 +47,19 @@ class FoundPhoto:
 
 
 def find_photos(listed: Sequence[Listed], source: Path | str, images: str | None = None) -> list[FoundPhoto | None]:
-    """The files that a camera file means, None for those that are not there; a warning counts these.
+    """Find the photos that a camera file lists; None for missing ones, with one warning for all.
 
-    A photo may lie as listed, with a suffix that the list left out, in a folder of reduced copies, or differ from the
-    list in upper and lower case or in the separators of folders. Other spellings are only pointed at.
+    A file may differ from its listed path by a suffix that the list omits, by case, by the folder separator, or by
+    being in a folder of reduced copies. Other similar files are only mentioned as a hint.
 
     Args:
-        listed: as listed.
+        listed: the photos.
         source: the file that lists them, for messages.
-        images: the folder of reduced copies to look into first, one of ``REDUCED_FOLDERS``.
+        images: a folder of reduced copies to search first, one of ``REDUCED_FOLDERS``.
 
     Raises:
-        SceneError: none of them is there.
-        AccessError: a folder on the way is closed.
+        SceneError: none of the photos exists.
+        AccessError: a folder in a path may not be read.
     """
     folders = _Folders()
     found = [_find(photo, folders, images) for photo in listed]
@@ -80,7 +80,7 @@ def find_photos(listed: Sequence[Listed], source: Path | str, images: str | None
 
 
 def is_listed_photo(photo: Listed) -> bool:
-    """Whether ``find_photos`` would find it."""
+    """Whether ``find_photos`` would find this photo."""
     try:
         return _find(photo, _Folders(), None) is not None
     except AccessError:
@@ -89,12 +89,12 @@ def is_listed_photo(photo: Listed) -> bool:
 
 @dataclass
 class _Folders:
-    """The names in folders, each folder read once."""
+    """A cache of the names in folders; each folder is listed once."""
 
     known: dict[Path, dict[str, list[str]]] = field(default_factory=dict)
 
     def names(self, folder: Path, name: str) -> list[str]:
-        """The entries of a folder that are equal to ``name`` but for upper and lower case."""
+        """The entries of a folder that equal ``name``, ignoring case."""
         if folder not in self.known:
             entries: dict[str, list[str]] = {}
             with suppress(AccessError):
@@ -107,7 +107,7 @@ class _Folders:
 def _find(photo: Listed, folders: _Folders, images: str | None) -> FoundPhoto | None:
     for text in photo.spellings():
         path = Path(text)
-        if path.name in ("", ".."):  # names a folder
+        if path.name in ("", ".."):  # a folder
             continue
         for file, reduction in _candidates(photo.folder / path, images):
             if paths.is_file(file):
@@ -120,7 +120,7 @@ def _find(photo: Listed, folders: _Folders, images: str | None) -> FoundPhoto | 
 
 
 def _candidates(path: Path, images: str | None) -> Iterator[tuple[Path, int]]:
-    """Where a listed image may lie, and how many times it is reduced there."""
+    """Possible paths of a listed image, each with its reduction factor."""
     if images is not None:
         yield from _reduced_copies(path, (images,))
     yield path, 1
@@ -139,7 +139,7 @@ def _reduced_copies(path: Path, names: Sequence[str]) -> Iterator[tuple[Path, in
 
 
 def _in_any_case(folder: Path, path: Path, folders: _Folders) -> Path | None:
-    """The one file whose path differs in case only, perhaps with a suffix that the list left out."""
+    """The only file whose path matches ignoring case, possibly with a suffix that the list omits; else None."""
     if path.is_absolute():
         folder, path = path.parent, Path(path.name)
     for part in path.parts[:-1]:
@@ -160,7 +160,7 @@ def _in_any_case(folder: Path, path: Path, folders: _Folders) -> Path | None:
 
 
 def _hint(photo: Listed, folders: _Folders) -> str:
-    """A file that is there and may have been meant, in words; empty if there is none."""
+    """A sentence about an existing file that may be the listed one; empty if there is none."""
     parts = PureWindowsPath(photo.text).parts  # splits at both separators
     if not parts:
         return ""
@@ -168,7 +168,7 @@ def _hint(photo: Listed, folders: _Folders) -> str:
         tail = Path(*parts[first:])
         for place in (tail, Path("images") / tail.name):
             if file := _in_any_case(photo.folder, place, folders) or _other_suffix(photo.folder / place, folders):
-                return f"{_short(file, photo.folder)} is there, {shown(photo.text)} is listed"
+                return f"{_short(file, photo.folder)} exists, {shown(photo.text)} is listed"
     return ""
 
 

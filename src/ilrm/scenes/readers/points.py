@@ -1,4 +1,4 @@
-"""Sparse points beside a scene: the vertices of a PLY file."""
+"""Sparse points of a scene, from the vertices of a PLY file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_points(path: Path) -> tuple[Tensor, Tensor | None]:
     """Positions (P, 3) float64 and colours (P, 3) in [0, 1] (None where absent) of a PLY file's vertices.
 
     Raises:
-        SceneError: no PLY file, or one whose first element is not a list of points, or a truncated one.
+        SceneError: not a PLY file, one whose first element is not a list of points, or a truncated one.
     """
     try:
         data = path.read_bytes()
@@ -42,7 +42,7 @@ def read_points(path: Path) -> tuple[Tensor, Tensor | None]:
     try:
         vertices = _ascii(body, header) if header.encoding == "ascii" else _binary(body, header)
     except (ValueError, UnicodeDecodeError) as error:
-        raise SceneError(f"{path} holds fewer or other values than its {header.count} vertices need.") from error
+        raise SceneError(f"{path} has too few or invalid values for its {header.count} vertices.") from error
     names = [name for name, _ in header.fields]
     if not {"x", "y", "z"} <= set(names):
         raise SceneError(f"{path} has the vertex properties {', '.join(names)}.", expected="x, y and z")
@@ -74,13 +74,13 @@ def _header(data: bytes, path: Path) -> _Header:
             fields.append((words[2], _TYPES[words[1]]))
     if encoding not in ("ascii", "binary_little_endian", "binary_big_endian") or element != "vertex" or count < 0:
         raise SceneError(f"{path} does not begin with vertices.", expected="a PLY whose first element is 'vertex'")
-    if count > len(data):  # each takes a byte at least
-        raise SceneError(f"{path} holds fewer values than its {count} vertices need.", fix="copy or export it again")
+    if count > len(data):  # a vertex takes at least one byte
+        raise SceneError(f"{path} has too few values for its {count} vertices.", fix="copy or export it again")
     return _Header(encoding, count, tuple(fields), newline + 1)
 
 
 def _count(word: str) -> int:
-    """A number of vertices; -1 for what is none, or has more digits than any file needs."""
+    """A number of vertices; -1 for an invalid one, or one with more digits than any file needs."""
     return int(word) if word.isdecimal() and len(word) < 20 else -1
 
 

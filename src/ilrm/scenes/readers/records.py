@@ -1,4 +1,4 @@
-"""Typed values out of JSON files that people and other programs wrote."""
+"""Typed and checked access to the JSON of camera files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_frames(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """The top level of a camera file and its "frames", each with the top-level values as defaults.
 
     Raises:
-        SceneError: no JSON, or no list of frames, or an empty one.
+        SceneError: not JSON, or no list of frames, or an empty one.
     """
     data = read_json(path)
     frames = data.get("frames") if isinstance(data, dict) else None
@@ -40,7 +40,7 @@ def read_frames(path: Path) -> tuple[dict[str, Any], list[Record]]:
 
 @dataclass(frozen=True)
 class Record:
-    """One JSON object, and what to call it in messages."""
+    """One JSON object, with a label for messages."""
 
     values: Mapping[str, Any]
     label: str
@@ -61,14 +61,14 @@ class Record:
         return value
 
     def flag(self, key: str) -> bool:
-        """Whether a key is set: true, or a number other than zero; anything but a truth value is refused."""
+        """Whether a key is true, or a number other than zero; other values are refused."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, bool) and not _is_number(value):
             raise SceneError(f'{self.label}: "{key}" is {_shown(value)}.', expected="true or false")
         return bool(value)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number; ``default`` where the key is absent."""
+        """A finite number; ``default`` if the key is absent."""
         if default is not None and key not in self:
             return default
         value = self._get(key, "a number")
@@ -93,9 +93,9 @@ class Record:
         return [float(x) for x in value]
 
     def pose(self, key: str) -> np.ndarray:
-        """(4, 4) float64 out of a 4x4 or 3x4 list of rows; the last row is set to 0 0 0 1.
+        """(4, 4) float64 from a list of 4 or 3 rows; the last row is set to 0 0 0 1.
 
-        NaN and infinite values pass: ``Cameras.check`` names the view that holds them.
+        NaN and infinite values are accepted here: ``Cameras.check`` refuses them and names the view.
         """
         value = self._get(key, "a 4x4 matrix")
         rows = value if isinstance(value, list) else []
@@ -116,16 +116,16 @@ class Record:
 
 
 def check_size(width: int, height: int, label: str) -> None:
-    """Refuse sizes that no photo has. Raises SceneError, naming what declares it."""
+    """Refuse impossible image sizes. Raises SceneError, which names ``label``."""
     if not (1 <= width <= _LARGEST_SIDE and 1 <= height <= _LARGEST_SIDE):
         raise SceneError(
             f"{label} declares an image of {_shown(width)}x{_shown(height)}.",
-            expected=f"at least 1x1 pixel, and at most {_LARGEST_SIDE} a side",
+            expected=f"at least 1x1 pixel, and at most {_LARGEST_SIDE} pixels per side",
         )
 
 
 def unique_names(files: Sequence[str | Path], source: Path) -> list[str]:
-    """File names without folders where they are unique, else the paths as given.
+    """File names without folders if they are unique, else the paths as given.
 
     Raises:
         SceneError: a file is listed twice.
@@ -143,9 +143,9 @@ def unique_names(files: Sequence[str | Path], source: Path) -> list[str]:
 
 
 def listing(items: Sequence[object], most: int = 5) -> str:
-    """A sentence's list of the first few items and how many there are."""
+    """The first few items as text, with their total number if there are more."""
     shown = ", ".join(str(item) for item in items[:most])
-    return shown if len(items) <= most else f"{shown} ... ({len(items)} in all)"
+    return shown if len(items) <= most else f"{shown} ... ({len(items)} in total)"
 
 
 def _is_number(value: object) -> bool:

@@ -171,7 +171,7 @@ def test_data_sets_of_them(far: World, tmp_path: Path, capsys: pytest.CaptureFix
     assert "same position" not in out
     assert main(["data", "convert", str(far.capture), "-o", str(tmp_path / "set")]) == 0
     report = (tmp_path / "set/report.json").read_text()
-    assert "poses are counted from" in report
+    assert "poses are relative to" in report
     steps = load_scene(tmp_path / "set/train").cameras.centers
     truth = load_scene(far.capture).cameras.centers
     torch.testing.assert_close(steps - steps[0], truth - truth[0], atol=1e-5, rtol=0)

@@ -81,7 +81,7 @@ def test_an_index_that_names_a_missing_chunk(stage: Path) -> None:
 def test_an_index_with_a_key_that_its_chunk_lacks(stage: Path) -> None:
     edit_index(stage, **{NAMES[0]: "000002.torch"})
     report = check(stage)
-    assert "000002.torch, which does not hold it" in broken(report)[NAMES[0]]
+    assert "000002.torch, which does not contain it" in broken(report)[NAMES[0]]
     assert not report.usable
 
 
@@ -112,7 +112,7 @@ def test_keys_in_several_chunks_and_twice_in_one(stage: Path) -> None:
     first = torch.load(stage / "000000.torch", weights_only=True)
     torch.save([*first, first[0]], stage / "000003.torch")
     report = check(stage)
-    assert f"the key {NAMES[0]} stands in several chunks: 000000.torch, 000003.torch" in messages(report)
+    assert f"the key {NAMES[0]} occurs in several chunks: 000000.torch, 000003.torch" in messages(report)
     assert "more than once" in broken(report)[NAMES[0]]
 
 

@@ -234,7 +234,7 @@ def test_one_view_is_enough() -> None:
     [
         ({"kind": "cave"}, "kind = 'cave' is unknown"),
         ({"path": "dolly"}, "path = 'dolly' is unknown"),
-        ({"views": 0}, "views = 0 leaves nothing"),
+        ({"views": 0}, "views = 0 was given"),
         ({"baseline": (1.0, 0.1)}, "baseline = \\(1.0, 0.1\\) is not a usable range"),
         ({"fov": (45.0, 170.0)}, "fov"),
         ({"objects": (30, 40)}, "objects"),
@@ -249,7 +249,7 @@ def test_contradictions_fail_when_the_config_is_built(values: dict[str, Any], me
 
 @pytest.mark.parametrize("seeds", [[], [-1]])
 def test_seeds_must_be_there_and_not_negative(seeds: list[int]) -> None:
-    with pytest.raises(ConfigError, match="cannot start a scene"):
+    with pytest.raises(ConfigError, match="The seeds"):
         make_batch(seeds, SMALL)
 
 

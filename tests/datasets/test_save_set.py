@@ -154,7 +154,7 @@ def test_another_form_beside_and_a_foreign_scene_are_refused(complete: Callable[
         make(tmp_path, range(2))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "000000.torch").write_text("")
-    with pytest.raises(OutputError, match="chunks that this command has not made"):
+    with pytest.raises(OutputError, match="chunks that this command did not make"):
         make(tmp_path, range(2), form="chunks")
 
 

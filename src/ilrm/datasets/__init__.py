@@ -1,1 +1,1 @@
-"""Many scenes on disk: found, checked, converted, made."""
+"""Data sets of many scenes on disk: finding, checking, converting and making them."""

@@ -1,4 +1,4 @@
-"""What is wrong, or odd, with a data set: every scene of it, and what only the whole shows."""
+"""Checking a data set: every scene, and problems of the set itself such as repeated keys."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class SetReport:
 
     @property
     def usable(self) -> bool:
-        """Whether every scene is, and the set holds together."""
+        """Whether every scene is usable and the set itself has no errors."""
         return not any(scene.error for scene in self.scenes) and not any(f.level == "error" for f in self.findings)
 
 
 def is_set(path: Path) -> bool:
-    """Whether a path is more than one scene's folder or file: chunks, a list, or a folder of scenes."""
+    """Whether a path is a data set (chunks, a list, or a folder of scenes) rather than a single scene."""
     if not paths.exists(path):
         return False
     if chunk_stages(path) or path.suffix == ".torch":
@@ -53,16 +53,16 @@ def check_set(
     jobs: int | None = None,
     on_done: Callable[[str, int], object] = lambda name, total: None,
 ) -> SetReport:
-    """Check every scene of a data set as ``check_scene`` does, in parallel; chunks also against their index.
+    """Check every scene of a data set in parallel, as ``check_scene`` does, and chunks against their index.
 
     Args:
-        path: whatever ``find_scenes`` takes.
+        path: any path that ``find_scenes`` accepts.
         max_pixels: larger photos are errors, see ``load_scene``.
-        jobs: processes; one a core by default.
-        on_done: called with what has been checked, a scene or chunk, and the number of all of them, after each.
+        jobs: number of processes; one per core by default.
+        on_done: called after each scene or chunk with its name and the total number.
 
     Raises:
-        SceneError: nothing is there.
+        SceneError: there are no scenes.
     """
     path = Path(path)
     stages = chunk_stages(path)
@@ -127,7 +127,7 @@ def _check_chunks(
 
 
 def _check_chunk(max_pixels: int | None, file: Path) -> list[SceneReport] | str:
-    """The scenes of a chunk, or why it cannot be read."""
+    """The reports on the scenes of a chunk, or the reason why it cannot be read."""
     try:
         chunk = open_chunk(file)
     except SceneError as error:
@@ -135,7 +135,7 @@ def _check_chunk(max_pixels: int | None, file: Path) -> list[SceneReport] | str:
     return [
         report_scene(key, lambda key=key: chunk.scene(key).source(), max_pixels) for key in dict.fromkeys(chunk.keys)
     ] + [
-        _failed(key, f"the key {key} stands in {file} more than once; only the first scene of it can be read")
+        _failed(key, f"the key {key} occurs more than once in {file}; only the first scene of that key can be read")
         for key, times in Counter(chunk.keys).items()
         if times > 1
     ]
@@ -148,31 +148,31 @@ def _repeated_keys(reports: dict[str, list[SceneReport]]) -> Iterator[Finding]:
             chunks.setdefault(key, []).append(chunk)
     for key, holding in sorted(chunks.items()):
         if len(holding) > 1:
-            yield Finding("error", f"the key {key} stands in several chunks: {listing(sorted(holding))}")
+            yield Finding("error", f"the key {key} occurs in several chunks: {listing(sorted(holding))}")
 
 
 def _check_index(file: Path, keys: dict[str, set[str]], present: set[str]) -> tuple[list[SceneReport], list[Finding]]:
-    """Scenes that the index promises in vain, and findings about it.
+    """Compare the index with the chunks: scenes that are listed but not found, and other findings.
 
     Args:
         file: index.json.
-        keys: what each readable chunk holds.
-        present: all chunk files, readable or not.
+        keys: the keys in each readable chunk.
+        present: the names of all chunk files, readable or not.
     """
     try:
         index = read_json(file)
         if not is_chunk_index(index):
-            raise SceneError(f"{file} is no index of chunks.", expected='an object {key: "NNNNNN.torch"}')
+            raise SceneError(f"{file} is not an index of chunks.", expected='an object {key: "NNNNNN.torch"}')
     except SceneError as error:
         return [], [Finding("error", str(error))]
     lost, findings = [], []
     for key, chunk in index.items():
         if chunk not in present:
-            lost.append(_failed(key, f"{file} finds it in {chunk}, which does not exist"))
+            lost.append(_failed(key, f"{file} lists it in {chunk}, which does not exist"))
         elif chunk not in keys:
-            lost.append(_failed(key, f"{file} finds it in {chunk}, which cannot be read"))
+            lost.append(_failed(key, f"{file} lists it in {chunk}, which cannot be read"))
         elif key not in keys[chunk]:
-            lost.append(_failed(key, f"{file} finds it in {chunk}, which does not hold it"))
+            lost.append(_failed(key, f"{file} lists it in {chunk}, which does not contain it"))
     if missing := sorted(set(index.values()) - present):
         findings.append(Finding("error", f"{file} names chunks that do not exist: {listing(missing)}"))
     if repeated := _repeated_entries(file):
@@ -183,6 +183,6 @@ def _check_index(file: Path, keys: dict[str, set[str]], present: set[str]) -> tu
 
 
 def _repeated_entries(file: Path) -> list[str]:
-    """Keys that a JSON object repeats, of which only the last counts when it is read."""
+    """Keys that occur more than once in a JSON object; a normal reader silently keeps the last value."""
     pairs: list[tuple[str, object]] = read_json(file, objects=lambda pairs: pairs)
     return sorted(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)

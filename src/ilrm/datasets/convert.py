@@ -1,4 +1,4 @@
-"""Captures of any kind as one data set for training: undistorted, at one size, as chunks or camera files."""
+"""Converting captures of any format to a data set for training: undistorted, resized, as chunks or camera files."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ REPORT_FILE = "report.json"
 
 @dataclass(frozen=True)
 class Fit:
-    """How large photos become.
+    """The size of converted photos. By default each scene keeps the most common size of its photos.
 
     Attributes:
-        max_side: longer side at most so many pixels.
-        size: (width, height) of all: photos are scaled to cover it, then centre-cropped. Without either, photos keep
-            the most common size of their scene.
+        max_side: largest longer side in pixels.
+        size: (width, height) of all photos: they are scaled to cover it, then centre-cropped.
         max_pixels: refuse photos of more pixels, see ``load_scene``.
     """
 
@@ -52,7 +51,7 @@ class Fit:
             raise ConfigError(f"Photos cannot have a side of {min(sides)} pixels.", expected="at least 1")
 
     def enlarges(self, size: Size) -> bool:
-        """Whether photos of that (width, height) have fewer pixels than are asked for."""
+        """Whether photos of this (width, height) are smaller than the requested size."""
         if self.size is not None:
             return size[0] < self.size[0] or size[1] < self.size[1]
         return self.max_side is not None and max(size) < self.max_side
@@ -62,7 +61,7 @@ def find_inputs(paths: Sequence[Path], names: NameRule = "folder") -> list[Scene
     """The scenes of several data sets, see ``find_scenes``.
 
     Raises:
-        ConfigError: two scenes would have one name.
+        ConfigError: two scenes would have the same name.
         SceneError: a path without scenes.
     """
     refs = [replace(ref, name=portable(ref.name)) for path in paths for ref in find_scenes(path, names)]
@@ -71,7 +70,7 @@ def find_inputs(paths: Sequence[Path], names: NameRule = "folder") -> list[Scene
         examples = listing([_origin(ref) for ref in refs if ref.name == repeated[0]])
         raise ConfigError(
             f"Several scenes would be named {listing(repeated)}: {examples}.",
-            expected="a name of its own for each scene",
+            expected="a different name for each scene",
             fix="name them by another part of their path (--key-from parent or path), or convert one input at a time",
         )
     return refs
@@ -88,20 +87,20 @@ def convert_scenes(
     chunk_bytes: int = CHUNK_BYTES,
     on_done: Callable[[Outcome], object] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Write all scenes that are not in ``output`` yet, and report.json: what became of each.
+    """Write all scenes that are not in ``output`` yet, and report.json with the outcome of each.
 
-    A scene that cannot be converted has a reason among the outcomes and does not stop the others. Depth and points are
-    left out. Where a capture has reduced copies of its photos (images_2, images_4, images_8), the smallest that are
-    large enough are used; intrinsics follow.
+    If a scene cannot be converted, its outcome gives the reason and the others are still converted. Depth and points
+    are left out. If a capture has reduced copies of its photos (images_2, images_4, images_8), the smallest ones that
+    are large enough are used, with scaled intrinsics.
 
     Args:
-        refs: what ``find_inputs`` has found.
+        refs: a result of ``find_inputs``.
         output, form, image_format, jobs, chunk_bytes, on_done: see ``save_set``.
-        fit: the photos' size.
+        fit: size of the photos.
 
     Raises:
-        OutputError: the folder cannot be written, touches one of the scenes, or holds scenes that were converted in
-            another way or files of somebody else.
+        OutputError: the folder cannot be written, overlaps with one of the scenes, or contains scenes that were
+            converted in another way or files of somebody else.
     """
     check_apart(output, [ref.path for ref in refs])
     claim_names(Path(output), [REPORT_FILE])
@@ -127,21 +126,21 @@ def _origin(ref: SceneRef) -> str:
 
 
 def _load(ref: SceneRef, fit: Fit, form: Literal["chunks", "json"]) -> tuple[Scene, tuple[str, ...]]:
-    found: list[str] = []
-    with redirect_warnings(found.append):
+    messages: list[str] = []
+    with redirect_warnings(messages.append):
         source = _open(ref, fit)
         scene = assemble(source, max_side=fit.max_side, size=fit.size, max_pixels=fit.max_pixels)
-    found += [*camera_warnings(source, scene), *_enlarged(source, scene, fit)]
+    messages += [*camera_warnings(source, scene), *_enlarged(source, scene, fit)]
     if form == "chunks" and (origin := scene.cameras.local_origin()).any():
         offset = " ".join(repr(x) for x in origin.tolist())
-        found.append(f"chunks hold single precision, too little for this world: poses are counted from {offset}")
+        messages.append(f"chunks are single precision, too little for this world: poses are relative to {offset}")
     if form == "chunks" and scene.mask is not None:
-        found.append("masks are left out: chunks have no place for them")
-    return scene, tuple(dict.fromkeys(found))
+        messages.append("masks are left out: chunks cannot store them")
+    return scene, tuple(dict.fromkeys(messages))
 
 
 def _open(ref: SceneRef, fit: Fit) -> CaptureSource:
-    """The scene with the smallest copies of its photos that are large enough; as listed if none are."""
+    """Open a scene with the smallest copies of its photos that are large enough, else with the listed photos."""
     folder = ref.path if is_dir(ref.path) else ref.path.parent
     if fit.max_side is not None or fit.size is not None:
         for images in sorted(REDUCED_FOLDERS, reverse=True):
@@ -151,13 +150,13 @@ def _open(ref: SceneRef, fit: Fit) -> CaptureSource:
                 source = read_source(ref.path, ref.key, images=images)
                 if not fit.enlarges(_common_size(source)):
                     return source
-            except SceneError:  # copies that do not fit their cameras; the photos themselves may
+            except SceneError:  # copies that do not match the cameras; the listed photos may still do
                 continue
     return read_source(ref.path, ref.key)
 
 
 def _common_size(source: CaptureSource) -> Size:
-    """Of the undistorted photos."""
+    """The most common size of the undistorted photos."""
     sizes = Counter(frame.lens.undistorted(frame.photo.label).size for frame in source.frames)
     return sizes.most_common(1)[0][0]
 

@@ -1,4 +1,4 @@
-"""Which scenes there are in a data set, of whatever kind."""
+"""Finding the scenes of a data set of any supported layout."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from ilrm.scenes.readers.chunks import INDEX, is_chunk_index, list_keys
 NameRule = Literal["folder", "parent", "path"]
 
 _STAGES = ("train", "test", "val")
-# Files whose folder names the scene; another file names it itself (LVSM keeps many in one folder).
+# For these files the folder gives the name of the scene. Other camera files give it by their own name (LVSM keeps many
+# in one folder).
 _CAMERA_FILES = ("transforms.json", "transforms_train.json", "transforms_test.json", "opencv_cameras.json")
 LIST_SUFFIX = ".txt"
-# Data sets group their scenes (DL3DV: 1K/hash/nerfstudio); nobody nests them deeper than this.
+# Data sets group their scenes in folders (DL3DV: 1K/hash/nerfstudio); no known one nests them deeper than this.
 _DEEPEST = 4
 
 
 @dataclass(frozen=True)
 class SceneRef:
-    """A scene that has not been looked at.
+    """A reference to a scene that has not been opened.
 
     Attributes:
-        name: for people and for keys; not unique by itself.
-        path: what ``load_scene`` takes.
+        name: for messages and keys; not necessarily unique.
+        path: argument of ``load_scene``.
         key: which scene of a chunk.
     """
 
@@ -40,17 +41,17 @@ class SceneRef:
 
 
 def find_scenes(path: Path | str, names: NameRule = "folder") -> list[SceneRef]:
-    """All scenes below a path, in a fixed order; whether they can be read is not known yet.
+    """All scenes below a path, in a fixed order. They are not opened, so they may turn out to be unreadable.
 
     Args:
-        path: one scene; chunks (a file, a stage's folder, or the root of stages); a text file that lists scenes, one
-            path a line, relative to it; or a folder of scenes, in groups perhaps. A folder in it that holds no scene
-            at any depth counts as one, so that a scene that lost its cameras is not overlooked.
+        path: one scene; chunks (a file, a stage's folder, or the root of stages); a text file with one path of a scene
+            per line, relative to the file; or a folder of scenes, possibly in groups. A folder among scenes that
+            contains no scene at any depth counts as one, so that a scene without its camera file is not overlooked.
         names: scenes are named by their own folder, by the one above it, or by the path from ``path`` to it with _
             for /. Scenes of chunks are named by their keys.
 
     Raises:
-        SceneError: nothing is there, or chunks or lists that cannot be read.
+        SceneError: there are no scenes, or chunks or lists that cannot be read.
     """
     path = Path(path)
     if not paths.exists(path):
@@ -68,7 +69,7 @@ def find_scenes(path: Path | str, names: NameRule = "folder") -> list[SceneRef]:
 
 
 def chunk_stages(path: Path) -> list[Path]:
-    """The folders of chunks that a path is: a stage itself, or the stages of a data set's root."""
+    """The chunk folders of a path: the path itself if it is a stage, or the stages in a data set's root."""
     if path.name == INDEX and paths.is_file(path):
         return [path.parent] if is_chunk_index(read_json(path)) else []
     if not paths.is_dir(path) or has_cameras(path):
@@ -88,10 +89,10 @@ def _in_file(file: Path, names: NameRule) -> list[SceneRef]:
 
 
 def read_list(file: Path) -> list[str]:
-    """The lines of a list of scenes, each a path relative to the list's folder; comments (#) and empty lines left out.
+    """The paths in a list of scenes, relative to the list's folder, without comments (#) and empty lines.
 
     Raises:
-        SceneError: no text, or a list of nothing.
+        SceneError: not a text file, or an empty list.
     """
     try:
         lines = [line.strip() for line in read_text(file).splitlines()]
@@ -100,7 +101,7 @@ def read_list(file: Path) -> list[str]:
         raise SceneError(problem, expected="a UTF-8 text file") from error
     scenes = [line for line in lines if line and not line.startswith("#")]
     if not scenes:
-        raise SceneError(f"{file} lists no scenes.", expected="the path of a scene in each line, relative to the list")
+        raise SceneError(f"{file} lists no scenes.", expected="the path of one scene per line, relative to the list")
     return scenes
 
 
@@ -109,7 +110,7 @@ def _in_chunks(path: Path) -> list[SceneRef]:
 
 
 def _in_folder(folder: Path, root: Path, names: NameRule, depth: int) -> Iterator[SceneRef]:
-    """The scenes of a folder; none if there is none at any depth."""
+    """The scenes in a folder at any depth."""
     if stages := chunk_stages(folder):
         for stage in stages:
             yield from _in_chunks(stage)
@@ -134,14 +135,14 @@ def _in_folder(folder: Path, root: Path, names: NameRule, depth: int) -> Iterato
 def _in_subfolder(folder: Path, root: Path, names: NameRule, depth: int) -> list[SceneRef]:
     try:
         return list(_in_folder(folder, root, names, depth))
-    except AccessError:  # one closed folder does not hide the others; whoever reads it as a scene will say so
+    except AccessError:  # an unreadable folder does not hide the others; reading it as a scene gives the error
         return _one(folder, root, names)
 
 
 def _camera_files(folder: Path) -> list[Path]:
     try:
         return camera_files(folder)
-    except SceneError:  # a broken .json, which may have nothing to do with scenes; whoever reads one will say so
+    except SceneError:  # a damaged .json that may not belong to a scene; reading a scene gives the error
         return []
 
 

@@ -1,4 +1,4 @@
-"""Index files: which views of a scene an evaluation gives and asks for."""
+"""Index files of evaluation protocols: the input and target views of each scene."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ _KMEANS_KEY = re.compile(r"fold_8_kmeans_(\d+)_input")
 
 @dataclass(frozen=True)
 class EvaluationViews:
-    """Input and target view indices of one scene, in the order of scoring."""
+    """Input and target view indices of one scene, in the order of evaluation."""
 
     context: tuple[int, ...]
     target: tuple[int, ...]
 
 
 def read_evaluation_index(path: Path | str) -> dict[str, EvaluationViews | None]:
-    """pixelSplat's index, {scene key: {"context": [...], "target": [...]} or null}; null scenes are not scored.
+    """Read pixelSplat's index, {scene key: {"context": [...], "target": [...]} or null}; null scenes are not evaluated.
 
     Raises:
-        SceneError: names the file and scene that is malformed.
+        SceneError: a malformed file; the message names the scene.
     """
     data = read_json(Path(path))
     if not isinstance(data, dict) or not data:
-        raise SceneError(f"{path} is no evaluation index.", expected='an object {key: {"context", "target"} or null}')
+        raise SceneError(
+            f"{path} is not an evaluation index.", expected='an object {key: {"context", "target"} or null}'
+        )
     return {key: None if entry is None else _views(entry, f"{key} in {path}") for key, entry in data.items()}
 
 
 def read_kmeans_index(path: Path | str) -> dict[str, Mapping[int, tuple[int, ...]]]:
-    """Long-LRM's index of input views: {scene name: {number of inputs: sorted view indices}}.
+    """Read Long-LRM's index of input views as {scene name: {number of inputs: sorted view indices}}.
 
     Raises:
-        SceneError: names the file and scene that is malformed.
+        SceneError: a malformed file; the message names the scene.
     """
     data = read_json(Path(path))
     named = isinstance(data, list) and all(isinstance(e, dict) and isinstance(e.get("scene_name"), str) for e in data)
     if not named or not data:
-        raise SceneError(f"{path} is no k-means index.", expected='a list of objects with "scene_name" and view lists')
+        raise SceneError(
+            f"{path} is not a k-means index.", expected='a list of objects with "scene_name" and view lists'
+        )
     return {entry["scene_name"]: _kmeans_lists(entry, f"{entry['scene_name']} in {path}") for entry in data}
 
 
@@ -67,5 +71,5 @@ def _views(entry: object, label: str) -> EvaluationViews:
 def _indices(value: object, label: str) -> tuple[int, ...]:
     indices = value if isinstance(value, list) else []
     if not indices or not all(type(index) is int and index >= 0 for index in indices):
-        raise SceneError(f"{label} is not a list of view indices.", expected="at least one whole number from 0 on")
+        raise SceneError(f"{label} is not a list of view indices.", expected="at least one whole number, 0 or more")
     return tuple(indices)

@@ -1,4 +1,4 @@
-"""How the scenes of a data set lie on disk: folders with camera files, or chunks."""
+"""The layouts of a data set on disk: folders with camera files, or chunks."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _CAMERA_FILES: dict[str, CameraFile] = {"folders": "transforms.json", "json": "o
 
 @dataclass(frozen=True)
 class Item:
-    """A scene to be written.
+    """A scene to write.
 
     Attributes:
         name: its folder or key.
-        origin: where it comes from, in words that stay the same; another origin is another scene.
-        load: makes or reads the scene, and says what is odd about it; picklable. Raises IlrmError.
+        origin: a stable description of its source; the same name with another origin is another scene.
+        load: makes or reads the scene and returns it with warnings; picklable. Raises IlrmError.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Written:
-    """A scene that is on disk: where it comes from, its views, their size in pixels, what was odd about it."""
+    """A scene that has been written: its origin, number of views, their size in pixels, and warnings."""
 
     origin: str
     views: int
@@ -68,24 +68,24 @@ class SetLayout(Protocol):
     """A data set's folder."""
 
     def open(self) -> None:
-        """Look at what is there. Raises OutputError if it was made in another way."""
+        """Read what an earlier run has written. Raises OutputError if it had other settings."""
         ...
 
     def find(self, name: str) -> Written | None:
-        """The scene of that name, if it is there. Raises OutputError if it was made in another way."""
+        """The scene of that name, if it has been written. Raises OutputError if it had other settings."""
         ...
 
     @property
     def write(self) -> Callable[[Item], Written]:
-        """Writes one scene, in another process perhaps. Raises IlrmError."""
+        """A picklable function that writes one scene; it may run in another process. Raises IlrmError."""
         ...
 
     def add(self, name: str, written: Written) -> None:
-        """Take note of the next scene that is there; called in the order of the items."""
+        """Register the next written scene; called in the order of the items."""
         ...
 
     def close(self) -> None:
-        """Finish what lists the scenes."""
+        """Write the list of scenes."""
         ...
 
 
@@ -137,7 +137,7 @@ class FolderLayout:
             settings, written = dict(notes["settings"]), Written.from_json(notes["scene"])
         except (SceneError, ConfigError, LookupError, TypeError, ValueError) as error:
             raise OutputError(
-                f"{file} is another scene, not made by this command.",
+                f"{file} belongs to another scene that was not made by this command.",
                 fix="choose another folder, or remove that scene",
             ) from error
         check_same(self.root / name, settings, self.settings)
@@ -171,10 +171,10 @@ def _write_folder(
 
 @dataclass
 class ChunkLayout:
-    """ROOT/train/NNNNNN.torch and index.json; ROOT/record.json says how they were made, and is what counts.
+    """ROOT/train/NNNNNN.torch and index.json. ROOT/record.json stores the settings and which scene is in which chunk.
 
-    Scenes are written to files of their own first. They are packed in the order of the items, as soon as it is known
-    that a chunk is full, so that chunks do not depend on the order of completion.
+    Each scene is first written to a file of its own. They are packed in the order of the items, as soon as a chunk is
+    known to be full, so that chunks do not depend on the order of completion.
     """
 
     root: Path
@@ -183,7 +183,7 @@ class ChunkLayout:
     chunk_bytes: int
     _packed: dict[str, dict[str, Any]] = field(default_factory=dict)
     _pending: list[tuple[Example, Written]] = field(default_factory=list)
-    _writing: str | None = None  # a chunk that an interrupted call has begun, and perhaps written
+    _writing: str | None = None  # a chunk that an interrupted run has started and may have written
 
     @property
     def _stage(self) -> Path:
@@ -204,7 +204,7 @@ class ChunkLayout:
             raise output_error(error, self._parts) from error
         remove_abandoned(self._stage)
         remove_abandoned(self._parts)
-        for name in self._packed:  # left by a stop between packing and removing
+        for name in self._packed:  # left if a run stopped between packing a chunk and removing its parts
             self._part(name).unlink(missing_ok=True)
         self._write_record()
 
@@ -214,7 +214,7 @@ class ChunkLayout:
             claim_names(self._stage, [INDEX, f"{_PARTS}/"])
             if chunks := [entry.name for entry in paths.entries(self._stage, "*.torch")]:
                 raise OutputError(
-                    f"{self._stage} holds chunks that this command has not made: {listing(chunks)}.",
+                    f"{self._stage} contains chunks that this command did not make: {listing(chunks)}.",
                     fix="choose another folder",
                 )
             return
@@ -238,7 +238,7 @@ class ChunkLayout:
             return None
         try:
             return _read_part(part)[1]
-        except OutputError:  # the machine stopped before the disk had it all
+        except OutputError:  # the machine crashed before all data was on disk
             part.unlink()
             return None
 
@@ -260,9 +260,11 @@ class ChunkLayout:
         chunk = f"{max(numbers, default=-1) + 1:06d}.torch"
         if paths.exists(self._stage / chunk) and chunk != self._writing:
             raise OutputError(
-                f"{self._stage / chunk} is in the way: this command has not made it.",
+                f"{self._stage / chunk} is in the way: this command did not make it.",
                 fix="move it elsewhere, or choose another folder",
             )
+        # The record first names the chunk, then lists its scenes: if the run stops in between, the next one knows that
+        # the chunk is its own and may be replaced.
         self._writing = chunk
         self._write_record()
         write_chunk(self._stage / chunk, [example for example, _ in self._pending])
@@ -280,7 +282,7 @@ class ChunkLayout:
             self._pack()
         elif self._packed:
             self._write_index()
-        with suppress(OSError):  # parts of scenes that another command is yet to ask for
+        with suppress(OSError):  # not empty: parts of scenes that a later command may ask for
             self._parts.rmdir()
 
     def _write_record(self) -> None:
@@ -299,7 +301,7 @@ def _write_part(parts: Path, image_format: ImageFormat, item: Item) -> Written:
 
 
 def _packed_scenes(values: Any) -> dict[str, dict[str, Any]]:
-    """The scenes of a record that are in chunks. Raises ConfigError and others where it is damaged."""
+    """The scenes of a record that are in chunks. Raises ConfigError and others if it is damaged."""
     if not isinstance(values, dict):
         raise TypeError("no object")
     for entry in values.values():
@@ -309,9 +311,9 @@ def _packed_scenes(values: Any) -> dict[str, dict[str, Any]]:
 
 
 def _read_part(part: Path) -> tuple[Example, Written]:
-    """Raises OutputError where the part is damaged."""
+    """Read the file of a single scene. Raises OutputError if it is damaged."""
     try:
         content = torch.load(part, map_location="cpu", weights_only=True)
         return content["example"], Written.from_json(json.loads(content["written"]))
     except Exception as error:  # torch.load raises many kinds
-        raise OutputError(f"{part} is damaged.", fix="remove it, and give the same command again") from error
+        raise OutputError(f"{part} is damaged.", fix="remove it, and run the same command again") from error

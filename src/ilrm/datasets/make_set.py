@@ -26,14 +26,14 @@ def make_set(
     chunk_bytes: int = CHUNK_BYTES,
     on_done: Callable[[Outcome], object] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Write a scene for each seed, named scene_SEED; those that are in ``output`` already are kept.
+    """Write a scene for each seed, named scene_SEED; scenes that are already in ``output`` are kept.
 
-    The files depend on the seeds and the config only, not on ``jobs`` or on how often the making was interrupted.
-    See ``save_set`` for the arguments.
+    The files depend only on the seeds and the config, not on ``jobs`` or on interruptions. See ``save_set`` for the
+    arguments.
 
     Raises:
-        OutputError: the folder cannot be written, or holds scenes of another config.
-        SceneError: scenes could not be made or written; the others are there.
+        OutputError: the folder cannot be written, or contains scenes of another config.
+        SceneError: some scenes could not be made or written; the others have been written.
     """
     items = [Item(f"scene_{seed:06d}", f"seed {seed}", partial(_make, seed, config)) for seed in seeds]
     described = asdict(config)

@@ -1,4 +1,4 @@
-"""Work spread over processes: every item once, answers as they come."""
+"""Running a function on many items in several processes, with results in the order of completion."""
 
 from __future__ import annotations
 
@@ -22,48 +22,48 @@ from ilrm.core.errors import ConfigError, IlrmError
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-# A process takes seconds to start, as long as a few scenes take.
+# Starting a process takes seconds, as long as processing a few scenes.
 _ITEMS_WORTH_A_PROCESS = 4
 _SECONDS_TO_TIDY_UP = 5.0
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Instead of an answer: the process that worked on the item was killed.
+    """The result for an item whose process was killed.
 
     Attributes:
-        exit_code: its status; minus the signal's number where a signal ended it.
+        exit_code: exit status of the process; minus the signal number if a signal ended it.
     """
 
     exit_code: int | None
 
     @property
     def reason(self) -> str:
-        """What happened, in words."""
-        return f"The process that worked on it ended with {self.exit_code}, for want of memory perhaps."
+        """The reason as a sentence."""
+        return f"The process that worked on it ended with status {self.exit_code}, possibly because memory ran out."
 
 
 def choose_jobs(asked: int | None, items: int) -> int:
-    """The number of processes for so many items; by default one a core, but none that would hardly do anything.
+    """The number of processes for ``items``; by default one per core, but only if each has several items to process.
 
     Raises:
-        ConfigError: fewer than one was asked for.
+        ConfigError: fewer than one process.
     """
     if asked is not None and asked < 1:
-        raise ConfigError(f"{asked} processes were asked for.", expected="at least 1")
+        raise ConfigError(f"{asked} processes were requested.", expected="at least 1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(asked, items) if asked else min(cores, items // _ITEMS_WORTH_A_PROCESS))
 
 
 def run_each(work: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -> Iterator[tuple[int, Answer | Lost]]:
-    """Call ``work`` on every item and yield (index of the item, answer) in the order of completion.
+    """Call ``work`` on every item and yield (index of the item, result) in the order of completion.
 
-    One job works in this process; more are processes of one torch thread each, to which ``work``, the items and the
-    answers must be picklable. They end with the iterator, and with this process even if that is killed.
+    A single job runs in this process. Otherwise each job is a process with one torch thread, and ``work``, the items
+    and the results must be picklable. The processes end with the iterator, and also if this process is killed.
 
     Raises:
         IlrmError: the processes cannot start.
-        Exception: whatever ``work`` raises; the rest is not done then.
+        Exception: any exception of ``work``; the remaining items are then not processed.
     """
     if jobs == 1:
         for index, item in enumerate(items):
@@ -95,10 +95,10 @@ def run_each(work: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -
 
 
 class _Worker(Generic[Item, Answer]):
-    """A process and the pipe to it. It greets first; then it answers items one by one."""
+    """A process and the pipe to it. The process first sends a greeting, then one result per item."""
 
     def __init__(self, work: Callable[[Item], Answer]) -> None:
-        # Not forked: torch's threads do not survive that.
+        # Spawned, because torch's threads do not survive a fork.
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
@@ -113,7 +113,7 @@ class _Worker(Generic[Item, Answer]):
         self.pipe.send(item)
 
     def receive(self) -> tuple[int | None, Answer | Lost | None]:
-        """The item's index and the answer; (None, None) for the greeting."""
+        """The item's index and its result; (None, None) for the greeting."""
         self.expected = False
         try:
             answer = self.pipe.recv()
@@ -121,8 +121,8 @@ class _Worker(Generic[Item, Answer]):
             self.process.join()
             if not self.greeted:
                 raise IlrmError(
-                    f"The processes that should share the work do not start (exit code {self.process.exitcode}).",
-                    fix="work in one process (jobs 1); a script needs an `if __name__ == '__main__'` around its calls",
+                    f"The worker processes do not start (exit code {self.process.exitcode}).",
+                    fix="use one process (jobs 1); in a script, put the call under `if __name__ == '__main__':`",
                 ) from None
             return self.index, Lost(self.process.exitcode)
         self.greeted = True
@@ -163,7 +163,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
 
 
 def _stop(*_: object) -> NoReturn:
-    raise SystemExit  # unwinds the stack, so that temporary files are removed
+    raise SystemExit  # unwind the stack, so that temporary files are removed
 
 
 def _end_with_parent() -> None:
@@ -176,18 +176,19 @@ def _end_with_parent() -> None:
 def _portable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # exceptions may demand arguments that they do not keep
+    except Exception:  # some exceptions cannot be unpickled, because __init__ needs other arguments
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C: the terminal sends it to all, but ending them is up to this one."""
+    """Start processes that ignore Ctrl-C: the terminal sends it to all of them, but this process ends them itself."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # the first process would start it, and that lets the signal through again
+    # The first worker would start the resource tracker, and starting it unblocks the signal.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

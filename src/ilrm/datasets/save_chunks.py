@@ -1,4 +1,4 @@
-"""pixelSplat-format chunks out: scenes as the reader in ``chunks`` (and pixelSplat's own) takes them."""
+"""Writing pixelSplat-format chunks, which ``scenes.readers.chunks`` and pixelSplat read."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Example = dict[str, Any]
 
 
 def chunk_example(scene: Scene, key: str, *, image_format: ImageFormat = "jpg", url: str = "") -> Example:
-    """A scene as one entry of a chunk: its encoded images and cameras; depth and points have no place there.
+    """A scene as one entry of a chunk: encoded images and cameras. Chunks cannot store depth and points.
 
     Args:
         scene: V views.
-        key: what the scene will be found by.
-        image_format: PNG keeps the pixels, JPEG a tenth of the bytes.
-        url: where the scene comes from.
+        key: key of the scene.
+        image_format: PNG is lossless, JPEG takes a tenth of the bytes.
+        url: origin of the scene.
 
     Returns:
-        "key", "url", "timestamps" (V,) int64 (the views' numbers), "cameras" (V, 18) float32 (fx, fy, cx, cy in shares
-        of the image's size, 0, 0, the 3x4 world-to-camera rows) and "images", V uint8 tensors.
+        "key", "url", "timestamps" (V,) int64 (the indices of the views), "cameras" (V, 18) float32 (fx, fy, cx, cy as
+        shares of the image size, 0, 0, the 3x4 world-to-camera rows) and "images", V uint8 tensors.
 
     Raises:
         SceneError: an image cannot be decoded.
@@ -44,13 +44,13 @@ def chunk_example(scene: Scene, key: str, *, image_format: ImageFormat = "jpg", 
 
 
 def write_tensors(path: Path, value: object) -> None:
-    """Write what torch.save can, uncompressed (so that it can be mapped) and the same bytes whatever the path.
+    """Write a file of torch.save, uncompressed so that it can be read lazily, and with the same bytes for any path.
 
     Raises:
         OutputError: it cannot be written.
     """
-    # Not to the path: torch would write the file's name, a temporary one, into the archive, and says nothing that
-    # could be understood about a full disk.
+    # Through memory: torch would store the temporary file name in the archive, and its error for a full disk is
+    # unintelligible.
     stream = io.BytesIO()
     torch.save(value, stream)
     with atomic_file(path) as temporary:
@@ -63,13 +63,13 @@ def write_chunk(path: Path, examples: Sequence[Example]) -> None:
 
 
 def example_bytes(example: Example) -> int:
-    """The bytes that an example adds to a chunk, but for its outline."""
+    """The bytes that an example adds to a chunk, without the pickled outline."""
     tensors = [example["timestamps"], example["cameras"], *example["images"]]
     return sum(tensor.nbytes for tensor in tensors)
 
 
 def _camera_rows(scene: Scene) -> Tensor:
-    """(V, 18) float32; poses are inverted in float64, and far from the world's origin counted from a point nearby."""
+    """(V, 18) float32; poses are inverted in float64 and, far from the world's origin, relative to a nearby point."""
     cameras = scene.cameras.to("cpu", torch.float64)
     cameras = cameras.relative_to(cameras.local_origin())
     rows = torch.zeros(len(cameras), 18, dtype=torch.float64)

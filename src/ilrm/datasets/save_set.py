@@ -1,7 +1,7 @@
-"""Many scenes as a data set on disk: in parallel, to be continued after any interruption, the same bytes either way.
+"""Writing many scenes as a data set: in parallel, and resumable after any interruption with the same bytes.
 
-A scene's files are whole or absent. What is there already is kept if it was made the same way; else the whole
-command is refused, so that no data set mixes two.
+The files of a scene are complete or absent. Existing scenes are kept if they were made with the same settings;
+otherwise the whole command is refused, so that a data set never mixes settings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[^/\\\0.][^/\\\0]{0,119}")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item: it is ``written`` (by an earlier run if ``kept``), or there is a ``reason`` why not."""
+    """The outcome for an item: it is ``written`` (by an earlier run if ``kept``), or ``reason`` says why not."""
 
     name: str
     origin: str
@@ -49,22 +49,22 @@ def save_set(
     """Write all items that are not in ``output`` yet.
 
     Args:
-        items: scenes of different names.
-        output: the data set's folder; it may hold scenes of an earlier run with the same settings.
-        form: "folders", transforms.json with depth and points where known; "json", folders with opencv_cameras.json
-            and scenes.txt that lists them; "chunks", train/NNNNNN.torch with train/index.json.
+        items: scenes with different names.
+        output: the data set's folder; it may contain scenes of an earlier run with the same settings.
+        form: "folders", each with transforms.json, and with depth and points if known; "json", folders with
+            opencv_cameras.json, listed in scenes.txt; "chunks", train/NNNNNN.torch with train/index.json.
         image_format: of the photos.
-        settings: all else that the files depend on, as JSON values.
-        jobs: processes; one a core by default.
-        chunk_bytes: a chunk ends before it would become larger; a scene alone may.
+        settings: everything else that the files depend on, as JSON values.
+        jobs: number of processes; one per core by default.
+        chunk_bytes: largest size of a chunk, unless a single scene is larger.
         on_done: called with each outcome, in the order of completion.
 
     Returns:
-        The outcomes in the order of the items. Scenes with a ``reason`` were not written; the next run tries them
-        again (and adds them behind the others).
+        the outcomes in the order of the items. Scenes with a ``reason`` were not written; the next run tries them again
+        and adds them after the others.
 
     Raises:
-        OutputError: the folder cannot be written, is in use, or holds scenes that were made in another way.
+        OutputError: the folder cannot be written, is in use, or contains scenes that were made with other settings.
     """
     root = Path(output)
     layout = _layout(root, form, image_format, settings, chunk_bytes)
@@ -107,7 +107,7 @@ def _find(layout: SetLayout, root: Path, item: Item) -> Written | None:
     if not _NAME.fullmatch(item.name):
         raise OutputError(
             f"A scene cannot be written under the name {item.name!r}.",
-            expected="a file name of at most 120 characters that does not begin with a dot",
+            expected="a file name of at most 120 characters that does not start with a dot",
         )
     written = layout.find(item.name)
     if written is not None:
@@ -119,6 +119,6 @@ def _write(write: Callable[[Item], Written], item: Item) -> Outcome:
     try:
         return Outcome(item.name, item.origin, write(item))
     except OutputError:
-        raise  # the next scene would fare no better
+        raise  # writing the next scene would fail as well
     except IlrmError as error:
         return Outcome(item.name, item.origin, reason=str(error))

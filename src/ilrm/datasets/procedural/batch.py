@@ -1,4 +1,4 @@
-"""Seeds in, images with cameras, depth and points out."""
+"""Making procedural scenes from seeds: images with cameras, depth and points."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ProceduralBatch:
 
     Attributes:
         images: (B, V, H, W, 3) float in [0, 1].
-        depth: (B, V, H, W) z-depth in world units; every ray hits something (outdoors at last the sky dome).
+        depth: (B, V, H, W) z-depth in world units; every ray hits something, outdoors at least the sky dome.
         c2w: (B, V, 4, 4) camera-to-world, OpenCV axes, world z up.
         K: (B, V, 3, 3) intrinsics in pixels.
         points: (B, P, 3) on surfaces that at least one view sees.
@@ -86,8 +86,8 @@ def make_batch(
 ) -> ProceduralBatch:
     """Procedural scenes, one for each seed.
 
-    A seed and a config give the same scene bit for bit on the CPU, whatever else is in the batch and however many
-    threads torch uses; on CUDA the same scene up to rounding.
+    On the CPU a seed and a config determine the scene bit for bit, independently of the batch and the number of
+    threads; on CUDA they determine it up to rounding.
 
     Raises:
         ConfigError: no seed, or a negative one.
@@ -95,7 +95,7 @@ def make_batch(
     config = config or ProceduralConfig()
     device = torch.device(device)
     if len(seeds) == 0 or min(seeds) < 0:
-        raise ConfigError(f"seeds = {list(seeds)} cannot start a scene.", expected="one or more integers from 0")
+        raise ConfigError(f"The seeds {list(seeds)} were given.", expected="at least one integer, 0 or more")
     group = (
         1 if device.type == "cpu" else max(1, 4 * RAYS_AT_ONCE["cuda"] // (config.views * config.height * config.width))
     )

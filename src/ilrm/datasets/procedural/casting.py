@@ -1,9 +1,9 @@
-"""Rays against primitives: nearest hits, normals and soft shadows, exact for what is drawn.
+"""Ray casting: nearest hits and soft shadows of analytic primitives.
 
-Shapes: N views, each in its world; R rays a view; P primitives: first ellipsoids, then boxes, then cylinders.
-A primitive is a unit sphere, cube or z-cylinder behind an affine map, so a ray's parameter t means the same in the
-world and in the primitive's own frame. Masks are arithmetic (relu, clamp) rather than ``where``: on the CPU that is
-an order of magnitude faster.
+Shapes: N views, each in its own world; R rays per view; P primitives, ordered ellipsoids, boxes, cylinders. A primitive
+is a unit sphere, cube or z-cylinder under an affine map, so a ray's parameter t is the same in the world and in the
+primitive's own frame. Masks are computed by arithmetic (relu, clamp) instead of ``where``, which is ten times faster on
+the CPU.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-# Turns a violated inequality into a hit beyond every true surface.
+# Added to t for a miss, times the violation of an inequality: such a hit is beyond every true surface.
 _FAR = 1e12
 _TINY = 1e-12
 # Surfaces after the primitives: six room walls (-x, +x, -y, +y, -z, +z), the ground, the sky.
 WALLS, GROUND, SKY, BACKDROP = 0, 6, 7, 8
-# The winner's index rides in the low bits of its distance; primitives and backdrop must fit.
+# The index of a surface is stored in the low bits of its distance, see ``_first``; all surfaces must fit.
 _INDEX_BITS = 6
 MAX_PRIMITIVES = 2**_INDEX_BITS - BACKDROP
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """What rays can hit in N worlds.
+    """The surfaces of N worlds.
 
     Attributes:
         to_local: (N, P, 3, 3) from world offsets to the unit shape's frame.
         centre: (N, P, 3).
-        thickness: (N, P) the middle half extent, which sets how soft a shadow's edge is.
-        room: (N, 3) half extents of the room around ``room_centre``; huge where there is none.
+        thickness: (N, P) the middle one of the half extents; determines how soft a shadow's edge is.
+        room: (N, 3) half extents of the room around ``room_centre``; huge outdoors.
         room_centre: (N, 3).
         dome: (N,) radius of the sky around the origin; huge in rooms without a view.
         ground: (N,) height of the ground; far down in rooms.
@@ -139,10 +139,10 @@ def nearest(geometry: Geometry, origins: Tensor, directions: Tensor) -> tuple[Te
 
     Args:
         origins: (N, 3, 1) or (N, 3, R), outside all primitives, inside the backdrop.
-        directions: (N, 3, R), of any length.
+        directions: (N, 3, R), not necessarily of unit length.
 
     Returns:
-        t (N, R) with hit = origin + t * direction, and the surface's index (N, R): primitives, then backdrop.
+        t (N, R), where the hit is origin + t * direction, and the surface's index (N, R): primitives, then backdrop.
     """
     o = _local(geometry, origins)
     d = _project(geometry.to_local, directions)
@@ -153,10 +153,10 @@ def nearest(geometry: Geometry, origins: Tensor, directions: Tensor) -> tuple[Te
 
 
 def _first(candidates: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The smallest t (N, R) of candidates (N, any, R) and its place among all of them.
+    """The smallest t (N, R) of candidates (N, any, R) and its index among all of them.
 
-    Positive floats order like their bits, so one integer minimum finds the place (argmin is 50 times slower on the
-    CPU). Group by group, because their concatenation would leave the cache.
+    Positive floats have the same order as their bits. With the index in the low bits, an integer minimum gives both;
+    argmin is 50 times slower on the CPU. Groups are processed one by one, because together they do not fit the cache.
     """
     nearest_t, packed, before = None, None, 0
     for t in candidates:
@@ -184,8 +184,8 @@ def _reach_ellipsoids(o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]
 
 
 def _reach_boxes(o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]:
-    # Sublevel sets of each |o_k + t d_k| are intervals, and intervals that meet in pairs meet all (Helly):
-    # the three-axis minimum is the largest of the pairs'.
+    # The sublevel sets of each |o_k + t d_k| are intervals. Intervals that intersect in pairs have a common point
+    # (Helly's theorem), so the minimum over three axes is the largest of the minima over pairs.
     reach = torch.maximum(_pair(o[0], d[0], o[1], d[1]), _pair(o[0], d[0], o[2], d[2]))
     a = torch.addcmul(torch.addcmul(d[0] * d[0], d[1], d[1]), d[2], d[2]) + _TINY
     b = torch.addcmul(torch.addcmul(o[0] * d[0], o[1], d[1]), o[2], d[2])
@@ -193,8 +193,8 @@ def _reach_boxes(o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _reach_cylinders(o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]:
-    # Round profile against itself: exact. Against the caps it counts as the rectangle that the line's vertical plane
-    # cuts out through the axis, so a shadow's end is a little square.
+    # Exact for the round side. For the caps, the cylinder is replaced by the rectangle in which the vertical plane of
+    # the line cuts it through the axis; the ends of shadows are therefore slightly square.
     square = torch.addcmul(d[0] * d[0], d[1], d[1]) + _TINY
     speed = square.sqrt()
     forward = torch.addcmul(o[0] * d[0], o[1], d[1])
@@ -204,13 +204,13 @@ def _reach_cylinders(o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def visibility(geometry: Geometry, points: Tensor, index: Tensor, light: Tensor, size: Tensor) -> Tensor:
-    """How much of a spherical light each point sees past the primitives, in [0, 1].
+    """The visible share of a spherical light at each point, in [0, 1].
 
-    A primitive's "reach" is the factor by which it must be scaled for the line to the light to graze it: below 1 the
-    line is blocked, and the distance from 1 against the light's cone there gives the penumbra.
+    The "reach" of a primitive is the factor by which it must be scaled so that it touches the line to the light. Below
+    1 the line is blocked; the difference from 1, relative to the light's cone there, gives the penumbra.
 
     Args:
-        points: (N, 3, R) on surfaces ``index`` (N, R); a convex primitive does not shade itself.
+        points: (N, 3, R) on surfaces ``index`` (N, R); a convex primitive does not shadow itself.
         light: (N, 3) position.
         size: (N,) radius of the light.
     """
@@ -228,17 +228,17 @@ def visibility(geometry: Geometry, points: Tensor, index: Tensor, light: Tensor,
 
 
 def _cover(reach: Tensor, along: Tensor, thickness: Tensor, size: Tensor) -> Tensor:
-    """(N, P, R) share of a light of radius ``size`` that primitives hide, before smoothing.
+    """(N, P, R) share of a light of radius ``size`` that each primitive hides, before smoothing.
 
     Args:
-        reach: how far the line to the light stays off, 1 where it grazes.
-        along: where it passes the primitive, 0 at the point and 1 at the light.
+        reach: see ``visibility``.
+        along: position on the line where it passes the primitive, 0 at the point and 1 at the light.
         thickness: (N, P, 1).
     """
-    # The cone from the point to the light is size * along wide where it passes the primitive.
+    # Where it passes the primitive, the cone from the point to the light has the radius size * along.
     sharp = thickness / (along * size).clamp_min_(1e-4)
     share = (1.0 - reach).mul_(sharp).mul_(0.5).add_(0.5).clamp_(0.0, 1.0)
-    # A rod thinner than the cone never hides the whole light; nothing behind the point or the light hides any.
+    # A rod thinner than the cone never hides the whole light. Primitives behind the point or the light hide nothing.
     share *= sharp.clamp_max_(1.0)
     share *= (along * 1e4).clamp_(0.0, 1.0)
     return share.mul_((20.0 - 20.0 * along).clamp_(0.0, 1.0))

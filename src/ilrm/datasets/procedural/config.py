@@ -1,4 +1,4 @@
-"""What a procedural scene may look like."""
+"""The configuration of procedural scenes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Style = Literal["plain", "photographic"]
 
 @dataclass(frozen=True)
 class ProceduralConfig:
-    """The family that a seed draws a scene from.
+    """The distribution from which a seed draws a scene.
 
     Attributes:
         views: cameras along the path, in the order of a video.
@@ -24,14 +24,14 @@ class ProceduralConfig:
         path: a hand-held walk, an orbit around the objects, or either.
         baseline: range of the path's length as a share of the distance to what the cameras look at.
         fov: range of the horizontal field of view in degrees.
-        objects: range of the number of objects tried; one that would block a camera is left out.
-        clearance: least distance between a camera and any surface, in world units (a room is 4 to 8 wide).
+        objects: range of the number of objects; one that would block a camera is left out.
+        clearance: smallest distance between a camera and any surface, in world units (a room is 4 to 8 wide).
         shadows: cast soft shadows.
-        specular: scales the weak highlights; 0 leaves purely diffuse surfaces.
-        samples: rays along each side of a pixel; 1 refines only silhouettes, 2 and more supersample every pixel.
-        points: surface points drawn for each scene.
-        style: "plain" paints alone, or "photographic": photos on surfaces, furniture and plants, windows with far
-            views, and a wider range of light. A seed has the same cameras in both.
+        specular: strength of the highlights; 0 makes all surfaces diffuse.
+        samples: rays along each side of a pixel; 1 supersamples only silhouettes, 2 and more every pixel.
+        points: surface points per scene.
+        style: "plain" has painted surfaces only. "photographic" has photos on surfaces, furniture and plants, windows
+            with distant views, and a wider range of light. A seed has the same cameras in both.
     """
 
     views: int = 12
@@ -55,7 +55,7 @@ class ProceduralConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is unknown.", expected=f"one of {choices}")
         for name in ("views", "width", "height", "samples", "points"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)} leaves nothing to make.", expected="at least 1")
+                raise ConfigError(f"{name} = {getattr(self, name)} was given.", expected="at least 1")
         check_range(self, 1, 10_000, "views")
         check_range(self, 1, 16_384, "width", "height")
         check_range(self, 1, 64, "samples")

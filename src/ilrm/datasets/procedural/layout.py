@@ -1,4 +1,4 @@
-"""What a seed decides: rooms and open ground, the cameras in them, and objects that keep clear of the cameras."""
+"""Drawing a world from a seed: a room or open ground, cameras, and objects that do not block the cameras."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FLOOR_CHANCES = (0.28, 0.2, 0.18, 0.06, 0.12, 0.08, 0.04, 0.04)
 
 @dataclass(frozen=True)
 class World:
-    """All that a seed decides, before any tensor.
+    """Everything that a seed determines, as numpy arrays.
 
     Attributes:
         c2w: (V, 4, 4) cameras.
@@ -38,7 +38,7 @@ class World:
         ground: height of the ground; far down indoors.
         lights: (2, 7) position, colour, radius.
         ambient: (2, 3) light from above and from below.
-        exposure: mean brightness the image is developed to, in linear light.
+        exposure: mean brightness of the images, in linear light.
         laid: (P + 8, photos.WIDTH) photos of the primitives and the backdrop; None in the plain style.
     """
 
@@ -59,10 +59,10 @@ class World:
 
 @dataclass
 class _Builder:
-    """Collects objects; leaves out those that would crowd a camera or overflow the tables.
+    """Collects objects, except those that would be too close to a camera or overflow the tables.
 
     Attributes:
-        dresser: lays photos on them, in the style that has some.
+        dresser: puts photos on them; None in the plain style.
     """
 
     rng: np.random.Generator
@@ -74,10 +74,10 @@ class _Builder:
     laid: list[photos.Row] = field(default_factory=list)
 
     def add(self, made: Sequence[Primitive], paint: table.Row | None = None, mapping: Array | None = None) -> bool:
-        """Add the parts of an object; False if they do not fit.
+        """Add the parts of an object; return False if they do not fit.
 
         Args:
-            paint: one paint for all parts; by default most objects get one and some a paint for each part.
+            paint: one paint for all parts. By default most objects get a single random paint, some one per part.
             mapping: (3, 4) texture map shared by all parts, instead of one that follows each part's axes.
         """
         size = max(float(part.half.max()) for part in made)
@@ -137,7 +137,7 @@ def _level_map(rng: np.random.Generator) -> Array:
 
 
 def _walls(rng: np.random.Generator, size: float) -> list[NDArray[np.float32]]:
-    """Rows of four walls, floor and ceiling; the walls of most rooms share one paint."""
+    """Rows of four walls, floor and ceiling; most walls of a room share one paint."""
     shared = materials.material(rng, size, str(rng.choice(_WALL_STYLES, p=_WALL_CHANCES)))
     mapping = materials.texture_map(rng, np.eye(3), np.zeros(3))
     rows = []
@@ -152,7 +152,7 @@ def _walls(rng: np.random.Generator, size: float) -> list[NDArray[np.float32]]:
 
 
 def _sky(rng: np.random.Generator, dome: float) -> NDArray[np.float32]:
-    """Clouds on a smooth sky, bright by itself."""
+    """Row of a sky with clouds, which emits its own light."""
     blue = np.array([0.25, 0.45, 0.85]) * rng.uniform(0.6, 1.1) + rng.normal(0, 0.05, 3)
     white = np.full(3, rng.uniform(0.7, 0.95)) + rng.normal(0, 0.03, 3)
     if rng.random() < 0.35:
@@ -171,7 +171,7 @@ def _sky(rng: np.random.Generator, dome: float) -> NDArray[np.float32]:
 
 
 def _tinted(rng: np.random.Generator, strength: float) -> Array:
-    """(3,) light of a warm or cool white."""
+    """(3,) colour of a warm or cool white light."""
     warmth = rng.normal(0.0, 0.12)
     return strength * np.array([1.0 + warmth, 1.0, 1.0 - warmth])
 
@@ -195,7 +195,7 @@ def _lights(rng: np.random.Generator, room: Array | None) -> tuple[Array, Array]
 
 
 def _furnish(builder: _Builder, config: ProceduralConfig, focus: Array, reach: Array, is_room: bool) -> None:
-    """Objects, most of them around the focus; panels on a room's walls, large things far out in the open."""
+    """Add objects, most of them around the focus; also panels on a room's walls, or large distant objects outdoors."""
     rng = builder.rng
     count = int(rng.integers(config.objects[0], config.objects[1] + 1))
     if builder.dresser is not None:
@@ -240,7 +240,7 @@ def _furniture(builder: _Builder, config: ProceduralConfig, focus: Array, reach:
 
 
 def _space(rng: np.random.Generator, config: ProceduralConfig, reach: Array, path: str) -> paths.Space:
-    """Where the cameras may walk between half the height of a table and a raised arm."""
+    """The space for the cameras, from table height to a raised arm."""
     focus = np.array([*rng.uniform(-0.35, 0.35, 2) * reach[:2], rng.uniform(0.1, 0.9)])
     if path == "orbit":
         focus[:2] *= 0.3
@@ -250,7 +250,7 @@ def _space(rng: np.random.Generator, config: ProceduralConfig, reach: Array, pat
 
 
 def sample_world(seed: int, config: ProceduralConfig) -> World:
-    """The world of a seed: first the cameras, then what they see."""
+    """Draw the world of a seed: first the cameras, then the surfaces."""
     rng = np.random.default_rng(seed)
     is_room = config.kind == "room" or (config.kind == "mixed" and rng.random() < 0.65)
     path = config.path if config.path != "mixed" else str(rng.choice(["handheld", "orbit"], p=[0.65, 0.35]))

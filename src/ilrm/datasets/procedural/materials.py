@@ -25,7 +25,7 @@ def rotation(rng: np.random.Generator) -> Array:
 
 
 def palette(rng: np.random.Generator) -> Array:
-    """(4, 3) linear RGB colours that go together: one hue family and perhaps an accent, muted more often than vivid."""
+    """(4, 3) matching linear RGB colours: similar hues, sometimes with an accent, more often muted than vivid."""
     hue = rng.random()
     vividness = rng.choice([0.12, 0.4, 0.8], p=[0.45, 0.4, 0.15])
     accent = rng.choice([0.0, 0.08, 0.5, 0.33])
@@ -40,7 +40,7 @@ def palette(rng: np.random.Generator) -> Array:
 
 
 def material(rng: np.random.Generator, size: float, style: str | None = None) -> dict[str, object]:
-    """Columns of one paint for a surface about ``size`` world units across (all but the geometric columns)."""
+    """The columns of one paint, without the geometric ones, for a surface about ``size`` world units wide."""
     style = style or str(rng.choice(_STYLES, p=_CHANCES))
     wave = size * rng.uniform(0.25, 0.8)  # coarsest feature
     columns: dict[str, object] = {
@@ -87,7 +87,7 @@ def material(rng: np.random.Generator, size: float, style: str | None = None) ->
 
 
 def texture_map(rng: np.random.Generator, frame: Array, origin: Array, style_stretch: bool = True) -> Array:
-    """(3, 4) affine map from the world to texture space of an object with axes ``frame`` (columns) at ``origin``."""
+    """(3, 4) affine map from the world to texture space of an object at ``origin`` with axes ``frame`` (columns)."""
     turn = np.eye(3)[rng.permutation(3)] if rng.random() < 0.7 else rotation(rng)
     stretch = np.ones(3)
     if style_stretch and rng.random() < 0.3:

@@ -1,4 +1,4 @@
-"""Primitives and the objects made of them (z up, foot on the floor)."""
+"""Primitives and the objects composed of them (z up, standing on the floor)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Primitive:
     half: Array
 
     def distance(self, points: Array) -> Array:
-        """(V,) distance of points (V, 3) to the surface from outside; for ellipsoids a lower bound."""
+        """(V,) distance of outside points (V, 3) to the surface; for ellipsoids a lower bound."""
         local = np.abs((points - self.centre) @ self.axes)
         if self.shape == BOX:
             return np.linalg.norm(np.maximum(local - self.half, 0.0), axis=1)
@@ -55,13 +55,13 @@ def rod(start: Array, end: Array, radius: float) -> Primitive:
 
 
 def yaw(angle: float) -> Array:
-    """(3, 3) rotation about the vertical."""
+    """(3, 3) rotation about the vertical axis."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def along(direction: Array) -> Array:
-    """(3, 3) axes whose third one is ``direction``."""
+    """(3, 3) axes (columns), the third of which is along ``direction``."""
     z = direction / np.linalg.norm(direction)
     x = np.cross(z, _UP if abs(z[2]) < 0.9 else np.array([1.0, 0.0, 0.0]))
     x /= np.linalg.norm(x)
@@ -77,7 +77,7 @@ def _egg(rng: np.random.Generator, at: Array, axes: Array, size: float) -> list[
 
 
 def _bumpy(rng: np.random.Generator, at: Array, axes: Array, size: float) -> list[Primitive]:
-    """A body with bumps that grow out of its surface."""
+    """A body with bumps on its surface."""
     half = size * rng.uniform(0.25, 0.6, 3)
     centre = at + _UP * half[2]
     round_body = rng.random() < 0.6
@@ -116,7 +116,7 @@ def _log(rng: np.random.Generator, at: Array, axes: Array, size: float) -> list[
 
 
 def _table(rng: np.random.Generator, at: Array, axes: Array, size: float) -> list[Primitive]:
-    """A board on four legs, often with something on it; a chair where a back rises from it."""
+    """A board on four legs, often with an object on it, or with a back like a chair."""
     high, half = size * rng.uniform(0.5, 1.0), size * rng.uniform(0.35, 0.8, 2)
     board = np.array([*half, 0.02 + 0.03 * size])
     made = [box(at + _UP * high, axes, board)]
@@ -177,7 +177,7 @@ _CHANCES = np.array([0.11, 0.1, 0.18, 0.12, 0.13, 0.05, 0.13, 0.04, 0.03, 0.05, 
 
 
 def sample_object(rng: np.random.Generator, at: Array, size: float) -> list[Primitive]:
-    """The primitives of one object of about ``size`` whose foot is at ``at`` (3,)."""
+    """The primitives of one object of about ``size`` that stands at ``at`` (3,)."""
     maker = _MAKERS[int(rng.choice(len(_MAKERS), p=_CHANCES))]
     return maker(rng, at, yaw(rng.uniform(0, 2 * np.pi)), size)
 

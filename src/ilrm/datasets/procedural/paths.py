@@ -16,7 +16,7 @@ _UP = np.array([0.0, 0.0, 1.0])
 
 @dataclass(frozen=True)
 class Space:
-    """Where cameras may be: a box, low and high corners (3,), and what they look at."""
+    """The box in which cameras may be, by its low and high corners (3,), and the point they look at."""
 
     low: Array
     high: Array
@@ -44,7 +44,7 @@ def _wobble(rng: np.random.Generator, steps: Array, channels: int) -> Array:
 
 
 def _inside(space: Space, start: Array, moves: Array) -> Array:
-    """``start + moves``, with the moves shortened together until all positions lie in the space."""
+    """``start + moves``, with all moves scaled by one factor so that every position is inside the space."""
     with np.errstate(divide="ignore", invalid="ignore"):
         room = np.where(
             moves > 0, (space.high - start) / moves, np.where(moves < 0, (space.low - start) / moves, np.inf)
@@ -53,11 +53,12 @@ def _inside(space: Space, start: Array, moves: Array) -> Array:
 
 
 def handheld(rng: np.random.Generator, space: Space, config: ProceduralConfig) -> Array:
-    """(V, 4, 4) cameras of somebody who walks a few steps with the eyes on the focus or along the way."""
+    """(V, 4, 4) cameras of a person who walks a few steps and looks at the focus or ahead."""
     steps = np.linspace(-0.5, 0.5, config.views) if config.views > 1 else np.zeros(1)
     candidates = rng.uniform(space.low, space.high, (20, 3))
     distances = np.linalg.norm((space.focus - candidates)[:, :2], axis=1)
-    chosen = int(np.argmax(np.minimum(distances, _NEAREST_FOCUS)))  # the first that is far enough, else the farthest
+    # The first candidate that is far enough from the focus, else the farthest.
+    chosen = int(np.argmax(np.minimum(distances, _NEAREST_FOCUS)))
     start, distance = candidates[chosen], float(distances[chosen])
     target = space.focus + rng.normal(0.0, 0.25, 3) * np.array([1.0, 1.0, 0.5])
     ahead = (target - start) / np.linalg.norm(target - start)
@@ -73,7 +74,7 @@ def handheld(rng: np.random.Generator, space: Space, config: ProceduralConfig) -
     bend = rng.normal(0.0, 0.25) * (steps**2 - 0.125)[:, None] * ahead
     moves = length * (steps[:, None] * direction + bend + 0.04 * _wobble(rng, steps, 3) * (config.views > 1))
     centres = _inside(space, start, moves)
-    follow = rng.uniform(0.0, 0.8)  # 0 keeps the eyes on the target, 1 looks straight ahead
+    follow = rng.uniform(0.0, 0.8)  # 0 looks at the target, 1 straight ahead
     gaze = target + follow * (centres - start) + 0.03 * distance * _wobble(rng, steps, 3)
     roll = rng.normal(0.0, 0.03) + 0.015 * _wobble(rng, steps, 1)[:, 0]
     return np.stack([look_at(c, g, float(r)) for c, g, r in zip(centres, gaze, roll, strict=True)])

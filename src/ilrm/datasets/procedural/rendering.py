@@ -1,4 +1,4 @@
-"""The light that reaches each pixel: paint, lamps, soft shadows, highlights, exposure."""
+"""Shading of procedural scenes: textures, lights, soft shadows, highlights, exposure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ilrm.datasets.procedural.casting import Geometry
 from ilrm.datasets.procedural.table import Fetched
 from ilrm.datasets.procedural.worlds import Worlds
 
-_SUN = 40.0  # a light farther away than this does not decay with distance
+_SUN = 40.0  # lights farther away than this do not fall off with distance
 _DISPLAY_GAMMA = 2.2
-# The first light casts shadows; the second, weaker one only fills them.
+# Only the first light casts shadows; the second, weaker one is a fill light.
 KEY_LIGHT = 0
 
 
@@ -27,7 +27,7 @@ class Lighting:
 
 
 def _unit(vectors: Tensor, dim: int = 0) -> Tensor:
-    # Sums of three squares by hand: the library's norm along a leading axis is 20 times slower on the CPU.
+    # Written out, because torch's norm along a leading axis is 20 times slower on the CPU.
     x, y, z = vectors.unbind(dim)
     return vectors * (x * x + y * y + z * z).clamp_min(1e-20).rsqrt().unsqueeze(dim)
 
@@ -68,7 +68,7 @@ def _normals(surface: Fetched, points: Tensor) -> Tensor:
 
 
 def _openness(geometry: Geometry, points: Tensor) -> Tensor:
-    """(N, R) how little corners and the floor darken points (N, 3, R): a stand-in for ambient occlusion."""
+    """(N, R) ambient light that reaches points (N, 3, R), reduced near walls and floor: cheap ambient occlusion."""
     gap = (geometry.room[..., None] - (points - geometry.room_centre[..., None]).abs()).clamp_min_(0.0)
     x, y, z = (1.0 - 0.4 * torch.exp(-4.0 * gap)).unbind(1)
     floor = torch.exp(-4.0 * (points[:, 2] - geometry.ground[:, None]).clamp_min(0.0))
@@ -143,7 +143,7 @@ def _illuminate(
         toward = _spread(position, rays) - where
         distance = _dot(toward, toward).sqrt()
         toward = toward / distance
-        # Inverse-square decay, softened near the lamp.
+        # Inverse-square falloff, softened near the lamp.
         falloff = 2.2 / (1.0 + (0.35 * distance) ** 2 * (distance < _SUN))
         arriving = _dot(normal, toward).relu() * falloff
         if lighting.shadows and k == KEY_LIGHT:
@@ -157,6 +157,6 @@ def _illuminate(
 
 
 def develop(light: Tensor, gain: Tensor) -> Tensor:
-    """Images in [0, 1] of linear light (N, ...): gain (N,), a soft shoulder, display gamma."""
+    """Tone mapping of linear light (N, ...) to images in [0, 1]: gain (N,), a soft shoulder, display gamma."""
     scaled = light * gain.view(-1, *[1] * (light.ndim - 1))
     return (1.0 - torch.exp(-1.25 * scaled)).clamp(0.0, 1.0) ** (1.0 / _DISPLAY_GAMMA)

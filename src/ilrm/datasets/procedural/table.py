@@ -1,4 +1,4 @@
-"""Per-surface values in one matrix, so that a ray fetches all of its surface's values in one gather."""
+"""The parameters of all surfaces in one matrix, so that one gather fetches all parameters for a ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# name -> how many numbers. Lengths are in world units before "texture", in texture units after it.
+# Number of values per column. Lengths before "texture" are in world units, those after it in texture units.
 COLUMNS: dict[str, int] = {
     "frame": 9,  # world offset -> unit shape, row-major
     "origin": 3,
@@ -21,13 +21,13 @@ COLUMNS: dict[str, int] = {
     "noise": 2,  # frequency of the first octave, gain per octave
     "ramp": 2,  # contrast of the blend between the first two colours, and its bias
     "patch": 3,  # threshold, contrast and strength of the blend to the third colour
-    "mix": 4,  # how noise, stripes, checkers and random cells enter the blend
+    "mix": 4,  # weights of noise, stripes, checkers and random cells in the blend
     "cell": 4,  # cells per texture unit, warp by noise, row shift, use of the third axis
     "line": 2,  # half width of the lines between cells, strength of the fourth colour
     "dot": 2,  # radius of dots in the cells, strength of the fourth colour
     "detail": 4,  # fine grain, coarse stain, tint per cell, bump of the normal
     "gloss": 2,  # strength and exponent of the highlight
-    "glow": 1,  # light that the surface sends out by itself
+    "glow": 1,  # share of emitted light
 }
 WIDTH = sum(COLUMNS.values())
 Row = Mapping[str, object]
@@ -41,7 +41,7 @@ def place(name: str) -> slice:
 
 
 def pack(row: Row) -> NDArray[np.float32]:
-    """(WIDTH,) numbers of one surface; every column must be given."""
+    """(WIDTH,) values of one surface; every column must be given."""
     assert set(row) == set(COLUMNS), set(row) ^ set(COLUMNS)
     parts = [np.asarray(row[name], dtype=np.float32).reshape(size) for name, size in COLUMNS.items()]
     return np.concatenate(parts)

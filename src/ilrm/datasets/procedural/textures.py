@@ -1,4 +1,4 @@
-"""Solid textures: colour as a function of the surface point alone, so that every view sees the same paint."""
+"""Solid textures: the colour depends only on the surface point, so that it is the same in every view."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VOLUME = 48  # voxels along one period of the noise
 _PERIOD = 12.0  # noise cells along one period
 _OCTAVES = 6
 _CELL_COLOURS = 4096
-# Steps between octaves that share no period with the volume.
+# Ratio of frequencies between octaves; not 2, so that their periods do not align.
 _LACUNARITY = 2.07
 
 
@@ -42,7 +42,7 @@ def _cell_table(device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """What R rays see before light: albedo (3, R), noise (3, R) and fine noise (3, R)."""
+    """The unlit surface at R rays: albedo (3, R), noise (3, R) and fine noise (3, R)."""
 
     albedo: Tensor
     noise: Tensor
@@ -58,7 +58,7 @@ def _lookup(position: Tensor) -> Tensor:
 
 
 def _fractal(position: Tensor, footprint: Tensor, frequency: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of octaves of noise, all of them and the finer half; octaves finer than two pixels fade out."""
+    """Sums of noise over all octaves and over the finer half; octaves finer than two pixels are faded out."""
     total, fine = torch.zeros_like(position), torch.zeros_like(position)
     weight, energy = torch.ones_like(gain), torch.zeros_like(gain)
     for octave in range(_OCTAVES):
@@ -75,7 +75,7 @@ def _fractal(position: Tensor, footprint: Tensor, frequency: Tensor, gain: Tenso
 
 
 def _cells(position: Tensor, shift: Tensor, solid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Tiling by unit cells: offsets from the centres (3, R), parity (R,), three random numbers a cell (3, R)."""
+    """Tiling by unit cells: offsets from cell centres (3, R), parity (R,), three random numbers per cell (3, R)."""
     x, y, z = position
     row = y.floor()
     layer = (z * solid).floor()

@@ -1,4 +1,4 @@
-"""Whole views: pixels to rays, silhouettes refined, work shared among CPU threads."""
+"""Rendering whole views: pixels to rays, supersampled silhouettes, CPU threads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ilrm.datasets.procedural.config import ProceduralConfig
 from ilrm.datasets.procedural.rendering import Lighting, develop, radiance
 from ilrm.datasets.procedural.worlds import Worlds
 
-# Rays at once: what stays in a CPU's cache, and what fills a GPU.
+# Rays per batch: as many as fit a CPU's cache, or keep a GPU busy.
 RAYS_AT_ONCE = {"cpu": 2**14, "cuda": 2**20}
-# With the pixel's centre, four well spread samples where two surfaces meet.
+# Together with the pixel's centre, four well-spread samples for silhouette pixels.
 _SILHOUETTE_OFFSETS = ((0.38, 0.1), (-0.28, 0.28), (-0.1, -0.38))
 
 
@@ -41,7 +41,7 @@ class WorldViews:
         return radiance(self.worlds, self.c2w[:, :3, 3:], directions, 1.0 / (focal * config.samples), lighting)
 
     def trace_all(self, pixels: Tensor, config: ProceduralConfig) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for any number of pixels, a few at a time."""
+        """As ``trace``, for any number of pixels, in batches."""
         step = max(1, RAYS_AT_ONCE[self.c2w.device.type] // self.c2w.shape[0])
         parts = [self.trace(part, config) for part in pixels.split(step, dim=-1)]
         light, depth, index = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
@@ -49,7 +49,7 @@ class WorldViews:
 
 
 def _silhouettes(index: Tensor, width: int) -> Tensor:
-    """(N, H * W) True where a pixel's surface differs from that of a neighbour (surfaces are convex)."""
+    """(N, H * W) True where a pixel shows another surface than a neighbour: all edges, as surfaces are convex."""
     grid = index.view(index.shape[0], -1, width)
     edge = torch.zeros_like(grid, dtype=torch.bool)
     across, along = grid[:, :, 1:] != grid[:, :, :-1], grid[:, 1:] != grid[:, :-1]
@@ -66,7 +66,7 @@ def _refine(views: WorldViews, centres: Tensor, light: Tensor, index: Tensor, co
     most = int(edge.sum(1).max())
     if most == 0:
         return light
-    # Views share one number of pixels to trace again; those with fewer edges trace some pixels in vain.
+    # All views trace the same number of pixels again; for views with fewer edges, some results are not used.
     place = edge.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
     corners = centres[0][:, place].transpose(0, 1)  # (N, 2, most)
     every = torch.cat([corners + corners.new_tensor(offset)[:, None] for offset in _SILHOUETTE_OFFSETS], dim=-1)
@@ -92,17 +92,17 @@ def _render(views: WorldViews, config: ProceduralConfig) -> tuple[Tensor, Tensor
 
 
 def _each(job: Callable[[Tensor], tuple[Tensor, ...]], items: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The results of a job for every item, joined along their first axis.
+    """Run a job on every item and concatenate the results along their first axis.
 
-    On the CPU the items are shared among as many threads as torch may use, each of which runs torch serially:
-    splitting views instead of operations scales, and no result depends on the number of threads.
+    On the CPU the items are distributed over as many threads as torch may use, each of which runs torch serially. This
+    scales better than threads within operations, and results do not depend on the number of threads.
     """
     job = torch.no_grad()(job)
     if items[0].device.type == "cpu":
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             done = list(pool.map(job, items))
-        # The workers' setting is also the default of threads started later.
+        # set_num_threads in a worker also changes the default for threads that start later.
         torch.set_num_threads(threads)
     else:
         done = [job(item) for item in items]
@@ -110,7 +110,7 @@ def _each(job: Callable[[Tensor], tuple[Tensor, ...]], items: Sequence[Tensor]) 
 
 
 def render(views: WorldViews, exposure: Tensor, config: ProceduralConfig) -> tuple[Tensor, Tensor]:
-    """Images (B, V, H, W, 3) and z-depth (B, V, H, W) of B * V views, developed to one exposure (B,) a scene."""
+    """Images (B, V, H, W, 3) and z-depth (B, V, H, W) of B * V views, with one exposure (B,) per scene."""
     count, scenes = views.c2w.shape[0], exposure.shape[0]
     together = max(1, RAYS_AT_ONCE[views.c2w.device.type] // (config.width * config.height))
     chunks = torch.arange(count, device=views.c2w.device).split(together)

@@ -1,4 +1,4 @@
-"""Worlds as tensors."""
+"""Worlds as batched tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ilrm.datasets.procedural import photos, table
 from ilrm.datasets.procedural.casting import Geometry
 from ilrm.datasets.procedural.layout import World
 
-# Specks far outside every world stand in for primitives that a world lacks.
+# Padding: tiny primitives far outside every world, where a world has fewer primitives than others in the batch.
 _ABSENT_CENTRE, _ABSENT_HALF = 3e4, 1e-2
 _Arrays = dict[str, NDArray[np.float32]]
 
@@ -24,7 +24,7 @@ class Worlds:
     """N worlds on one device, with the primitives of each shape padded to the same number.
 
     Attributes:
-        geometry: what rays hit.
+        geometry: the surfaces.
         surfaces: (N, P + BACKDROP, table.WIDTH).
         lights: (N, 2, 7) position, colour, radius.
         ambient: (N, 2, 3) light from above and from below.

@@ -282,7 +282,7 @@ def test_a_mesh_far_from_the_origin_is_the_same_mesh(tmp_path: Path, suffix: str
         save_surface(far, path)
         expected = far.world_vertices
     else:
-        with pytest.warns(UserWarning, match=r"counted from the point 512345\.5 5432109\.3 250\.0"):
+        with pytest.warns(UserWarning, match=r"relative to the point 512345\.5 5432109\.3 250\.0"):
             save_surface(far, path)
         expected = far.vertices * ([-1, -1, 1] if suffix == ".glb" else 1)
     back = trimesh.load(path, process=False, force="mesh")

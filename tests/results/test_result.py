@@ -98,7 +98,7 @@ def test_damaged_or_foreign_files_beside_are_left_out_with_a_word(capture_folder
     (folder / "metrics.json").unlink()
     for cameras in ("{}", "[]", "[1]", '{"frames": [{"file_path": "a", "transform_matrix": []}]}', "null"):
         (folder / "cameras.json").write_text(cameras)
-        with pytest.warns(IlrmWarning, match=r"cameras\.json is no camera file"):
+        with pytest.warns(IlrmWarning, match=r"cameras\.json is not a camera file"):
             assert load_result(folder).cameras is None
     (folder / "scene.ply").unlink()
     with pytest.raises(GaussiansError, match=r"holds no scene\.ply"):

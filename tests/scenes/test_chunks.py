@@ -200,5 +200,5 @@ def test_poses_that_single_precision_has_rounded_are_told(tmp_path):
     c2w[:, :3, 3] += torch.tensor([512345.0, 5432109.0, 250.0])
     scene["cameras"][:, 6:] = torch.linalg.inv(c2w)[:, :3].flatten(1)
     torch.save([scene], tmp_path / "far.torch")
-    with pytest.warns(UserWarning, match="single precision, in steps of about 0"):
+    with pytest.warns(UserWarning, match="single-precision poses with steps of about 0"):
         load_scene(tmp_path / "far.torch")

@@ -178,7 +178,7 @@ def compressed(content: Content) -> None:
 
 
 BAD_CONTENTS: dict[str, tuple[Callable[[Content], Any], str]] = {
-    "a mesh": (lambda c: primitive(c).pop("extensions"), "holds no Gaussians"),
+    "a mesh": (lambda c: primitive(c).pop("extensions"), "contains no Gaussians"),
     "compressed inside": (compressed, "compression_spz_2"),
     "linear colours": (
         lambda c: primitive(c)["extensions"]["KHR_gaussian_splatting"].update(colorSpace="lin_rec709_display"),
@@ -242,7 +242,7 @@ def test_bad_bytes_are_named(saved: tuple[Path, Content, bytes, Gaussians]) -> N
         (whole[:-1], "cut off"),
         (whole[:4] + struct.pack("<I", 1) + whole[8:], "version 2"),
         (whole[:20] + b"!" + whole[21:], "not valid JSON"),
-        (write(path, [1], binary).read_bytes(), "no glTF"),
+        (write(path, [1], binary).read_bytes(), "not glTF"),
         (write(path, content, b"").read_bytes(), "cut off"),
     ]
     for data, words in cases:
@@ -270,7 +270,7 @@ def test_one_mesh_in_countless_places_is_refused_at_once(
     content["nodes"] = [{"mesh": 0, "children": [i + 1]} if (i + 1) % 900 else {"mesh": 0} for i in range(nodes - 1)]
     content["nodes"].append({"mesh": 0})
     started = time.process_time()
-    with pytest.raises(GaussiansError, match="places"):
+    with pytest.raises(GaussiansError, match=r"(more than|at) \d+ nodes"):
         load_glb(write(path, content, binary))
     assert time.process_time() - started < 30
 

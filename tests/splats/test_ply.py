@@ -98,7 +98,7 @@ def test_doubles_near_the_origin_stay_as_they_are(tmp_path: Path) -> None:
 def test_positions_that_a_file_has_rounded_are_told(tmp_path: Path) -> None:
     far = make_gaussians(50)
     save_ply(Gaussians(far.means + FAR.float(), far.scales, far.quats, far.opacities, far.sh), tmp_path / "a.ply")
-    with pytest.warns(UserWarning, match=r"a\.ply holds positions in single precision .* in steps of about 0\.6"):
+    with pytest.warns(UserWarning, match=r"a\.ply has single-precision positions .* with steps of about 0\.6"):
         load_ply(tmp_path / "a.ply")
 
 
@@ -181,7 +181,7 @@ BAD_FILES = {
     "no format": (header(1, ALL).replace(b"format binary_little_endian 1.0\n", b"") + ONE, "'format'"),
     "negative count": (header(-1, ALL) + ONE, "element vertex -1"),
     "nonsense line": (header(1, ALL).replace(b"property float nx", b"property thing nx") + ONE, "property thing nx"),
-    "property twice": (header(1, [*ALL, "x"]) + ONE + b"0000", "twice"),
+    "two properties of one name": (header(1, [*ALL, "x"]) + ONE + b"0000", "twice"),
     "no vertices": (header(1, ALL).replace(b"vertex", b"splat") + ONE, "no element 'vertex'"),
     "zero vertices": (header(0, ALL), "no Gaussians"),
     "truncated": (header(2, ALL) + ONE + ONE[:-1], "cut off"),
@@ -189,8 +189,8 @@ BAD_FILES = {
     "point cloud": (header(1, ["x", "y", "z", "red", "green", "blue"]) + bytes(24), "point cloud.*opacity"),
     "no rotation": (header(1, ALL[:-4]) + ONE[:-16], "lacks rot_0, rot_1, rot_2, rot_3"),
     "odd SH": (header(1, [*ALL, "f_rest_0"]) + ONE + bytes(4), "1 f_rest"),
-    "NaN": (header(1, ALL) + np.full(len(ALL), np.nan, "<f4").tobytes(), "1 of 1 Gaussians hold NaN"),
-    "zero rotation": (header(1, ALL) + ONE[:-16] + bytes(16), "1 of 1 Gaussians hold.*rotation 0 0 0 0"),
+    "NaN": (header(1, ALL) + np.full(len(ALL), np.nan, "<f4").tobytes(), "1 of 1 Gaussians have NaN"),
+    "zero rotation": (header(1, ALL) + ONE[:-16] + bytes(16), "1 of 1 Gaussians have.*rotation 0 0 0 0"),
     "list property": (header(1, ALL).replace(b"property float nx", b"property list uchar int nx") + ONE, "lists"),
 }
 

@@ -72,7 +72,7 @@ def test_other_elements_and_blank_lines_in_words(tmp_path: Path) -> None:
         (lambda text: text[: len(text) // 2].rsplit(b"\n", 1)[0], "cut off"),
         (lambda text: text.rsplit(b" ", 1)[0], "16 numbers in row 9"),
         (lambda text: text + b" 3", "18 numbers in row 9"),
-        (lambda text: text.rsplit(b" ", 1)[0] + b" 1,5", "no number, after row 0"),
+        (lambda text: text.rsplit(b" ", 1)[0] + b" 1,5", "not a number, after row 0"),
         (lambda text: text.replace(b"vertex 9", b"vertex 9999999999999"), "cut off"),
         (lambda text: text.replace(b"vertex 9", b"vertex " + b"9" * 5000), "header line"),
     ],
@@ -196,7 +196,7 @@ def test_the_mark_survives_every_format_that_has_one(tmp_path: Path, extension: 
         gaussians = replace(make_gaussians(30, 1), antialiased=antialiased)
         path = tmp_path / f"a{extension}"
         if antialiased and extension in (".splat", ".glb"):
-            with pytest.warns(IlrmWarning, match=f"nothing in a {re.escape(extension)} file"):
+            with pytest.warns(IlrmWarning, match=f"a {re.escape(extension)} file cannot tell"):
                 save_gaussians(gaussians, path)
         else:
             save_gaussians(gaussians, path)

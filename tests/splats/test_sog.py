@@ -40,7 +40,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 def test_not_even_a_zip_file(tmp_path: Path) -> None:
     (tmp_path / "a.sog").write_bytes(b"something")
-    with pytest.raises(GaussiansError, match="no zip file"):
+    with pytest.raises(GaussiansError, match="not a zip file"):
         load_sog(tmp_path / "a.sog")
 
 

@@ -70,8 +70,8 @@ GOOD = struct.pack("<6f8B", 1, 2, 3, 1, 1, 1, 0, 0, 0, 255, 255, 128, 128, 128)
 BAD_FILES = {
     "empty": (b"", "0 bytes"),
     "not a multiple of 32": (GOOD + GOOD[:-1], "63 bytes"),
-    "NaN": (struct.pack("<f", np.nan) + GOOD[4:], "1 of 1 Gaussians hold NaN"),
-    "infinite scale": (GOOD[:12] + struct.pack("<f", np.inf) + GOOD[16:], "hold NaN or infinite"),
+    "NaN": (struct.pack("<f", np.nan) + GOOD[4:], "1 of 1 Gaussians have NaN"),
+    "infinite scale": (GOOD[:12] + struct.pack("<f", np.inf) + GOOD[16:], "have NaN or infinite"),
     "negative scale": (GOOD[:12] + struct.pack("<f", -1) + GOOD[16:], "negative scale"),
     "no rotation": (GOOD[:28] + b"\x80" * 4, "rotation 0 0 0 0"),
 }

@@ -38,7 +38,7 @@ def test_far_from_the_origin_files_say_where_or_there_is_a_warning(tmp_path: Pat
     if extension.endswith(".ply"):
         save_gaussians(near.at(origin), path)
     else:
-        with pytest.warns(UserWarning, match=r"counted from the point 512345\.5 5432109\.3 250\.0"):
+        with pytest.warns(UserWarning, match=r"relative to the point 512345\.5 5432109\.3 250\.0"):
             save_gaussians(near.at(origin), path)
         assert not load_gaussians(path).origin.any()
         save_cameras(make_cameras(2, 8, 8), ("a", "b"), tmp_path / "cameras.json", origin)

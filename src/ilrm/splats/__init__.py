@@ -1,4 +1,4 @@
-"""Gaussians to files that other programs open, and back."""
+"""Reading and writing splat files that other programs use."""
 
 from ilrm.splats.colmap import save_colmap
 from ilrm.splats.formats import load_gaussians, save_gaussians

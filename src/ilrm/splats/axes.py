@@ -1,4 +1,4 @@
-"""World axes of other programs, as similarities from the scene's own world frame."""
+"""World axes of other programs and formats, as similarities from the scene's own world frame."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _half_turn(*signs: float) -> Similarity:
     return Similarity(1.0, torch.diag(torch.tensor(signs, dtype=torch.float64)), torch.zeros(3, dtype=torch.float64))
 
 
-# Out of x right, y down, z forward. Half turns undo themselves.
+# From x right, y down, z forward. Half turns are their own inverse.
 OPENGL = _half_turn(1.0, -1.0, -1.0)  # x right, y up, z backwards
 GLTF = _half_turn(-1.0, -1.0, 1.0)  # x left, y up, z forward
 
@@ -27,9 +27,9 @@ _DEGENERATE = 1e-3
 def to_frame(frame: Frame, cameras: Cameras | None = None) -> Similarity:
     """The rotation from the scene's world frame into another one.
 
-    "world" changes nothing; "opengl" flips y and z, what turns an OpenCV world (y down, z forward) into an OpenGL one.
-    "y-up" and "z-up" put the scene upright: the mean up direction of the cameras becomes +y (and their mean viewing
-    direction -z) or +z (and +y). Without cameras the world is taken to be an OpenCV one.
+    "world" changes nothing. "opengl" flips y and z, which converts an OpenCV world (y down, z forward) to OpenGL axes.
+    "y-up" and "z-up" make the scene upright: the mean up direction of the cameras becomes +y (and their mean viewing
+    direction -z), or +z (and +y). Without cameras, the world is assumed to have OpenCV axes.
     """
     if frame == "world":
         return Similarity.identity()
@@ -42,14 +42,14 @@ def to_frame(frame: Frame, cameras: Cameras | None = None) -> Similarity:
 
 
 def _up_and_forward(cameras: Cameras | None) -> tuple[Tensor, Tensor]:
-    """Unit directions (3,), orthogonal, float64."""
+    """Orthogonal unit directions (3,), float64."""
     down, ahead = torch.eye(3, dtype=torch.float64)[1:]
     candidates = [ahead, down]
     if cameras is not None:
         c2w = cameras.c2w.double().cpu()
         if c2w[:, :3, 1].mean(0).norm() > _DEGENERATE:
             down = F.normalize(c2w[:, :3, 1].mean(0), dim=0)
-        # Cameras all around have no mean viewing direction; then the first one's counts.
+        # Cameras that look in all directions have no mean viewing direction; then the first camera's is used.
         candidates = [c2w[:, :3, 2].mean(0), c2w[0, :3, 2], *candidates]
     level = [direction - (direction @ down) * down for direction in candidates]
     return -down, next(F.normalize(direction, dim=0) for direction in level if direction.norm() > _DEGENERATE)

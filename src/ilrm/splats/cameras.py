@@ -1,6 +1,6 @@
-"""Cameras as a JSON file, in the layout of opencv_cameras.json: pixels and world-to-camera matrices.
+"""cameras.json beside a splat file, in the layout of opencv_cameras.json: pixels and world-to-camera matrices.
 
-The file of the same name that INRIA's Gaussian-splatting trainer writes, a list, is read as well.
+The file of that name that INRIA's Gaussian-splatting trainer writes, a JSON list, can be read as well.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ilrm.files import write_json
 from ilrm.files.reading import read_json
 
 WORLD_OFFSET = "world_offset"
-# Of an image, in pixels; whoever draws at the cameras' size asks for less.
+# Largest side of an image in pixels. Code that renders at the cameras' size has a smaller limit.
 LARGEST_SIDE = 1 << 20
-# What JSON of another shape than expected ends in.
+# The exceptions that parsing JSON of an unexpected structure may raise.
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, ArithmeticError)
 _EXPECTED = (
     'a JSON file {"frames": [{"file_path", "w", "h", "fx", "fy", "cx", "cy", "w2c"}]}, or what INRIA\'s trainer '
@@ -30,11 +30,11 @@ _EXPECTED = (
 
 
 def save_cameras(cameras: Cameras, names: Sequence[str], path: Path | str, origin: Tensor | None = None) -> None:
-    """Write V cameras with their names; poses are those in the world, in full precision.
+    """Write V cameras with their names; poses are in the world, in full precision.
 
     Args:
-        origin: (3,) point of the world that the Gaussians beside the file are counted from. It is written as
-            "world_offset" where it is not zero.
+        origin: (3,) point of the world that the Gaussians beside the file are relative to. It is written as
+            "world_offset" if it is not zero.
 
     Raises:
         OutputError: the file cannot be written.
@@ -55,7 +55,7 @@ def save_cameras(cameras: Cameras, names: Sequence[str], path: Path | str, origi
 
 
 def world_offset_beside(path: Path) -> Tensor:
-    """(3,) float64 "world_offset" of the cameras.json beside a file; zeros where there is none."""
+    """(3,) float64 "world_offset" of the cameras.json beside a file; zeros if there is none."""
     try:
         content = read_json(path.with_name("cameras.json"), CameraError)
         offset = torch.tensor(content[WORLD_OFFSET], dtype=torch.float64)
@@ -66,10 +66,10 @@ def world_offset_beside(path: Path) -> Tensor:
 
 
 def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
-    """Read what ``save_cameras`` wrote, or the cameras.json of INRIA's trainer, in float64; no images are needed.
+    """Read a file of ``save_cameras``, or the cameras.json of INRIA's trainer, in float64; needs no images.
 
     Raises:
-        CameraError: not such a file, or impossible cameras.
+        CameraError: not such a file, or invalid cameras.
     """
     content = read_json(path, CameraError)
     try:
@@ -79,19 +79,19 @@ def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
             raise ValueError("it lists no cameras")
         c2w = torch.stack([view[0] for view in views])
         (width, height), _ = Counter(view[2] for view in views).most_common(1)[0]
-        # Images of several sizes are thought stretched to the most frequent one: what each camera sees stays the same.
+        # Images of several sizes are treated as stretched to the most frequent one; each camera still sees the same.
         stretch = [[width / w, height / h, 1.0] for _, _, (w, h) in views]
         K = torch.stack([view[1] for view in views]) * torch.tensor(stretch, dtype=torch.float64)[:, :, None]
         names = tuple(str(frame.get("file_path", frame.get("img_name"))) for frame in frames)
     except MALFORMED as error:
-        raise CameraError(f"{path} is no camera file: {in_words(error)}.", expected=_EXPECTED) from error
+        raise CameraError(f"{path} is not a camera file: {in_words(error)}.", expected=_EXPECTED) from error
     return Cameras(c2w, K, width, height).check(names), names
 
 
 def find_names(names: Sequence[str], photos: Sequence[str]) -> list[int | None]:
-    """The photo that each camera's name means, as an index into ``photos``; None for those that are not there.
+    """The index into ``photos`` of each camera's photo; None if there is none.
 
-    INRIA's trainer leaves folder and suffix out: where no name is a photo's, the photos' stems are compared.
+    INRIA's trainer writes names without folder and suffix. If no name equals a photo's, the photos' stems are compared.
     """
     places = {photo: index for index, photo in enumerate(photos)}
     if not any(name in places for name in names):
@@ -109,7 +109,7 @@ def _opencv(frame: dict[str, Any]) -> _View:
 
 
 def _trained(frame: dict[str, Any]) -> _View:
-    """A camera as INRIA's trainer writes it: the rotation is camera-to-world, the principal point in the middle."""
+    """A camera of INRIA's trainer: its rotation is camera-to-world, its principal point is the image centre."""
     width, height = image_size(frame["width"], frame["height"])
     c2w = torch.eye(4, dtype=torch.float64)
     c2w[:3, :3] = torch.tensor(frame["rotation"], dtype=torch.float64).reshape(3, 3)
@@ -118,7 +118,7 @@ def _trained(frame: dict[str, Any]) -> _View:
 
 
 def in_words(error: Exception) -> str:
-    """What one of ``MALFORMED`` means."""
+    """One of ``MALFORMED`` as a phrase for a message."""
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
 
 
@@ -127,8 +127,8 @@ def _intrinsics(frame: dict[str, Any], cx: float, cy: float) -> Tensor:
 
 
 def image_size(width: float, height: float) -> tuple[int, int]:
-    """Width and height in whole pixels, if an image can have them. Raises ValueError, in words."""
+    """Width and height in whole pixels, checked. Raises ValueError with a phrase for a message."""
     for side in (width, height):
         if not 1 <= side <= LARGEST_SIDE:
-            raise ValueError(f"an image of {width:.6g}x{height:.6g} pixels, where sides are 1 to {LARGEST_SIDE}")
+            raise ValueError(f"an image of {width:.6g}x{height:.6g} pixels; sides are 1 to {LARGEST_SIDE}")
     return int(width), int(height)

@@ -1,4 +1,4 @@
-"""What every splat format refuses, in the same words."""
+"""Checks and warnings that all splat formats share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ilrm.core.gaussians import Gaussians
 
 
 def check_writable(gaussians: Gaussians, path: Path | str) -> None:
-    """Refuse what no splat file can hold.
+    """Refuse Gaussians that no splat file can store.
 
     Raises:
-        GaussiansError: there are none, they are batched, or some hold NaN or infinite values.
+        GaussiansError: there are none, they are batched, or some have NaN or infinite values.
     """
     if gaussians.means.ndim != 2:
         raise GaussiansError(
@@ -31,28 +31,26 @@ def check_writable(gaussians: Gaussians, path: Path | str) -> None:
         )
 
 
-# Positions that are rounded to a larger share of the scene show as stripes.
+# If positions are rounded to a larger share of the scene, the rounding is visible as stripes.
 _COARSE = 1e-3
-
-
-_MOST_LEFT_OUT = 0.75  # random bytes leave an eighth
+_MOST_LEFT_OUT = 0.75  # of random bytes, about an eighth of the rows are valid by chance
 _IMPOSSIBLE = "NaN or infinite values, negative scales, opacities outside [0, 1] or the rotation 0 0 0 0"
 
 
 def keep_possible(gaussians: Gaussians, path: Path | str) -> Gaussians:
-    """The Gaussians of a file that can be drawn; warns how many were left out, or if positions were rounded too much.
+    """The valid Gaussians of a file; warns if some were left out, or if positions have too few digits.
 
-    Trainers that diverge and careless converters leave a few rows with NaN or infinite values, or without a rotation,
-    which other programs skip as well.
+    Diverging trainers and careless converters leave a few rows with NaN or infinite values, or with a zero rotation.
+    Other programs skip these as well.
 
     Raises:
-        GaussiansError: so few are left that the file must be damaged, or something else.
+        GaussiansError: so few are valid that the file must be damaged or of another kind.
     """
     count, possible = len(gaussians), gaussians.possible()
     if (gone := int((~possible).sum())) > _MOST_LEFT_OUT * count:
         raise GaussiansError(
-            f"{path}: {gone} of {count} Gaussians hold {_IMPOSSIBLE}.",
-            expected="a file of which most can be drawn",
+            f"{path}: {gone} of {count} Gaussians have {_IMPOSSIBLE}.",
+            expected="a file in which most Gaussians can be drawn",
             fix="copy or export the file again",
         )
     if not possible.all():
@@ -63,7 +61,7 @@ def keep_possible(gaussians: Gaussians, path: Path | str) -> Gaussians:
     step = middle.abs().max().item() * torch.finfo(torch.float32).eps
     if step > _COARSE * extent > 0:
         warn(
-            f"{path} holds positions in single precision around {_words(middle)}, in steps of about {step:.2g} for a "
+            f"{path} has single-precision positions around {_words(middle)}, with steps of about {step:.2g} in a "
             f"scene of about {extent:.2g} units: detail was lost when it was written; write it with double x y z"
         )
     return gaussians
@@ -74,23 +72,23 @@ def _words(point: torch.Tensor) -> str:
 
 
 def warn_of_origin(path: Path, origin: torch.Tensor) -> None:
-    """Say from where the coordinates in a file are counted, where the file cannot say so itself."""
+    """Warn which point the coordinates in a file are relative to, for formats that cannot store it."""
     offset = " ".join(repr(x) for x in origin.tolist())
     warn(
-        f"a {path.suffix} file holds single precision, too little for this world: its coordinates are counted from "
-        f"the point {offset}"
+        f"a {path.suffix} file is single precision, too little for this world: its coordinates are relative to the "
+        f"point {offset}"
     )
 
 
 def warn_of_mode(path: Path) -> None:
-    """Say that others will draw anti-aliased splats like ordinary ones, where the file cannot tell them."""
+    """Warn that other programs will draw anti-aliased splats as ordinary ones, if a format cannot mark them."""
     warn(
-        f"nothing in a {path.suffix} file tells other programs that the splats are anti-aliased: they will draw thin "
-        "ones too opaque"
+        f"a {path.suffix} file cannot tell other programs that the splats are anti-aliased: they will draw thin splats "
+        "too opaque"
     )
 
 
 def unreadable(path: Path | str, error: OSError, expected: str) -> GaussiansError:
-    """The reason why a file could not be opened or read, in words."""
+    """A GaussiansError that says why a file could not be opened or read."""
     reason = "there is no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
     return GaussiansError(f"Cannot read {path}: {reason}.", expected=expected)

@@ -1,4 +1,4 @@
-"""A COLMAP project out of a scene and its Gaussians, from which other splat trainers start."""
+"""Writing a scene and its Gaussians as a COLMAP project, as input for other splat trainers."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def save_colmap(
     image_format: ImageFormat = "png",
     overwrite: bool = False,
 ) -> tuple[str, ...]:
-    """Write the photos, the cameras, and the centres of the Gaussians with their colours as points.
+    """Write photos, cameras, and the centres and colours of the Gaussians as points.
 
-    ``images/`` holds the photos as the scene has them (undistorted, at its size), ``sparse/0`` the binary model:
-    pinhole cameras, one for all views where they share their intrinsics, and points without tracks (no photo has
-    keypoints).
+    ``images/`` contains the photos of the scene (undistorted, at its size). ``sparse/0`` contains the binary model:
+    pinhole cameras, a single one if all views have the same intrinsics, and points without tracks, since the photos
+    have no keypoints.
 
     Args:
         scene: V photos with cameras, in the world of the Gaussians.
         gaussians: N Gaussians.
-        folder: the project to write; what an earlier export has left there is replaced.
-        overwrite: replace files of the same names that no earlier export wrote, too.
+        folder: the project to write; files of an earlier export are replaced.
+        overwrite: also replace files of the same names that no earlier export wrote.
 
     Returns:
         the V file names of the photos.
@@ -74,7 +74,8 @@ def _model(scene: Scene, files: list[str], gaussians: Gaussians) -> pycolmap.Rec
         if not model.exists_camera(camera_id):
             model.add_camera_with_trivial_rig(_pinhole(K[view], cameras.width, cameras.height, camera_id))
         image = pycolmap.Image(name=file, camera_id=camera_id, image_id=view + 1)
-        # By the rotation as the file holds it: one that is rounded differently would shift centres far from the origin.
+        # The translation is computed with the rotation as stored (a rounded quaternion): otherwise centres far from the
+        # origin would shift.
         rotation = pycolmap.Rotation3d(c2w[view, :3, :3].T)
         pose = pycolmap.Rigid3d(rotation, -rotation.matrix() @ c2w[view, :3, 3])
         model.add_image_with_trivial_frame(image, pose)

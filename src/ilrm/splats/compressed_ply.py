@@ -1,9 +1,9 @@
-"""The compressed PLY of PlayCanvas and SuperSplat: 16 bytes a Gaussian, plus one for each higher SH coefficient.
+"""The compressed PLY of PlayCanvas and SuperSplat: 16 bytes per Gaussian, plus one per higher SH coefficient.
 
-Gaussians are sorted along a Morton curve. Every 256 of them share a row of the element ``chunk``, the least and largest
-position, logarithm of scale, and colour; ``vertex`` holds four 32-bit words, relative to that row: position and scale
-in 11, 10 and 11 bits (x highest), rotation as the index of the largest component of wxyz and the other three in 10 bits
-each, colour and opacity in 8 bits each (red highest). ``sh`` holds f_rest, channel-major, one byte for [-4, 4].
+Gaussians are sorted along a Morton curve. Each 256 of them share a row of the element ``chunk``: minimum and maximum of
+position, log scale and colour. ``vertex`` contains four 32-bit words relative to that row: position and scale in 11, 10
+and 11 bits (x highest); rotation as the index of the largest component of wxyz and the other three in 10 bits each;
+colour and opacity in 8 bits each (red highest). ``sh`` contains f_rest, channel-major, with one byte for [-4, 4].
 Coordinates are those of the plain PLY: the scene's own world frame.
 Layout: https://developer.playcanvas.com/user-manual/gaussian-splatting/formats/ply/
 """
@@ -34,16 +34,16 @@ _BOUNDS = [
 ]
 _WORDS = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
 _XYZ_BITS, _COLOUR_BITS, _QUAT_BITS = (11, 10, 11), (8, 8, 8, 8), (10, 10, 10)
-_LARGEST_LOG_SCALE = 20.0  # other writers clamp there as well
+_LARGEST_LOG_SCALE = 20.0  # other writers have the same limit
 _SH_RANGE = 8.0
 _REST_COUNTS = (0, 9, 24, 45)
 
 
 def save_compressed_ply(gaussians: Gaussians, path: Path | str) -> None:
-    """Write N Gaussians, reordered and quantised (see the top of this file), whole or not at all.
+    """Write N Gaussians atomically, reordered and quantised (see the module docstring).
 
     Raises:
-        GaussiansError: there are none, they are batched, or some hold NaN or infinite values.
+        GaussiansError: there are none, they are batched, or some have NaN or infinite values.
         OutputError: the file cannot be written.
     """
     check_writable(gaussians, path)
@@ -83,7 +83,7 @@ def decode(content: PlyContent, path: Path | str) -> Gaussians:
     chunk = tables.get("chunk", np.empty(0, np.dtype([])))
     stored = vertex.dtype.names or ()
     bounds = {name: chunk[name].astype(np.float64) for name in chunk.dtype.names or ()}
-    if "min_r" not in bounds:  # the first version of the format had no bounds of colours
+    if "min_r" not in bounds:  # the first version of the format has no bounds for colours
         bounds |= {f"{end}_{c}": np.full(len(chunk), float(end == "max")) for end in ("min", "max") for c in "rgb"}
     lacking = [*(name for name in _WORDS if name not in stored), *(name for name in _BOUNDS if name not in bounds)]
     if lacking:
@@ -107,7 +107,7 @@ def decode(content: PlyContent, path: Path | str) -> Gaussians:
 
 
 def _rest(table: NDArray[np.void] | None, count: int, path: Path | str) -> NDArray[np.float32]:
-    """(N, K - 1, 3) higher coefficients; none without the element "sh"."""
+    """(N, K - 1, 3) higher coefficients; K is 1 without the element "sh"."""
     names = [] if table is None else [name for name in table.dtype.names or () if name.startswith("f_rest_")]
     if table is None or not names:
         return np.zeros((count, 0, 3), np.float32)
@@ -135,9 +135,9 @@ def _header(count: int, rest: int, comments: list[str]) -> bytes:
 
 
 def _relative(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Values (N, 3) as shares of the range of their chunk, and the chunks' bounds (C, 6), least first."""
+    """Values (N, 3) as shares of the range of their chunk, and the chunks' bounds (C, 6), minima first."""
     starts = np.arange(0, len(values), _CHUNK)
-    # Rounded to what the file holds, so that the shares are of the range that a reader sees.
+    # Bounds are first rounded to float32, as stored, so that shares refer to the range that a reader uses.
     low = np.minimum.reduceat(values, starts).astype(np.float32).astype(np.float64)
     high = np.maximum.reduceat(values, starts).astype(np.float32).astype(np.float64)
     of_chunk = np.arange(len(values)) // _CHUNK
@@ -153,7 +153,7 @@ def _absolute(shares: FloatArray, bounds: dict[str, FloatArray], *names: str) ->
 
 
 def _pack(shares: FloatArray, bits: tuple[int, ...]) -> NDArray[np.uint32]:
-    """Shares (N, len(bits)) in [0, 1] as one word each, the first in the highest bits."""
+    """Pack shares (N, len(bits)) in [0, 1] into one word each, the first in the highest bits."""
     word = np.zeros(len(shares), np.uint32)
     for column, width in enumerate(bits):
         most = (1 << width) - 1
@@ -181,14 +181,14 @@ def _unpack_rotations(word: NDArray[np.uint32]) -> FloatArray:
 
 
 def _morton_order(means: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Order of points (N, 3) along a Morton curve through their bounding box, with 21 bits an axis."""
+    """Order of points (N, 3) along a Morton curve through their bounding box, with 21 bits per axis."""
     low, high = means.min(axis=0), means.max(axis=0)
     span = np.where(high > low, high.astype(np.float64) - low, 1.0)
     cells = ((means - low) / span * ((1 << 21) - 1)).astype(np.uint64)
     code = np.zeros(len(means), np.uint64)
     for axis in range(3):
         spread = cells[:, axis]
-        # Each step halves the runs of neighbouring bits, until two zeros follow every bit.
+        # Each step splits the runs of adjacent bits in half, until two zeros follow every bit.
         for shift, mask in _SPREAD:
             spread = (spread | (spread << np.uint64(shift))) & np.uint64(mask)
         code |= spread << np.uint64(axis)

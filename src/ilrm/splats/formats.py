@@ -1,4 +1,4 @@
-"""Splat files by their extension: one call to read any of them, one to write any of them."""
+"""Reading and writing splat files of any format, chosen by the extension."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Format:
     """A kind of splat file.
 
     Attributes:
-        load: Gaussians of a file, in the world frame that they were saved in.
+        load: reads Gaussians, in the world frame that they were saved in.
         save: writes Gaussians.
-        axes: from the world to the coordinates that stand in the file, if the format prescribes other axes.
-        keeps_mode: whether the file tells other programs that splats are anti-aliased.
-        keeps_origin: whether the file says which point of the world positions are counted from.
+        axes: from the world to the coordinates in the file, if the format prescribes other axes.
+        keeps_mode: whether the format can mark splats as anti-aliased.
+        keeps_origin: whether the format can store the point of the world that positions are relative to.
     """
 
     load: Callable[[Path], Gaussians]
@@ -40,7 +40,7 @@ class Format:
     keeps_origin: bool = False
 
 
-# The first extension that a name ends in counts, so the longer one stands first.
+# The first extension that a name ends in counts, so the longer one comes first.
 FORMATS: dict[str, Format] = {
     ".compressed.ply": Format(load_ply, save_compressed_ply, keeps_mode=True, keeps_origin=True),
     ".ply": Format(load_ply, save_ply, keeps_mode=True, keeps_origin=True),
@@ -52,16 +52,16 @@ FORMATS: dict[str, Format] = {
 
 
 def load_gaussians(path: Path | str, antialiased: bool | None = None) -> Gaussians:
-    """Gaussians (N) of a splat file, in the world frame that they were saved in.
+    """Read N Gaussians from a splat file, in the world frame that they were saved in.
 
-    Formats that cannot say which point of the world they are counted from take it from a cameras.json beside the file.
+    For formats that cannot store the world offset, it is read from a cameras.json beside the file.
 
     Args:
-        antialiased: whether they are to be rendered with compensated opacity, for files that do not say so; None is
-            what the file says.
+        antialiased: whether the splats are to be rendered with compensated opacity, for files that do not say; None
+            uses what the file says.
 
     Raises:
-        GaussiansError: an extension that is not known, or a file that holds no Gaussians.
+        GaussiansError: an unknown extension, or a file without Gaussians.
     """
     path = Path(path)
     settle(path)
@@ -73,13 +73,13 @@ def load_gaussians(path: Path | str, antialiased: bool | None = None) -> Gaussia
 
 
 def save_gaussians(gaussians: Gaussians, path: Path | str) -> None:
-    """Write N Gaussians in the format that the extension names.
+    """Write N Gaussians in the format of the extension.
 
-    Positions are written as they are counted, from ``gaussians.origin``; PLY files say from where, for the others there
-    is a warning; and one for formats that cannot say that splats are anti-aliased.
+    Positions are written relative to ``gaussians.origin``. PLY files store that point; for the other formats there is a
+    warning if it is not zero. There is also a warning if the format cannot mark splats as anti-aliased.
 
     Raises:
-        GaussiansError: an extension that is not known, or Gaussians that the format cannot hold.
+        GaussiansError: an unknown extension, or Gaussians that the format cannot store.
         OutputError: the file cannot be written.
     """
     path = Path(path)
@@ -92,7 +92,7 @@ def save_gaussians(gaussians: Gaussians, path: Path | str) -> None:
 
 
 def find_format(path: Path) -> Format:
-    """The format that a file name asks for. Raises GaussiansError."""
+    """The format for a file name. Raises GaussiansError."""
     for extension, found in FORMATS.items():
         if path.name.lower().endswith(extension):
             return found

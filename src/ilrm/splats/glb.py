@@ -1,8 +1,8 @@
 """Gaussians as glTF: a .glb with the extension KHR_gaussian_splatting, uncompressed.
 
-One mesh of points with linear scales and opacities, rotations xyzw, SH as coefficients per degree, and colours of the
-points (COLOR_0) for programs that do not know the extension. The axes of glTF are x left, y up, z forward, so x and y
-are flipped at the border, and SH with them.
+The file has one mesh of points with linear scales and opacities, rotations xyzw, SH as coefficients per degree, and
+colours of the points (COLOR_0) for programs that do not support the extension. The axes of glTF are x left, y up, z
+forward; x and y, and SH accordingly, are flipped when reading and writing.
 Layout: https://github.com/KhronosGroup/glTF/tree/main/extensions/2.0/Khronos/KHR_gaussian_splatting
 """
 
@@ -33,9 +33,9 @@ _SCALE, _ROTATION, _OPACITY = (f"{EXTENSION}:{name}" for name in ("SCALE", "ROTA
 _POINTS, _ARRAY_BUFFER = 0, 34962
 _LARGEST_FILE = (1 << 32) - 1
 _JSON_CHUNK, _BINARY_CHUNK = b"JSON", b"BIN\0"
-# Nodes may show one mesh many times; files that ask for more than this are made to fill memory.
+# Nodes may place one mesh many times. A file that exceeds these limits is meant to exhaust memory.
 _BOMB_RATIO, _HARMLESS_BYTES, _MOST_PARTS = 100, 64 << 20, 2000
-# In the primitive's extras; the extension has no word for it.
+# In the primitive's extras, because the extension has no such property.
 _ANTIALIASED = "antialiased"
 
 
@@ -45,10 +45,10 @@ def _sh_names(degree: int) -> list[str]:
 
 
 def save_glb(gaussians: Gaussians, path: Path | str) -> None:
-    """Write N Gaussians; nothing but the axes is changed, all values are float32.
+    """Write N Gaussians as float32; only the axes are changed.
 
     Raises:
-        GaussiansError: none, batched, NaN or infinite values, or more than a .glb can hold (4 GiB).
+        GaussiansError: none, batched, NaN or infinite values, or more than a .glb can store (4 GiB).
         OutputError: the file cannot be written.
     """
     check_writable(gaussians, path)
@@ -61,7 +61,7 @@ def save_glb(gaussians: Gaussians, path: Path | str) -> None:
     if total > _LARGEST_FILE:
         raise GaussiansError(
             f"{path}: {len(gaussians)} Gaussians of SH degree {gaussians.sh_degree} need {total} bytes.",
-            expected=f"at most {_LARGEST_FILE}, the most that a .glb can hold",
+            expected=f"at most {_LARGEST_FILE}, the largest size of a .glb",
             fix="lower the SH degree, keep fewer Gaussians, or write a .ply",
         )
     with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -73,10 +73,10 @@ def save_glb(gaussians: Gaussians, path: Path | str) -> None:
 
 
 def _attributes(gaussians: Gaussians) -> dict[str, NDArray[Any]]:
-    """What the file holds of each point, by attribute."""
+    """The arrays of the file by attribute."""
     g = gaussians.detach().to("cpu", torch.float32).transform(GLTF)
     diffuse = (0.5 + C0 * g.sh[:, 0]).clamp(0, 1)
-    # Vertex colours of glTF are linear, splats are trained on sRGB values.
+    # Vertex colours in glTF are linear, but splats are trained on sRGB values.
     linear = torch.where(diffuse <= 0.04045, diffuse / 12.92, ((diffuse + 0.055) / 1.055) ** 2.4)
     opacities = g.opacities.clamp(0, 1)
     rgba = torch.cat([linear, opacities[:, None]], dim=1)
@@ -92,7 +92,7 @@ def _attributes(gaussians: Gaussians) -> dict[str, NDArray[Any]]:
 
 
 def _description(attributes: dict[str, NDArray[Any]], antialiased: bool) -> dict[str, Any]:
-    """The JSON part of the file: one view of the buffer and one accessor for each attribute."""
+    """The JSON part of the file, with one buffer view and one accessor per attribute."""
     views, accessors, offset = [], [], 0
     for index, array in enumerate(attributes.values()):
         views.append({"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": _ARRAY_BUFFER})
@@ -129,11 +129,11 @@ def _description(attributes: dict[str, NDArray[Any]], antialiased: bool) -> dict
 
 
 def load_glb(path: Path | str) -> Gaussians:
-    """Read the Gaussians of all nodes, in the frame of the scene (see the top of this file about axes).
+    """Read the Gaussians of all nodes, in the frame of the scene (see the module docstring about axes).
 
     Raises:
         GaussiansError: no such file, not a .glb, cut off, malformed, without splats or with compressed ones, or with
-            impossible values.
+            invalid values.
     """
     glb = read_glb(Path(path), _EXPECTED)
     parts, placed_bytes = [], 0
@@ -146,13 +146,13 @@ def load_glb(path: Path | str) -> Gaussians:
                 placed_bytes += sum(getattr(part, name).nbytes for name in PER_GAUSSIAN)
                 if placed_bytes > max(_BOMB_RATIO * len(glb.binary), _HARMLESS_BYTES) or len(parts) == _MOST_PARTS:
                     raise GaussiansError(
-                        f"{path} shows the same splats again and again, in more than {len(parts)} places.",
-                        expected=f"at most {_MOST_PARTS} places, and {_BOMB_RATIO} times the size of the file",
+                        f"{path} repeats its splats at more than {len(parts)} nodes.",
+                        expected=f"at most {_MOST_PARTS} nodes, and {_BOMB_RATIO} times the size of the file",
                         fix="join them in the program that made the file",
                     )
                 parts.append(_placed(part, _similarity(matrix, glb.path)))
     if not parts:
-        raise GaussiansError(f"{path} holds no Gaussians, perhaps a mesh or a point cloud.", expected=_EXPECTED)
+        raise GaussiansError(f"{path} contains no Gaussians; it may be a mesh or a point cloud.", expected=_EXPECTED)
     if len({part.sh_degree for part in parts}) > 1:
         raise GaussiansError(f"{path} holds several splats of different SH degrees.", expected="one degree for all")
     return keep_possible(Gaussians.cat(parts).transform(GLTF), path)
@@ -189,7 +189,7 @@ def _read_primitive(glb: Glb, primitive: dict[str, Any]) -> Gaussians:
 
 
 def _placed(gaussians: Gaussians, to_scene: Similarity) -> Gaussians:
-    """Where a node puts them: its translation is a double, and may lie too far away for single precision."""
+    """Gaussians transformed to the scene. The node's translation is float64 and may be too large for float32."""
     origin = local_origin_of(to_scene.apply_points(gaussians.means.double()))
     return gaussians.transform(to_scene, origin=origin)
 
@@ -199,7 +199,7 @@ def _similarity(matrix: NDArray[np.float64], path: Path) -> Similarity:
     rotation = matrix[:3, :3] / scale if scale > 0 else matrix[:3, :3]
     if scale <= 0 or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4):
         raise GaussiansError(
-            f"{path} places its splats with a transformation that stretches or mirrors.",
+            f"{path} places its splats with a transformation that stretches or mirrors them.",
             expected="rotation, translation and one scale for all axes",
             fix="apply the transformation in the program that made the file",
         )

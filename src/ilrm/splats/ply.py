@@ -1,11 +1,11 @@
-"""The PLY layout of 3D Gaussian Splatting, which every splat viewer opens.
+"""The PLY layout of 3D Gaussian Splatting, which every splat viewer supports.
 
 Per Gaussian, binary little endian float32: ``x y z nx ny nz f_dc_0..2 f_rest_* opacity scale_0..2 rot_0..3``.
 ``f_rest`` is channel-major (all red coefficients first), ``opacity`` a logit, ``scale`` a logarithm, ``rot`` wxyz.
-Coordinates stay in the scene's own world frame; the normals are zero. Far from the world's origin they are counted from
-a point that a comment in the header names, ``world_offset X Y Z``: doubles would hold them, but viewers compute in
-single precision and would show stripes, and some take every property for a float. Another comment,
-``SplatRenderMode: mip``, says that splats are anti-aliased.
+Coordinates are in the scene's own world frame; the normals are zero. Far from the world's origin, coordinates are
+relative to a point given by a comment in the header, ``world_offset X Y Z``. Double precision is no alternative:
+viewers compute in single precision and would show stripes, and some read every property as a float. Another comment,
+``SplatRenderMode: mip``, marks anti-aliased splats.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ilrm.splats.containers.ply import EXPECTED, PlyContent, mode_comment, offse
 
 FloatArray = NDArray[np.float32]
 
-# Logits must be finite. 1 - 2^-25 is the largest value that float32 rounds to 1, so an opacity of 1 comes back as 1.
+# Logits must be finite. float32 rounds 1 - 2^-25 to 1, so an opacity of 1 survives a round trip.
 OPACITY_RANGE = (1e-12, 1.0 - 2.0**-25)
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 REST_COUNTS = (0, 9, 24, 45)  # degree 0 to 3
 _THIRD_SCALE, _FILTER = "scale_2", "filter_3D"
-# Properties of other programs that say nothing about how a splat looks: normals, colours of point clouds, an editor's
-# marks.
+# Properties of other programs that do not change the appearance of a splat: normals, colours of point clouds, marks of
+# editors.
 _HARMLESS = {
     *("nx", "ny", "nz", "red", "green", "blue", "alpha"),
     *("state", "transform", "label", "labels", "segment", "semantic", "id", "index"),
@@ -43,10 +43,10 @@ _HARMLESS = {
 
 @dataclass(frozen=True, eq=False)
 class PlyFields:
-    """The stored numbers, before any activation; a file written from them reads back bit by bit.
+    """The stored numbers, before any activation; writing and reading them is lossless.
 
     Attributes:
-        xyz: (N, 3) float32 centres, counted from ``offset``.
+        xyz: (N, 3) float32 centres, relative to ``offset``.
         f_dc: (N, 3) coefficients of degree 0.
         f_rest: (N, 3 (K - 1)) higher coefficients, channel-major.
         opacity: (N,) logits.
@@ -67,9 +67,9 @@ class PlyFields:
 
     @staticmethod
     def from_gaussians(gaussians: Gaussians) -> PlyFields:
-        """Encode (N, ...) Gaussians, in float64 until the last rounding.
+        """Encode N Gaussians in float64, then round to float32.
 
-        Opacities are clamped to ``OPACITY_RANGE`` and scales to the smallest normal float32, to keep both finite.
+        Opacities are clamped to ``OPACITY_RANGE`` and scales to the smallest normal float32, so that both stay finite.
         """
         g = gaussians.detach().to("cpu", torch.float64)
         opacities, scales = g.opacities.clamp(*OPACITY_RANGE), g.scales.clamp_min(_SMALLEST_SCALE)
@@ -104,10 +104,10 @@ class PlyFields:
 
 
 def save_ply(gaussians: Gaussians, path: Path | str) -> None:
-    """Write Gaussians (N, ...) as a standard splat PLY, whole or not at all.
+    """Write N Gaussians as a standard splat PLY, atomically.
 
     Raises:
-        GaussiansError: there are none, they are batched, or some hold NaN or infinite values.
+        GaussiansError: there are none, they are batched, or some have NaN or infinite values.
         OutputError: the file cannot be written.
     """
     check_writable(gaussians, path)
@@ -115,21 +115,22 @@ def save_ply(gaussians: Gaussians, path: Path | str) -> None:
 
 
 def load_ply(path: Path | str) -> Gaussians:
-    """Read a splat PLY of any SH degree up to 3, binary or in words, with its properties in any order.
+    """Read a splat PLY of any SH degree up to 3, binary or ascii, with properties in any order.
 
-    ``filter_3D`` is applied. Splats with two scales, those of 2D Gaussian Splatting, get a third that is next to
-    nothing. Other properties are left out, with a warning if they may matter; so are rows with NaN or infinite values
-    or without a rotation. Doubles far from the world's origin lose nothing: they are counted from a point in their
-    middle, the ``origin``. Compressed files (see ``compressed_ply``) are recognised by their header.
+    ``filter_3D`` is applied. Splats with two scales (2D Gaussian Splatting) get a negligible third one. Other
+    properties are ignored, with a warning if they may matter. Rows with NaN or infinite values or a zero rotation are
+    left out with a warning. Double-precision positions far from the world's origin keep their digits: they become
+    relative to a point in their middle, the ``origin``. Compressed files (see ``compressed_ply``) are recognised by
+    their header.
 
     Raises:
-        GaussiansError: no such file, not a PLY, not a splat, cut off, empty, or without a possible row.
+        GaussiansError: no such file, not a PLY, not splats, cut off, empty, or without a valid row.
     """
     content = read_tables(path)
     if is_compressed(content.tables):
         return decode(content, path)
     fields = _fields(content, path)
-    # An infinite logit (opacity 0 or 1) or a scale of log 0 is legal and finite once decoded.
+    # Checked after decoding: an infinite logit (opacity 0 or 1) or a log scale of -inf is finite then.
     return keep_possible(fields.to_gaussians(), path)
 
 
@@ -142,7 +143,7 @@ def _names(rest: int) -> list[str]:
 
 
 def write_fields(fields: PlyFields, path: Path | str) -> None:
-    """Write stored numbers as they are. Raises OutputError."""
+    """Write stored numbers without conversion. Raises OutputError."""
     count, names = len(fields.xyz), _names(fields.f_rest.shape[1])
     columns = [fields.xyz, np.zeros_like(fields.xyz), fields.f_dc, fields.f_rest, fields.opacity[:, None]]
     table = np.concatenate([*columns, fields.scale, fields.rot], axis=1).astype("<f4")
@@ -155,7 +156,7 @@ def write_fields(fields: PlyFields, path: Path | str) -> None:
 
 
 def read_fields(path: Path | str) -> PlyFields:
-    """Read the stored numbers as they are; see ``load_ply`` for what is refused."""
+    """Read the stored numbers without conversion; raises as ``load_ply``."""
     return _fields(read_tables(path), path)
 
 
@@ -183,7 +184,7 @@ def _fields(content: PlyContent, path: Path | str) -> PlyFields:
         scale, opacity = _filtered(scale, opacity, columns(_FILTER))
     if left_out := sorted(stored - {*wanted, _FILTER} - _HARMLESS):
         warn(
-            f"{path} holds properties that are left out: {', '.join(left_out[:6])}"
+            f"{path} has properties that are ignored: {', '.join(left_out[:6])}"
             f"{', ...' if len(left_out) > 6 else ''}; if one changes the meaning of the others, the splats look wrong"
         )
     return PlyFields(
@@ -199,15 +200,15 @@ def _fields(content: PlyContent, path: Path | str) -> PlyFields:
 
 
 def _flat(scale: FloatArray) -> FloatArray:
-    """(N, 1) logarithms of a third scale for splats that have two (N, 2): far below both, and below 1e-6."""
+    """(N, 1) logarithms of a third scale for splats with two (N, 2): a thousandth of the smaller, at most 1e-6."""
     return np.minimum(scale.min(axis=1, keepdims=True) + np.float32(np.log(1e-3)), np.float32(np.log(1e-6)))
 
 
 def _filtered(scale: FloatArray, opacity: FloatArray, size: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Logarithms (N, 3) and logits (N,) with the 3D filter of Mip-Splatting applied, of deviation ``size`` (N, 1).
+    """Apply Mip-Splatting's 3D filter of standard deviation ``size`` (N, 1) to log scales (N, 3) and logits (N,).
 
-    Every Gaussian is convolved with one that a camera of its training could just resolve: s'^2 = s^2 + f^2, and the
-    opacity falls by sqrt(prod s^2 / prod s'^2). In logarithms, so that nothing underflows.
+    Every Gaussian is convolved with the smallest one that a training camera could resolve: s'^2 = s^2 + f^2, and the
+    opacity falls by sqrt(prod s^2 / prod s'^2). Computed in logarithms, to avoid underflow.
     """
     log_s = scale.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -219,7 +220,7 @@ def _filtered(scale: FloatArray, opacity: FloatArray, size: FloatArray) -> tuple
 
 
 def _positions(table: NDArray[np.void], offset: NDArray[np.float64]) -> tuple[FloatArray, NDArray[np.float64]]:
-    """Positions (N, 3) and the point they are counted from; that moves only if more than float32 would be lost."""
+    """Positions (N, 3) and the point they are relative to. It is changed only for double-precision positions."""
     xyz = np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
     if all(table.dtype[axis].itemsize <= 4 for axis in "xyz"):
         return xyz.astype(np.float32), offset

@@ -1,4 +1,4 @@
-"""Unit quaternions without their largest component, which follows from the other three."""
+"""The smallest-three encoding of unit quaternions: the largest component is left out and recomputed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def split(quats: FloatArray) -> tuple[NDArray[np.intp], FloatArray]:
 
 
 def join(largest: NDArray[np.integer], others: FloatArray) -> FloatArray:
-    """Unit quaternions (N, 4) out of what ``split`` gives."""
+    """Unit quaternions (N, 4) from the results of ``split``."""
     quats = np.empty((len(others), 4))
     quats[_others(largest)] = others.reshape(-1)
     rest = np.sqrt(np.maximum(0.0, 1.0 - np.square(others).sum(axis=1)))

@@ -1,7 +1,7 @@
-"""The .sog format of PlayCanvas, through its own program ``splat-transform`` (npm: @playcanvas/splat-transform).
+"""The .sog format of PlayCanvas, by way of its program ``splat-transform`` (npm: @playcanvas/splat-transform).
 
-Positions, rotations, scales, colours and SH as textures in WebP, in one zip file. Written from a plain PLY and read
-back through one, so coordinates are those of the PLY: the scene's own world frame.
+A .sog file is a zip archive of WebP textures for positions, rotations, scales, colours and SH. It is converted from and
+to a plain PLY, so coordinates are those of the PLY: the scene's own world frame.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ilrm.splats.ply import load_ply, save_ply
 
 PROGRAM = "splat-transform"
 _EXPECTED = "a .sog file"
-_LONGEST_META = 16 << 20  # bytes; codebooks take some 20 kB
+_LONGEST_META = 16 << 20  # bytes; the codebooks take about 20 kB
 
 
 def save_sog(gaussians: Gaussians, path: Path | str) -> None:
-    """Write N Gaussians; the program may reorder them.
+    """Write N Gaussians; splat-transform may reorder them.
 
     Raises:
-        GaussiansError: none, batched, NaN or infinite values, or the program is not installed.
-        OutputError: the program fails, or the file cannot be written.
+        GaussiansError: none, batched, NaN or infinite values, or splat-transform is not installed.
+        OutputError: splat-transform fails, or the file cannot be written.
     """
     check_writable(gaussians, path)
     program = _program(path)
@@ -48,7 +48,7 @@ def load_sog(path: Path | str) -> Gaussians:
     """Read N Gaussians.
 
     Raises:
-        GaussiansError: no such file, one that the program cannot read, or the program is not installed.
+        GaussiansError: no such file, one that splat-transform cannot read, or splat-transform is not installed.
     """
     path = Path(path)
     try:
@@ -57,7 +57,7 @@ def load_sog(path: Path | str) -> Gaussians:
     except OSError as error:
         raise unreadable(path, error, _EXPECTED) from error
     if start != b"PK":
-        raise GaussiansError(f"{path} is not a .sog file: it is no zip file.", expected=_EXPECTED)
+        raise GaussiansError(f"{path} is not a .sog file: it is not a zip file.", expected=_EXPECTED)
     program = _program(path)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "scene.ply"
@@ -68,11 +68,11 @@ def load_sog(path: Path | str) -> Gaussians:
 
 
 def _says_antialiased(path: Path) -> bool:
-    """Whether meta.json in the archive says so, which older versions of the program do not pass on."""
+    """Whether meta.json in the archive marks the splats; older versions of splat-transform drop this."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("meta.json") as file:
             meta = parse_json(file.read(_LONGEST_META), str(path), GaussiansError)
-    except Exception:  # zipfile raises anything on malformed files; the program has the last word about them
+    except Exception:  # zipfile raises anything on malformed files; splat-transform decides about them
         return False
     return isinstance(meta, dict) and meta.get("model") == "antialiased"
 
@@ -81,13 +81,13 @@ def _program(path: Path | str) -> str:
     if program := shutil.which(PROGRAM):
         return program
     raise GaussiansError(
-        f"{path}: .sog files are made and read by the program {PROGRAM!r}, which is not installed.",
+        f"{path}: .sog files are written and read by the program {PROGRAM!r}, which is not installed.",
         fix="npm install -g @playcanvas/splat-transform, or choose another format",
     )
 
 
 def _run(program: str, source: Path, target: Path) -> str:
-    """Convert on the CPU; the reason if that fails, else nothing."""
+    """Convert on the CPU; return the reason if that fails, else an empty string."""
     command = [program, "--quiet", "--overwrite", "--gpu", "cpu", str(paths.absolute(source)), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == 0 and paths.is_file(target):

@@ -1,7 +1,7 @@
-"""The .splat format of antimatter15: 32 bytes a Gaussian, without a header, the most important ones first.
+"""The .splat format of antimatter15: 32 bytes per Gaussian, without a header, the most important ones first.
 
-Position and standard deviations as float32, red green blue opacity as bytes, the rotation wxyz as bytes 128 + 128 q.
-There is no view-dependent colour. Coordinates are those of the PLY: the scene's own world frame.
+Position and standard deviations are float32; red, green, blue and opacity are bytes; the rotation wxyz is in bytes
+128 + 128 q. There is no view-dependent colour. Coordinates are those of the PLY: the scene's own world frame.
 Layout: https://github.com/antimatter15/splat
 """
 
@@ -19,14 +19,14 @@ from ilrm.files import atomic_file
 from ilrm.splats.checks import check_writable, keep_possible, unreadable
 
 _RECORD = np.dtype([("xyz", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rot", "u1", 4)])
-_EXPECTED = f"a .splat file: {_RECORD.itemsize} bytes a Gaussian, without a header"
+_EXPECTED = f"a .splat file: {_RECORD.itemsize} bytes per Gaussian, without a header"
 
 
 def save_splat(gaussians: Gaussians, path: Path | str) -> None:
-    """Write N Gaussians, sorted by falling volume times opacity; SH above degree 0 is left out.
+    """Write N Gaussians, sorted by decreasing volume times opacity, without SH above degree 0.
 
     Raises:
-        GaussiansError: there are none, they are batched, or some hold NaN or infinite values.
+        GaussiansError: there are none, they are batched, or some have NaN or infinite values.
         OutputError: the file cannot be written.
     """
     check_writable(gaussians, path)
@@ -46,7 +46,7 @@ def load_splat(path: Path | str) -> Gaussians:
     """Read N Gaussians of SH degree 0.
 
     Raises:
-        GaussiansError: no such file, one whose size no .splat has, or impossible values.
+        GaussiansError: no such file, a size that is not a whole number of Gaussians, or invalid values.
     """
     path = Path(path)
     try:
@@ -55,7 +55,7 @@ def load_splat(path: Path | str) -> Gaussians:
         raise unreadable(path, error, _EXPECTED) from error
     if not data or len(data) % _RECORD.itemsize:
         raise GaussiansError(
-            f"{path} has {len(data)} bytes, which is no whole number of Gaussians.",
+            f"{path} has {len(data)} bytes, which is not a whole number of Gaussians.",
             expected=_EXPECTED,
             fix="copy or export the file again",
         )

@@ -1,13 +1,13 @@
 """The .spz format of Niantic: quantised attributes, one after the other, in one gzip stream.
 
-A header of 16 bytes (magic, version, count, SH degree, fractional bits, flags, 0; bit 0 of the flags says that the
-splats are anti-aliased), then for all Gaussians: positions in 24-bit fixed point, opacities in 8 bits, colours
-(degree 0) in 8 bits, logarithms of scales in 8 bits, rotations (version 2: x y z in 8 bits each, w >= 0; version 3: the
-three smaller components in 10 bits each), SH in 8 bits.
-Axes are x right, y up, z backwards, so y and z are flipped at the border and SH with them.
+A header of 16 bytes (magic, version, count, SH degree, fractional bits, flags, 0; bit 0 of the flags marks anti-aliased
+splats) is followed by, for all Gaussians: positions in 24-bit fixed point, opacities in 8 bits, colours (degree 0) in 8
+bits, logarithms of scales in 8 bits, rotations (version 2: x y z in 8 bits each, w >= 0; version 3: the three smaller
+components in 10 bits each), SH in 8 bits. Axes are x right, y up, z backwards; y and z, and SH accordingly, are flipped
+when reading and writing.
 Layout: https://github.com/nianticlabs/spz#file-format
 
-Version 3 is written. Versions 2 to 4 are read; 4 holds the same attributes in streams of zstd.
+Version 3 is written. Versions 2 to 4 are read; version 4 has the same attributes in zstd streams.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from ilrm.splats.checks import check_writable, keep_possible
 from ilrm.splats.containers.spz import Attributes, read_attributes, write_attributes
 
 _POSITION_LIMIT = (1 << 23) - 1
-# The reference reader divides by 1 << bits; more than 24 make no sense for 24-bit numbers.
+# Positions are 24-bit numbers divided by 1 << bits.
 _MOST_FRACTIONAL_BITS = 24
 _COLOUR_SCALE = 0.15
 _LOG_SCALE_STEPS, _LEAST_LOG_SCALE = 16.0, -10.0
 _LARGEST_LOG_SCALE = 255 / _LOG_SCALE_STEPS + _LEAST_LOG_SCALE
-# Steps of the SH bytes, coarser than they could be so that they compress better: the format's usual choice.
+# Quantisation steps of the SH bytes: the format's usual ones, coarser than necessary, for better compression.
 _SH_STEP_DEGREE_1, _SH_STEP_HIGHER = 8, 16
 _ROTATION_MAGNITUDE = (1 << 9) - 1
 
 
 def save_spz(gaussians: Gaussians, path: Path | str) -> None:
-    """Write N Gaussians, quantised (see the top of this file).
+    """Write N Gaussians, quantised (see the module docstring).
 
     The fixed point of positions is chosen for the scene's extent: the step is 2^-23 to 2^-22 of its largest coordinate.
     Scales are clamped to 4.5e-5 .. 379 world units.
 
     Raises:
-        GaussiansError: none, batched, NaN or infinite values; or a world unit so small or large that the format's fixed
-            range of scales or positions would change the picture.
+        GaussiansError: none, batched, NaN or infinite values; or positions or scales so far outside the format's fixed
+            range that clamping them would be visible.
         OutputError: the file cannot be written.
     """
     check_writable(gaussians, path)
@@ -73,7 +73,7 @@ def load_spz(path: Path | str) -> Gaussians:
     """Read N Gaussians of SH degree 0 to 3.
 
     Raises:
-        GaussiansError: no such file, not an spz, cut off, damaged, inflating beyond reason, or empty.
+        GaussiansError: no such file, not an .spz, cut off, damaged, a decompression bomb, or empty.
         MissingExtraError: version 4 without the package zstandard.
     """
     a = read_attributes(Path(path))
@@ -92,21 +92,21 @@ def _check_range(gaussians: Gaussians, path: Path | str) -> None:
     largest, extent = gaussians.scales.amax(dim=1).log(), gaussians.means.abs().max().item()
     if extent > _POSITION_LIMIT or largest.max() > _LARGEST_LOG_SCALE:
         raise GaussiansError(
-            f"{path}: an .spz file cannot hold positions up to {extent:.4g} with scales up to "
+            f"{path}: an .spz file cannot store positions up to {extent:.4g} with scales up to "
             f"{largest.max().exp():.4g} world units.",
             expected=f"positions within {_POSITION_LIMIT} and scales within {math.exp(_LARGEST_LOG_SCALE):.0f}",
-            fix="shrink the world (ilrm export --scale 0.01), or remove what is far away",
+            fix="shrink the world (ilrm export --scale 0.01), or remove distant Gaussians",
         )
     if largest.median() < _LEAST_LOG_SCALE:
         raise GaussiansError(
-            f"{path}: most Gaussians are smaller than {math.exp(_LEAST_LOG_SCALE):.2g} world units, the least scale "
-            "that an .spz file can hold.",
+            f"{path}: most Gaussians are smaller than {math.exp(_LEAST_LOG_SCALE):.2g} world units, the smallest scale "
+            "that an .spz file can store.",
             fix="enlarge the world (ilrm export --scale 100)",
         )
 
 
 def _fractional_bits(extent: float) -> int:
-    """The most bits after the point with which coordinates up to ``extent`` fit into 24 bits."""
+    """The largest number of fractional bits with which coordinates up to ``extent`` fit into 24 bits."""
     bits = math.floor(math.log2(_POSITION_LIMIT / extent)) if extent > 0 else _MOST_FRACTIONAL_BITS
     return min(max(bits, 0), _MOST_FRACTIONAL_BITS)
 
@@ -119,7 +119,7 @@ def _encode_positions(means: NDArray[np.float32], bits: int) -> NDArray[np.uint8
 
 def _decode_positions(data: NDArray[np.uint8], bits: int) -> NDArray[np.float64]:
     wide = np.zeros((len(data), 3, 4), np.uint8)
-    wide[..., 1:] = data.reshape(-1, 3, 3)  # into the upper bytes, so that the shift below keeps the sign
+    wide[..., 1:] = data.reshape(-1, 3, 3)  # in the upper bytes, so that the arithmetic shift keeps the sign
     return (wide.view("<i4")[..., 0] >> 8) / float(1 << bits)
 
 
@@ -145,7 +145,7 @@ def _decode_rotations(data: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _decode_first_three(data: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Version 2: x y z, of which w >= 0 follows."""
+    """Version 2: x y z; w >= 0 is recomputed."""
     xyz = data / 127.5 - 1
     w = np.sqrt(np.maximum(0.0, 1 - np.square(xyz).sum(axis=1, keepdims=True)))
     quats = np.concatenate([w, xyz], axis=1)
@@ -153,7 +153,7 @@ def _decode_first_three(data: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _encode_sh(sh: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(N, K - 1, 3) coefficients in [-1, 1) as bytes 128 + 128 c, rounded to multiples of the band's step."""
+    """(N, K - 1, 3) coefficients in [-1, 1) as bytes 128 + 128 c, rounded to multiples of the step of their degree."""
     steps = np.full((sh.shape[1], 1), float(_SH_STEP_HIGHER))
     steps[:3] = _SH_STEP_DEGREE_1
     codes = np.rint((sh * 128 + 128) / steps) * steps

@@ -1,1 +1,1 @@
-"""The bytes around the attributes of splat files."""
+"""Container formats of splat files: headers, chunks and streams around the attributes."""

@@ -1,4 +1,4 @@
-"""The parts of a .glb file: its JSON, its binary chunk, accessors as arrays, nodes with their transformations.
+"""Reading the parts of a .glb file: JSON, binary chunk, accessors as arrays, nodes with their transformations.
 
 Layout: https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html
 """
@@ -22,7 +22,7 @@ from ilrm.splats.checks import unreadable
 UNSIGNED_BYTE, FLOAT = 5121, 5126
 _DTYPES = {5120: "<i1", UNSIGNED_BYTE: "<u1", 5122: "<i2", 5123: "<u2", FLOAT: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
-# Nodes that show a mesh, from one above the other: files with more are made to keep us busy.
+# Limits on nodes with a mesh and on the depth of the hierarchy. A file beyond them is meant to waste time.
 _MOST_PLACED, _DEEPEST = 10_000, 1000
 
 
@@ -42,7 +42,7 @@ class Glb:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Name the file where its JSON is not what glTF prescribes. Raises GaussiansError."""
+        """Convert errors from JSON that violates the glTF schema. Raises GaussiansError, which names the file."""
         try:
             yield
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -52,7 +52,7 @@ class Glb:
             ) from error
 
     def accessor(self, index: int, width: int) -> NDArray[np.float32]:
-        """(count, width) values of an accessor, normalised integers as floats. Raises GaussiansError."""
+        """(count, width) values of an accessor; normalised integers become floats. Raises GaussiansError."""
         accessor = self.content["accessors"][index]
         view = self.content["bufferViews"][accessor["bufferView"]]
         dtype = np.dtype(_DTYPES[accessor["componentType"]])
@@ -61,12 +61,12 @@ class Glb:
         begin, length = view.get("byteOffset", 0), view["byteLength"]
         needed = start + (count - 1) * stride + width * dtype.itemsize if count else 0
         if _WIDTHS[accessor["type"]] != width or "sparse" in accessor or view.get("buffer", 0) != 0:
-            raise ValueError(f"accessor {index} is not {width} plain numbers a point in the binary chunk")
+            raise ValueError(f"accessor {index} is not {width} plain numbers per point in the binary chunk")
         if min(count, start, begin, length, stride - width * dtype.itemsize) < 0 or needed > length:
             raise ValueError(f"accessor {index} does not fit into its bufferView")
         if begin + length > len(self.binary):
             raise GaussiansError(
-                f"{self.path} is cut off: its JSON promises {begin + length} bytes of data, {len(self.binary)} follow.",
+                f"{self.path} is cut off: its JSON declares {begin + length} bytes of data, {len(self.binary)} follow.",
                 fix="copy or export the file again",
             )
         raw = np.ndarray((count, width), dtype, self.binary, begin + start, (stride, dtype.itemsize))
@@ -76,12 +76,12 @@ class Glb:
         return np.maximum(values / np.iinfo(dtype).max, -1).astype(np.float32)
 
     def mesh_nodes(self) -> Iterator[tuple[dict[str, Any], NDArray[np.float64]]]:
-        """Every mesh that a node shows, with its transformation (4, 4) to the scene."""
+        """Every mesh that a node places in the scene, with its transformation (4, 4)."""
         nodes = self.content.get("nodes", [])
         placed = [index for index, node in enumerate(nodes) if "mesh" in node]
         if len(placed) > _MOST_PLACED:
             raise GaussiansError(
-                f"{self.path} shows meshes at {len(placed)} places.",
+                f"{self.path} places meshes at {len(placed)} nodes.",
                 expected=f"at most {_MOST_PLACED}",
                 fix="join them in the program that made the file",
             )
@@ -104,12 +104,12 @@ def read_glb(path: Path, expected: str) -> Glb:
         raise cut_off
     _, version, total, text_bytes, kind = struct.unpack_from("<4sIII4s", data)
     if version != 2 or kind != b"JSON":
-        raise GaussiansError(f"{path} is no .glb of version 2.", expected=expected)
+        raise GaussiansError(f"{path} is not a .glb of version 2.", expected=expected)
     if total > len(data) or 20 + text_bytes > total:
         raise cut_off
     content = parse_json(bytes(data[20 : 20 + text_bytes]), f"The glTF in {path}", GaussiansError)
     if not isinstance(content, dict):
-        raise GaussiansError(f"{path} holds JSON that is no glTF.", expected=expected)
+        raise GaussiansError(f"{path} contains JSON that is not glTF.", expected=expected)
     rest = data[20 + text_bytes : total]
     if len(rest) < 8:
         return Glb(path, content, rest[:0])
@@ -122,14 +122,14 @@ def read_glb(path: Path, expected: str) -> Glb:
 def _to_scene(
     nodes: list[dict[str, Any]], parents: dict[int, int], index: int, known: dict[int, NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """The transformation (4, 4) of a node to the scene; those of its ancestors are kept in ``known``."""
-    way = [index]
-    while way[-1] not in known and way[-1] in parents:
-        way.append(parents[way[-1]])
-        if len(way) > _DEEPEST:
+    """The transformation (4, 4) from a node to the scene; those of its ancestors are cached in ``known``."""
+    ancestry = [index]
+    while ancestry[-1] not in known and ancestry[-1] in parents:
+        ancestry.append(parents[ancestry[-1]])
+        if len(ancestry) > _DEEPEST:
             raise ValueError("nodes that are their own ancestors")
-    matrix = known.get(way[-1], np.eye(4))
-    for node in reversed(way):
+    matrix = known.get(ancestry[-1], np.eye(4))
+    for node in reversed(ancestry):
         if node not in known:
             known[node] = matrix @ _local(nodes[node])
         matrix = known[node]
@@ -137,9 +137,9 @@ def _to_scene(
 
 
 def _local(node: dict[str, Any]) -> NDArray[np.float64]:
-    """The transformation (4, 4) of a node to its parent."""
+    """The transformation (4, 4) from a node to its parent."""
     if "matrix" in node:
-        return np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T  # stored by columns
+        return np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T  # stored column by column
     x, y, z, w = (float(value) for value in node.get("rotation", (0, 0, 0, 1)))
     matrix = np.eye(4)
     matrix[:3, :3] = [

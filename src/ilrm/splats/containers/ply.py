@@ -1,4 +1,4 @@
-"""The tables of a PLY file, one an element, and what its comments say about them."""
+"""Reading a PLY file as one table per element, and interpreting its comments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tables = dict[str, NDArray[np.void]]
 
 EXPECTED = "a PLY of 3D Gaussian Splatting: x y z f_dc_0..2 [f_rest_*] opacity scale_0..2 rot_0..3"
 
-# "chunk" and "sh" stand before and after the vertices of a compressed file.
+# In a compressed file, "chunk" comes before the vertices and "sh" after them.
 _WANTED = ("chunk", "vertex", "sh")
 _HEADER_LIMIT = 1 << 20
 _TYPES = {
@@ -27,13 +27,13 @@ _TYPES = {
     **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4"},
     **{"double": "f8", "float64": "f8"},
 }
-# What we write where positions are counted from a point far from the world's origin: place = offset + x y z.
+# Our comment for positions that are relative to a point far from the world's origin: position = offset + x y z.
 WORLD_OFFSET = "world_offset"
-# For an ascii file "=", the machine's own.
+# "=", the machine's own order, marks an ascii file.
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 _ROWS_AT_ONCE = 4096
-# How trainers say that opacity is to be compensated for the blur: Brush, gsplat and nerfstudio; Postshot; and what was
-# proposed for INRIA's trainer.
+# Comments by which trainers mark anti-aliased splats: Brush, gsplat and nerfstudio; Postshot; and a proposal for the
+# trainer of INRIA.
 ANTIALIASED = "SplatRenderMode: mip"
 _RENDER_MODE = re.compile(r"splatrendermode\s*[:=]?\s*(\w+)")
 _FLAG = re.compile(r"(?:postshot\.)?anti[-_]?alias(?:ed|ing)\s*[:= ]\s*(\w+)")
@@ -42,10 +42,10 @@ _TRAIN_FLAGS = re.compile(r"train_flags\b.*?\b(anti[-_]?alias(?:ed|ing))\b")
 
 @dataclass(frozen=True, eq=False)
 class PlyContent:
-    """What a PLY holds.
+    """The content of a PLY.
 
     Attributes:
-        tables: the vertices, and the tables that go with them in a compressed one.
+        tables: the vertices and, in a compressed file, the tables that belong to them.
         comments: the words of each comment in the header.
     """
 
@@ -54,7 +54,7 @@ class PlyContent:
 
     @property
     def antialiased(self) -> bool:
-        """Whether the splats were trained anti-aliased, as far as a comment says so; the last word counts."""
+        """Whether a comment says that the splats were trained anti-aliased; the last such comment counts."""
         said = False
         for words in self.comments:
             text = " ".join(words).lower()
@@ -67,10 +67,10 @@ class PlyContent:
         return said
 
     def world_offset(self, path: Path | str) -> NDArray[np.float64]:
-        """(3,) the point of the world that positions are counted from; zeros unless a comment says so.
+        """(3,) point of the world that positions are relative to, from a comment; zeros without one.
 
         Raises:
-            GaussiansError: a comment that begins so and is not three numbers.
+            GaussiansError: such a comment without three numbers.
         """
         for words in self.comments:
             if words[:1] == (WORLD_OFFSET,):
@@ -87,20 +87,20 @@ class PlyContent:
 
 
 def offset_comment(offset: NDArray[np.float64]) -> list[str]:
-    """The header's line that ``PlyContent.world_offset`` reads; none for zeros.
+    """The header line that ``PlyContent.world_offset`` reads; none for zeros.
 
-    It belongs behind the properties: some viewers find the number of vertices by the line it stands in.
+    It has to come after the properties: some viewers expect the number of vertices in a fixed line of the header.
     """
     return ["comment " + " ".join([WORLD_OFFSET, *(repr(float(x)) for x in offset)])] if offset.any() else []
 
 
 def mode_comment(antialiased: bool) -> list[str]:
-    """The header's line that says so; none for ordinary splats. It belongs behind the properties, too."""
+    """The header line that marks anti-aliased splats; none for ordinary ones. It also has to follow the properties."""
     return [f"comment {ANTIALIASED}"] if antialiased else []
 
 
 def read_tables(path: Path | str) -> PlyContent:
-    """The content of a splat PLY.
+    """Read the tables of a splat PLY.
 
     Raises:
         GaussiansError: no such file, not a PLY, cut off, or without vertices.
@@ -114,7 +114,7 @@ def read_tables(path: Path | str) -> PlyContent:
 
 
 def _read_tables(file: BinaryIO, path: Path) -> PlyContent:
-    """Sizes are checked against the file's before anything is allocated."""
+    """Declared sizes are checked against the file size before any memory is allocated."""
     byte_order, elements, comments = _read_header(file, path)
     size = os.fstat(file.fileno()).st_size
     tables: Tables = {}
@@ -125,15 +125,15 @@ def _read_tables(file: BinaryIO, path: Path) -> PlyContent:
             raise GaussiansError(f"{path}: the element {name!r} has no properties.", expected=EXPECTED)
         if any(kind is None for _, kind in properties):
             raise GaussiansError(
-                f"{path}: the element {name!r} holds lists before the Gaussians end.", expected=EXPECTED
+                f"{path}: the element {name!r} has lists before the end of the Gaussians.", expected=EXPECTED
             )
         record = np.dtype([(label, byte_order + str(kind)) for label, kind in properties])
-        # A number in words takes a digit and what parts it from the next.
+        # In ascii, a number takes at least a digit and a separator (except the last one).
         need = count * (2 * len(properties) if byte_order == "=" else record.itemsize) - (byte_order == "=")
         have = size - file.tell()
         if need > have:
             raise GaussiansError(
-                f"{path} is cut off: its header promises {count} x {name!r} ({need} bytes), {have} bytes follow.",
+                f"{path} is cut off: its header declares {count} x {name!r} ({need} bytes), {have} bytes follow.",
                 fix="copy or export the file again",
             )
         if name == "vertex" and count == 0:
@@ -151,7 +151,7 @@ def _read_tables(file: BinaryIO, path: Path) -> PlyContent:
 
 
 def _read_rows(file: BinaryIO, record: np.dtype, count: int, label: str) -> NDArray[np.void]:
-    """A table in words: one line for each row, blank ones between them do not count."""
+    """Read an ascii table, one row per line; blank lines are skipped."""
     table, names, done = np.empty(count, record), record.names or (), 0
     while done < count:
         lines = list(islice(file, min(count - done, _ROWS_AT_ONCE)))
@@ -164,7 +164,7 @@ def _read_rows(file: BinaryIO, record: np.dtype, count: int, label: str) -> NDAr
         try:
             block = np.array([[float(word) for word in words] for words in rows]).reshape(len(rows), len(names))
         except ValueError as error:
-            raise GaussiansError(f"{label} holds no number, after row {done}: {error}.") from error
+            raise GaussiansError(f"{label} has a value that is not a number, after row {done}: {error}.") from error
         with np.errstate(invalid="ignore", over="ignore"):
             for column, name in enumerate(names):
                 table[name][done : done + len(rows)] = block[:, column]
@@ -176,7 +176,7 @@ Element = tuple[str, int, list[tuple[str, str | None]]]
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[Element], tuple[tuple[str, ...], ...]]:
-    """Byte order, per element its name, count and (property, numpy type; None for a list), and the comments."""
+    """Byte order; for each element its name, count and (property, numpy type or None for a list); and comments."""
     if file.readline(16).strip() != b"ply":
         raise GaussiansError(f"{path} is not a PLY file: it does not start with 'ply'.", expected=EXPECTED)
     byte_order, elements, comments = "", [], []
@@ -200,11 +200,11 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[str, list[Element], tuple[
             case [] | ["obj_info", *_]:
                 pass
             case _:
-                raise GaussiansError(f"{path} has a header line that no PLY has: {' '.join(words)[:80]!r}.")
+                raise GaussiansError(f"{path} has an invalid header line: {' '.join(words)[:80]!r}.", expected=EXPECTED)
     if not byte_order:
         raise GaussiansError(f"{path} has a PLY header without a 'format' line.", expected=EXPECTED)
     for name, _, properties in elements:
         labels = [label for label, _ in properties]
         if len(set(labels)) < len(labels):
-            raise GaussiansError(f"{path}: the element {name!r} names a property twice.", expected=EXPECTED)
+            raise GaussiansError(f"{path}: the element {name!r} has the same property twice.", expected=EXPECTED)
     return byte_order, elements, tuple(comments)

@@ -1,6 +1,6 @@
-"""The bytes of an .spz file around its attributes: headers, gzip (versions 2 and 3), zstd (version 4).
+"""The container of an .spz file: headers, gzip (versions 2 and 3), zstd (version 4).
 
-What a file declares is checked against its size before anything is inflated, and never more is inflated than declared.
+Declared sizes are checked against the file size before decompression, and decompression stops at the declared size.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ilrm.splats.checks import unreadable
 
 Bytes = NDArray[np.uint8]
 
-_HEADER = struct.Struct("<IIIBBBB")  # magic, version, count, SH degree, fractional bits, flags, reserved or streams
-_HEADER_4 = struct.Struct("<IIIBBBBI12x")  # the same and the offset of the table of contents
+_HEADER = struct.Struct("<IIIBBBB")  # magic, version, count, SH degree, fractional bits, flags, reserved
+_HEADER_4 = struct.Struct("<IIIBBBBI12x")  # the same with the number of streams, and the offset of their table
 _STREAM = struct.Struct("<QQ")  # compressed and inflated bytes
 _MAGIC = 0x5053474E
 _EXPECTED = "an .spz file of version 2, 3 or 4 with SH degree 0 to 3"
 _GZIP_LEVEL = 6
-# Quantised scenes compress to a half or a third. Files that claim more than this (beyond a size that harms nobody) are
-# made to fill memory.
+# Quantised scenes compress to a half or a third. A file that declares a larger ratio, and more than a harmless size, is
+# a decompression bomb.
 _BOMB_RATIO, _HARMLESS_BYTES = 100, 64 << 20
 _MOST_FRACTIONAL_BITS = 24
-_ANTIALIASED = 1  # of the header's flags
+_ANTIALIASED = 1  # bit of the header's flags
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,16 +62,16 @@ class Attributes:
     sh: Bytes
 
     def in_order(self) -> tuple[Bytes, ...]:
-        """The arrays as they follow each other in the file."""
+        """The arrays in the order of the file."""
         return self.positions, self.alphas, self.colours, self.scales, self.rotations, self.sh
 
 
 def write_attributes(attributes: Attributes, path: Path | str) -> None:
-    """Write version 3, whole or not at all. Raises OutputError."""
+    """Write version 3, atomically. Raises OutputError."""
     count = len(attributes.positions)
     flags = _ANTIALIASED if attributes.antialiased else 0
     header = _HEADER.pack(_MAGIC, 3, count, attributes.degree, attributes.fractional_bits, flags, 0)
-    # No time and no name in the gzip header: the same Gaussians give the same file.
+    # No time and no name in the gzip header, so that the same Gaussians give the same bytes.
     with (
         atomic_file(path) as temporary,
         temporary.open("wb") as file,
@@ -104,11 +104,11 @@ def _read_gzip(data: bytes, path: Path) -> Attributes:
             raise GaussiansError(f"{path} is a gzip file, but not an .spz file.", expected=_EXPECTED)
         sizes = _sizes(version, count, degree, bits, len(data), path)
         body = bytearray()
-        # In pieces: a file that lies about its count must not make us allocate for it.
+        # In pieces, so that a wrong count does not cause a large allocation.
         while (missing := sum(sizes) - len(body)) and (rest := inflate.unconsumed_tail):
             body += inflate.decompress(rest, min(missing, 1 << 24))
         body += inflate.decompress(b"", missing) if missing else b""
-        # Extensions may follow, which nothing here reads; without them the checksum does, and is verified by this.
+        # Reading on either reaches the gzip checksum, which zlib then verifies, or an extension, which is ignored.
         extensions = inflate.decompress(inflate.unconsumed_tail, 1)
     except zlib.error as error:
         raise GaussiansError(
@@ -120,7 +120,7 @@ def _read_gzip(data: bytes, path: Path) -> Attributes:
 
 
 def _read_streams(data: bytes, path: Path) -> Attributes:
-    """Version 4: a plain header, a table of contents, and one zstd stream for each attribute that is not empty."""
+    """Version 4: an uncompressed header, a table of streams, and one zstd stream per attribute that is not empty."""
     if len(data) < _HEADER_4.size:
         raise _cut_off(path)
     _, version, count, degree, bits, flags, streams, contents = _HEADER_4.unpack_from(data)
@@ -148,7 +148,7 @@ def _zstd(data: bytes, size: int, path: Path) -> bytes:
     except ImportError as error:
         raise MissingExtraError("zstandard", "formats", f"Reading {path}, an .spz file of version 4,") from error
     try:
-        # The declared size is enforced here, since the frame has one of its own.
+        # Read at most the declared size: the zstd frame has its own size field, which may differ.
         with zstandard.ZstdDecompressor().stream_reader(data) as reader:
             content = reader.read(size)
     except zstandard.ZstdError as error:
@@ -159,7 +159,7 @@ def _zstd(data: bytes, size: int, path: Path) -> bytes:
 
 
 def _sizes(version: int, count: int, degree: int, bits: int, file_bytes: int, path: Path) -> list[int]:
-    """Bytes of each attribute, if the header makes sense for a file of that size."""
+    """Bytes of each attribute, after checking that the header is plausible for a file of that size."""
     if not 2 <= version <= 4 or degree > 3 or bits > _MOST_FRACTIONAL_BITS:
         raise GaussiansError(
             f"{path} declares version {version}, SH degree {degree} and {bits} fractional bits.", expected=_EXPECTED

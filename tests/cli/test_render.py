@@ -292,7 +292,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "no size": (["-o", "{out}/a.mp4", "--size", "big"], ["--size big"]),
     "too small": (["-o", "{out}/a.mp4", "--size", "640x3"], ["--size 640x3"]),
     "no colour": (["-o", "{out}/a.mp4", "--background", "blurple"], ["blurple"]),
-    "no time": (["-o", "{out}/a.mp4", "--fps", "0"], ["0 frames a second"]),
+    "no time": (["-o", "{out}/a.mp4", "--fps", "0"], ["0 frames per second"]),
     "times of images": (["-o", "{out}/f", "--fps", "3"], ["--fps", ".mp4"]),
     "twice the same": (["-o", "{out}/a.mp4", "--what", "rgb", "rgb"], ["--what rgb rgb"]),
     "photos absent": (["-o", "{out}/a.mp4", "--nearest-photos", "{out}/nowhere"], ["nowhere"]),

@@ -36,7 +36,7 @@ def test_no_focus_for_parallel_or_diverging_cameras() -> None:
     outward[:, :3, :3] = look_at(centres, torch.tensor([0.3, 0.3, -2.0]).double(), DOWN)[:, :3, :3]
     outward[:, :3, [0, 2]] *= -1  # turned about their own down axis: looking away from where they met
     assert focus_point(Cameras(outward, K, 40, 30)) is None
-    with pytest.raises(ConfigError, match="nowhere"):
+    with pytest.raises(ConfigError, match="do not meet"):
         orbit(Cameras(parallel, K, 40, 30), 5)
     assert len(orbit(Cameras(parallel, K, 40, 30), 5, focus=FOCUS)) == 5
 

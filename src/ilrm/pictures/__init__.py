@@ -1,1 +1,1 @@
-"""Images and videos of scenes, and the camera paths they are taken from."""
+"""Rendering images and videos of Gaussians along camera paths."""

@@ -1,4 +1,4 @@
-"""Where a video of a scene is taken from: paths by name and path files, with cameras or from the Gaussians alone."""
+"""Camera paths for videos: named paths, path files, and cameras for Gaussians without any."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ PATH_NAMES: tuple[str, ...] = get_args(PathName)
 DEFAULT_FRAMES = 120
 
 _NERFSTUDIO = '{"camera_path": [{"camera_to_world": 16 numbers, "fov": degrees}], "render_width", "render_height"}'
-# Cameras that are made up see this share of the opaque Gaussians whole, at this angle, from this far above.
+# For generated cameras: the share of the opaque Gaussians in view, field of view, elevation, number, and image size.
 _SEEN, _FOV_DEG, _ELEVATION_DEG, _AROUND, _SIZE = 0.7, 50.0, 20.0, 8, (640, 480)
 _OPAQUE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class CameraPath:
-    """F cameras, one a frame.
+    """F cameras, one per frame.
 
     Attributes:
         cameras: F cameras.
-        closed: the first frame follows the last one.
-        names: of the frames, where they have any.
-        fps: frames a second, where a file says so.
+        closed: whether the path is a loop, so that the first frame can follow the last one.
+        names: of the frames, if they have any.
+        fps: frames per second, if a path file gives it.
     """
 
     cameras: Cameras
@@ -47,20 +47,19 @@ class CameraPath:
 
 
 def make_path(name: str, gaussians: Gaussians, cameras: Cameras, frames: int | None = None) -> CameraPath:
-    """The path of a name through a scene.
+    """The camera path of a given name.
 
-    "auto" is an orbit where the cameras stand around something, and a spiral about the middle camera where they see one
-    side. "interpolate"
-    goes through the cameras in order and back to the first; two cameras are joined, there and back, around what both
-    look at. "input" is the cameras themselves.
+    "auto" is an orbit if the cameras surround something, and a spiral about the middle camera if they look at one side.
+    "interpolate" goes through the cameras in order and back to the first; with two cameras it goes back and forth
+    around the point that both look at. "input" is the cameras themselves.
 
     Args:
-        gaussians: the scene; tells how far away things are.
-        cameras: V cameras that have seen it.
-        frames: 120 by default, 16 a camera for "interpolate"; "input" has as many as there are cameras.
+        gaussians: the scene, which determines how far away the surfaces are.
+        cameras: V cameras of the photos.
+        frames: 120 by default, 16 per camera for "interpolate"; not allowed for "input", which has one per camera.
 
     Raises:
-        ConfigError: an unknown name, fewer than one frame, or a number of frames where it is given already.
+        ConfigError: an unknown name, fewer than one frame, or ``frames`` for "input".
     """
     if name not in PATH_NAMES:
         raise ConfigError(
@@ -68,14 +67,18 @@ def make_path(name: str, gaussians: Gaussians, cameras: Cameras, frames: int | N
         )
     if name == "input":
         if frames is not None:
-            raise ConfigError("The input cameras are as many as they are.", fix="leave the number of frames out")
+            raise ConfigError(
+                f"{frames} frames were requested along the input cameras.",
+                expected=f"one frame for each of the {len(cameras)} cameras",
+                fix="leave the number of frames out",
+            )
         return CameraPath(cameras)
     frames_or_default = DEFAULT_FRAMES if frames is None else frames
     around = trajectories.looks_from_all_around(cameras)
     meeting = trajectories.focus_point(cameras)
     if name == "auto" and around:
-        name = "orbit" if meeting is not None else "interpolate"  # outward from one place, there is no way round
-    if name == "auto":  # framed like the photo in the middle, where the reconstruction is at its best
+        name = "orbit" if meeting is not None else "interpolate"  # cameras that look outwards have nothing to orbit
+    if name == "auto":  # around the middle photo, where the reconstruction is best
         base = trajectories.middle_view(cameras)
         focus = _focus(None, gaussians, cameras[base])
         return CameraPath(trajectories.spiral(cameras, frames_or_default, focus, base), closed=True)
@@ -95,7 +98,7 @@ def _interpolate(cameras: Cameras, frames: int | None) -> Cameras:
 
 
 def _focus(meeting: Tensor | None, gaussians: Gaussians, cameras: Cameras) -> Tensor:
-    """(3,) what cameras on one side look at: where their axes meet, unless nothing is seen at that distance."""
+    """(3,) the point that cameras on one side look at: where their axes meet, if surfaces are at that distance."""
     rotation, centre = (x.cpu() for x in mean_pose(cameras.c2w))
     depths = surface_depths(gaussians, cameras, cameras.near_plane())
     if depths.numel() == 0:
@@ -110,12 +113,12 @@ _QUARTILES = torch.tensor([0.02, 0.5, 0.98], dtype=torch.float64)
 
 
 def nearest_views(path: Cameras, cameras: Cameras, distance: float) -> list[int]:
-    """For each camera of a path, the index of the one among ``cameras`` whose pose is nearest.
+    """For each camera of a path, the index of the one among ``cameras`` with the nearest pose.
 
-    A step of ``distance``, that of what is looked at, counts as much as a turn by 60 degrees.
+    A translation by ``distance``, the distance of the surfaces, counts as much as a rotation by 60 degrees.
     """
     here, there = path.centers.double().cpu(), cameras.centers.double().cpu()
-    here, there = here - there.mean(0), there - there.mean(0)  # torch takes differences of squares
+    here, there = here - there.mean(0), there - there.mean(0)  # cdist loses digits far from the origin
     step = torch.cdist(here, there) / distance
     turn = torch.cdist(path.forward.double().cpu(), cameras.forward.double().cpu())  # chord: 1 at 60 degrees
     return (step**2 + turn**2).argmin(1).tolist()
@@ -124,16 +127,16 @@ def nearest_views(path: Cameras, cameras: Cameras, distance: float) -> list[int]
 def load_path(path: Path | str) -> CameraPath:
     """Read a path file: nerfstudio's camera_path.json, or the layout of our cameras.json.
 
-    nerfstudio's poses have OpenGL axes, in the frame that its own training used.
+    nerfstudio's poses have OpenGL axes and are in the frame of its training.
 
     Raises:
-        CameraError: not such a file, or impossible cameras.
+        CameraError: not such a file, or invalid cameras.
     """
     path = Path(path)
     try:
         content = read_json(path, CameraError)
     except CameraError as error:
-        raise CameraError(f"No camera path: {error.problem}", expected=_NERFSTUDIO, fix=error.fix) from error
+        raise CameraError(f"Not a camera path: {error.problem}", expected=_NERFSTUDIO, fix=error.fix) from error
     if isinstance(content, dict) and "camera_path" in content:
         return _nerfstudio(content, path)
     cameras, names = load_cameras(path)
@@ -142,32 +145,32 @@ def load_path(path: Path | str) -> CameraPath:
 
 def _nerfstudio(content: dict, path: Path) -> CameraPath:
     if (kind := content.get("camera_type", "perspective")) != "perspective":
-        raise CameraError(f"{path} asks for {kind!r} cameras.", expected="perspective ones")
+        raise CameraError(f"{path} has {kind!r} cameras.", expected="perspective cameras")
     try:
         width, height = image_size(content["render_width"], content["render_height"])
         frames = content["camera_path"]
         c2w = torch.tensor([f["camera_to_world"] for f in frames], dtype=torch.float64).reshape(len(frames), 4, 4)
-        focal = [height / 2 / math.tan(math.radians(float(f["fov"])) / 2) for f in frames]  # fov is the vertical one
+        focal = [height / 2 / math.tan(math.radians(float(f["fov"])) / 2) for f in frames]  # fov is vertical
         K = torch.tensor([[[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]] for f in focal], dtype=torch.float64)
         fps = float(content["fps"]) if "fps" in content else None
         if fps is not None and not 0 < fps < math.inf:
-            raise ValueError(f"{fps} frames a second")
+            raise ValueError(f"{fps} frames per second")
         c2w[:, :3, 1:3] *= -1  # from OpenGL axes
     except MALFORMED as error:
-        raise CameraError(f"{path} is no camera path: {in_words(error)}.", expected=_NERFSTUDIO) from error
+        raise CameraError(f"{path} is not a camera path: {in_words(error)}.", expected=_NERFSTUDIO) from error
     if len(frames) == 0:
-        raise CameraError(f"{path} holds a path of 0 frames.", expected="at least 1")
+        raise CameraError(f"{path} has a path of 0 frames.", expected="at least 1")
     if content.get("crop"):
-        warn(f"{path} asks for a crop; it is not applied, the whole scene is shown")
+        warn(f"{path} has a crop box, which is ignored: the whole scene is shown")
     names = tuple(f"frame {i}" for i in range(len(frames)))
     return CameraPath(Cameras(c2w, K, width, height).check(names), fps=fps)
 
 
 def cameras_around(gaussians: Gaussians, up: Up = "-y") -> Cameras:
-    """Cameras for Gaussians of which nothing else is known: eight on a ring that sees most of them, 640x480.
+    """Generate cameras for Gaussians without any: eight cameras of 640x480 on a ring that see most of the Gaussians.
 
     Args:
-        up: the axis of the world that points up. Splat files usually come with y down.
+        up: the axis of the world that points up. In most splat files y points down.
     """
     opaque = gaussians.opacities > _OPAQUE
     means = (gaussians[opaque] if opaque.any() else gaussians).detach().world_means.cpu()

@@ -1,4 +1,4 @@
-"""Frames rendered one after the other and kept, so that an interrupted render goes on where it stopped."""
+"""Rendering frames to disk one by one, so that an interrupted render can be resumed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OWN_FRAMES = re.compile(r"frame_\d{4,}\.png")
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """The photo that stands beside each frame.
+    """The photos to show beside the frames.
 
     Attributes:
         scene: the photos.
@@ -48,12 +48,12 @@ class Photos:
 
     @staticmethod
     def nearest(path: Path, cameras: Cameras, distance: float, max_pixels: int) -> Photos:
-        """Those of a scene whose poses are nearest; ``distance`` is how far away things are."""
+        """The photos of a scene with the nearest poses; ``distance`` is the distance of the surfaces."""
         scene = load_scene(path, max_side=2 * max(cameras.width, cameras.height), max_pixels=max_pixels)
         return Photos(scene, nearest_views(cameras, scene.cameras, distance))
 
     def width(self, height: int) -> int:
-        """Width of the photos at the height of the frames, even for the sake of videos."""
+        """Width of the photos at the height of the frames; even, as videos need it."""
         own = self.scene.cameras
         return max(2, 2 * round(own.width * height / own.height / 2))
 
@@ -65,7 +65,7 @@ class Photos:
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """All that the frames depend on, apart from the Gaussians in the file itself."""
+    """Everything that the frames depend on; the Gaussians are those of ``file``."""
 
     file: Path
     cameras: Cameras
@@ -74,12 +74,12 @@ class Shot:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of a frame, with all that stands side by side."""
+        """Width and height of a frame with all panels."""
         width = len(self.picture.panels) * self.cameras.width
         return width + (self.photos.width(self.cameras.height) if self.photos else 0), self.cameras.height
 
     def fingerprint(self, gaussians: Gaussians) -> str:
-        """Hexadecimal hash; equal where the frames are equal."""
+        """Hexadecimal hash of everything that the frames depend on."""
         digest = hashlib.sha256()
         with self.file.open("rb") as file:
             while block := file.read(1 << 20):
@@ -121,13 +121,13 @@ def render_to(
     reads: Sequence[Path] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Render a shot into a video, a preview, a folder of PNG files or one of them.
+    """Render a shot to a video, a preview, a folder of PNG files or a single PNG file.
 
     Args:
-        names: what PNG files are called; numbered by default.
-        plays: how often a video is played, and whether forth and back.
-        reads: what the shot was read from, which is never written over.
-        overwrite: replace files of the same names that this command has not written.
+        names: names of PNG files; numbers by default.
+        plays: how many times a video plays the frames, and whether also backwards (ping-pong).
+        reads: the files that the shot was read from, which are never overwritten.
+        overwrite: also replace files of the same names that this command did not write.
 
     Returns:
         the report of the command.
@@ -159,7 +159,7 @@ def render_to(
 
 
 class _Store:
-    """The frames of a shot as PNG files in a folder; those that are there already are not rendered again."""
+    """The frames of a shot as PNG files in a folder; existing ones are not rendered again."""
 
     def __init__(self, folder: Path, stems: list[str], gaussians: Gaussians, shot: Shot) -> None:
         self.files = [folder / f"{stem}.png" for stem in stems]
@@ -168,11 +168,11 @@ class _Store:
 
     @property
     def kept(self) -> int:
-        """How many frames are there."""
+        """The number of frames in the folder."""
         return sum(paths.is_file(file) for file in self.files)
 
     def frame(self, number: int) -> NDArray[np.uint8]:
-        """(H, W, 3) of one frame, which is kept from now on."""
+        """(H, W, 3) of one frame, read from the folder or rendered and stored there."""
         file = self.files[number]
         if paths.is_file(file):
             with open_image(file) as image:
@@ -182,7 +182,7 @@ class _Store:
         return image
 
     def played(self, loops: int, ping_pong: bool, advance: Advance) -> Iterator[NDArray[np.uint8]]:
-        """All frames in the order of a video; the ends of a ping-pong are not repeated."""
+        """All frames in the order of a video; ping-pong does not repeat the first and the last frame."""
         there = list(range(len(self.files)))
         order = there + there[-2:0:-1] if ping_pong else there
         for turn in range(loops):
@@ -193,17 +193,17 @@ class _Store:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Ctrl-C says what it has left."""
+        """Let Ctrl-C report how many frames are kept."""
         try:
             yield
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"interrupted; {self.kept} of {len(self.files)} frames are kept, the same command goes on"
+                f"interrupted; {self.kept} of {len(self.files)} frames are kept, the same command continues"
             ) from None
 
 
 def _fill(output: Path, store: _Store, advance: Advance, overwrite: bool) -> None:
-    """Write a folder of PNG files; our frames of an earlier, longer render go."""
+    """Write a folder of PNG files; our frames of an earlier, longer render are removed."""
     names = [file.name for file in store.files]
     with atomic_folder(output, names, former=_is_numbered, overwrite=overwrite) as folder:
         for number in range(len(store.files)):

@@ -1,4 +1,4 @@
-"""Gaussians along a camera path, as pictures: colour, depth, normals, opacity, one beside the other."""
+"""Rendering frames with one or more panels: colour, depth, normals, opacity."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from ilrm.scenes.views import evenly_spaced
 
 Panel = Literal["rgb", "depth", "normals", "opacity"]
 
-# Pixels less opaque than this have a colour, but hardly a surface.
+# Pixels less opaque than this have a colour but no reliable surface.
 _SURFACE_ALPHA = 0.5
-# Standard deviation of the smoothing of depth before its slopes are taken, as a share of the longer side.
+# Standard deviation of the blur of depth before normals are computed, as a share of the longer side.
 _SMOOTHING = 0.01
-# Enough views and pixels of a path to know how deep it looks.
+# Number of views and their longer side for estimating the range of depths along a path.
 _PROBES, _PROBE_SIDE = 8, 96
-# Nothing nearer than this share of the nearest surface that the photos show is drawn: it hangs before the lens.
+# ``clear_near_plane``: the share of the nearest surface's depth, which is this quantile of all depths.
 _CLEARANCE, _NEAREST_SURFACE = 0.5, 0.02
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What a frame shows.
+    """The content of a frame.
 
     Attributes:
         panels: from left to right.
-        background: red, green, blue in [0, 1], where colour and opacity end.
-        near: nearest z that is drawn, in world units.
-        depth_limits: ends of the depth colours, shared by all frames; by default each frame has its own.
+        background: red, green, blue in [0, 1] behind the Gaussians.
+        near: near plane in world units.
+        depth_limits: range of the depth colours for all frames; by default each frame has its own range.
     """
 
     panels: tuple[Panel, ...] = ("rgb",)
@@ -48,15 +48,15 @@ class Picture:
 
 @torch.no_grad()
 def render_frame(gaussians: Gaussians, camera: Cameras, picture: Picture) -> Tensor:
-    """(H, P W, 3) in [0, 1] on the CPU: the P panels of what one camera sees."""
+    """Render P panels for one camera: (H, P W, 3) in [0, 1] on the CPU."""
     seen = render(gaussians, camera, picture.background, near=picture.near)
     return torch.cat([_panel(name, seen, camera, picture) for name in picture.panels], dim=1).clamp(0, 1).cpu()
 
 
 def render_path(gaussians: Gaussians, cameras: Cameras, picture: Picture | None = None) -> Iterator[Tensor]:
-    """Frames (H, P W, 3) along a path, one at a time, made when they are asked for.
+    """Render frames (H, P W, 3) along a path lazily, one at a time.
 
-    By default they show colour on white; depth colours span the whole path.
+    By default they show colour on white. The range of depth colours is that of the whole path.
     """
     picture = picture or Picture()
     if "depth" in picture.panels and picture.depth_limits is None:
@@ -67,7 +67,7 @@ def render_path(gaussians: Gaussians, cameras: Cameras, picture: Picture | None 
 
 
 def _panel(name: Panel, seen: Rendering, camera: Cameras, picture: Picture) -> Tensor:
-    """(H, W, 3) of one camera's rendering."""
+    """(H, W, 3) of one panel."""
     background = seen.rgb.new_tensor(picture.background)
     if name == "rgb":
         return seen.rgb[0]
@@ -85,7 +85,7 @@ def _panel(name: Panel, seen: Rendering, camera: Cameras, picture: Picture) -> T
 
 
 def _smoothed(depth: Tensor) -> Tensor:
-    """(V, H, W) depth averaged over its known neighbours: Gaussians are too rough for slopes from pixel to pixel."""
+    """Blur depth (V, H, W) over known pixels, because depth of Gaussians is too noisy for differences of neighbours."""
     radius = max(1, round(_SMOOTHING * max(depth.shape[1:])))
     place = torch.arange(-2 * radius, 2 * radius + 1, device=depth.device, dtype=depth.dtype)
     weights = torch.exp(-0.5 * (place / radius) ** 2)
@@ -97,19 +97,19 @@ def _smoothed(depth: Tensor) -> Tensor:
 
 
 def path_depth_range(gaussians: Gaussians, cameras: Cameras, near: float) -> tuple[float, float] | None:
-    """Near and far end of what a path shows, but for outliers, in world units; None if it shows nothing."""
+    """Smallest and largest depth along a path without outliers, in world units; None if no surface is visible."""
     return depth_range(surface_depths(gaussians, cameras, near))
 
 
 def clear_near_plane(gaussians: Gaussians, cameras: Cameras, near: float) -> float:
-    """A near plane for paths that leave the photos' own places.
+    """A near plane for paths that leave the positions of the photos.
 
-    Reconstructions hang specks before the cameras, which no photo shows but a moving camera runs into. What is nearer
-    than half of the nearest surface that the cameras of the photos see is not drawn.
+    Reconstructions contain floaters in front of the cameras, which no photo shows but into which a moving camera may
+    run. This near plane is at half the depth of the nearest surface that the photos' cameras see.
 
     Args:
         cameras: those of the photos.
-        near: the near plane at their own places, in world units.
+        near: the smallest near plane, in world units.
     """
     depths = surface_depths(gaussians, cameras, near)
     if depths.numel() == 0:
@@ -120,7 +120,7 @@ def clear_near_plane(gaussians: Gaussians, cameras: Cameras, near: float) -> flo
 
 @torch.no_grad()
 def surface_depths(gaussians: Gaussians, cameras: Cameras, near: float) -> Tensor:
-    """(P,) depths of opaque pixels in a few small views along a path."""
+    """(P,) depths of opaque pixels in a few small renderings along a path."""
     probes = cameras[evenly_spaced(len(cameras), _PROBES)]
     factor = min(1.0, _PROBE_SIDE / max(cameras.width, cameras.height))
     probes = probes.resize(max(1, round(cameras.width * factor)), max(1, round(cameras.height * factor)))

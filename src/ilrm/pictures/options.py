@@ -1,4 +1,4 @@
-"""Sizes, colours and kinds of pictures, as people write them."""
+"""Parsing and checking options of images and videos: sizes, colours, output formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ilrm.core.cameras import Cameras
 
 _VIDEOS = (".mp4", ".webp", ".gif")
-# H.264 encoders and most players end here.
+# The limit of H.264 encoders and most players.
 _WIDEST_VIDEO = 16384
 
 
@@ -23,15 +23,15 @@ def parse_size(size: str, *, even: bool) -> int | tuple[int, int]:
     expected = f"a longer side like 640, or WIDTHxHEIGHT like 640x360, of {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
     match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", size.strip().lower())
     if match is None:
-        raise ConfigError(f"--size {size} is no image size.", expected=expected)
+        raise ConfigError(f"--size {size} is not a valid size.", expected=expected)
     if match[2] is None:
         return check_size(int(match[1]))
     width, height = int(match[1]), int(match[2])
     if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in (width, height)):
-        raise ConfigError(f"--size {size} is no image size.", expected=expected)
+        raise ConfigError(f"--size {size} is not a valid size.", expected=expected)
     if even and (width % 2 or height % 2):
         raise ConfigError(
-            f"--size {size} is odd.", expected="even sizes in an .mp4", fix=f"--size {_even(width)}x{_even(height)}"
+            f"--size {size} is odd.", expected="even sides for .mp4", fix=f"give --size {_even(width)}x{_even(height)}"
         )
     return width, height
 
@@ -44,15 +44,15 @@ def parse_colour(name: str) -> tuple[float, float, float]:
         red, green, blue = ImageColor.getrgb(name)[:3]
     except ValueError:
         raise ConfigError(
-            f"--background {name} is no colour.", expected="a name like white, black or grey, or #rrggbb"
+            f"--background {name} is not a colour.", expected="a name like white, black or grey, or #rrggbb"
         ) from None
     return red / 255, green / 255, blue / 255
 
 
 def resized(cameras: Cameras, size: str | None, *, even: bool) -> Cameras:
-    """The same cameras with frames of another size.
+    """The same cameras with images of another size.
 
-    A longer side stretches the image; WIDTHxHEIGHT enlarges it until both are filled and crops what is over.
+    A single number scales the longer side. WIDTHxHEIGHT scales the image to cover that size and crops the rest.
     """
     width, height = cameras.width, cameras.height
     wanted = max(width, height) if size is None else parse_size(size, even=even)
@@ -75,7 +75,7 @@ def resized(cameras: Cameras, size: str | None, *, even: bool) -> Cameras:
 
 
 def at_most(longest: int, cameras: Cameras) -> Cameras:
-    """The same cameras, with images reduced to a longer side where theirs is longer."""
+    """The same cameras, with images reduced so that the longer side is at most ``longest``."""
     factor = longest / max(cameras.width, cameras.height)
     if factor >= 1:
         return cameras
@@ -87,11 +87,11 @@ def _even(side: int) -> int:
 
 
 def check_output(path: Path, frames: int, width: int, height: int, fps: float) -> None:
-    """Refuse an output of a kind that we do not write or that the frames do not fit in.
+    """Refuse an unknown output format, or one that cannot store the frames.
 
     Raises:
-        OutputError: an unknown extension, or more frames than fit.
-        ConfigError: an impossible frame rate, or frames wider than a video can be.
+        OutputError: an unknown extension, or too many frames.
+        ConfigError: an invalid frame rate, or frames larger than a video can be.
     """
     suffix = path.suffix.lower()
     if suffix in _VIDEOS:
@@ -112,5 +112,5 @@ def check_output(path: Path, frames: int, width: int, height: int, fps: float) -
         )
     elif suffix == ".png" and frames != 1:
         raise OutputError(
-            f"{frames} frames do not fit into the one file {path}.", fix="give a folder or an .mp4, or --frames 1"
+            f"{frames} frames cannot be written to the one file {path}.", fix="give a folder or an .mp4, or --frames 1"
         )

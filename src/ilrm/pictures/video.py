@@ -1,4 +1,4 @@
-"""Frames to a video (mp4) or to a moving picture that plays anywhere (webp, gif)."""
+"""Writing frames as a video (mp4) or as an animated image (webp, gif)."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ from ilrm.files import atomic_file
 Frame = Tensor | NDArray[np.generic]
 Image8 = NDArray[np.uint8]
 
-# Constant quality of x264: at 18 compression is hard to see.
+# x264's constant rate factor 18 is visually almost lossless.
 _QUALITY = {"crf": "18", "preset": "medium"}
-# Codes of ITU-T H.273 and ffmpeg: luma from 16 to 235, as video has it.
+# Codes of ITU-T H.273 and ffmpeg. Limited range is luma from 16 to 235, the usual range of video.
 _BT709, _LIMITED_RANGE = 1, 1
-# Pillow keeps all frames of a webp or gif in memory, at 4 bytes a pixel.
+# Pillow keeps all frames of a webp or gif in memory, at 4 bytes per pixel.
 _PREVIEW_BYTES = 2 << 30
-_MOST_FPS = {".mp4": 240, ".webp": 100, ".gif": 50}  # gif counts in hundredths, and viewers slow down below two
+# A gif stores durations in hundredths of a second, and viewers slow down anything shorter than two.
+_MOST_FPS = {".mp4": 240, ".webp": 100, ".gif": 50}
 
 
 def save_video(frames: Iterable[Frame], path: Path | str, fps: float = 30.0) -> int:
-    """Write frames as they come; the file appears when it is whole.
+    """Write frames as they are generated; the file is written atomically.
 
     Args:
         frames: images (H, W, 3) of one size, float in [0, 1] (rounded to 8 bits) or uint8. At least one.
-        path: .mp4 is H.264 in yuv420p, with the colours of BT.709; odd sizes are made even by repeating the last row or
-            column. .webp and .gif are previews that repeat forever and are put together in memory.
-        fps: frames a second. In a .gif, times are rounded to hundredths of a second.
+        path: .mp4 is H.264 in yuv420p with BT.709 colours; odd sizes are made even by repeating the last row or column.
+            .webp and .gif are previews that repeat forever and are assembled in memory.
+        fps: frames per second. In a .gif, times are rounded to hundredths of a second.
 
     Returns:
         the number of frames.
 
     Raises:
-        OutputError: an unknown extension, no frame, frames of several sizes, more frames than a preview can hold, or a
-            file that cannot be written.
-        ConfigError: an impossible fps.
+        OutputError: an unknown extension, no frames, frames of several sizes, too many frames for a preview, or a file
+            that cannot be written.
+        ConfigError: an invalid fps.
     """
     path = Path(path)
     write = _WRITERS[check_video(path, fps)]
     images = _checked(frames, path)
-    with atomic_file(path) as temporary:  # first of all: if it has to fail, it fails before frames are made
+    with atomic_file(path) as temporary:  # opened first, so that an unwritable path fails before frames are rendered
         if (first := next(images, None)) is None:
             raise OutputError(f"There are no frames to write to {path}.", expected="at least one")
         return write(chain([first], images), temporary, Fraction(fps).limit_denominator(1001))
 
 
 def check_video(path: Path, fps: float) -> str:
-    """The extension of a video that can be written, in lower case. Raises OutputError and ConfigError."""
+    """Return the extension in lower case, if such a video can be written. Raises OutputError and ConfigError."""
     suffix = path.suffix.lower()
     if suffix not in _WRITERS:
         raise OutputError(
@@ -63,24 +64,24 @@ def check_video(path: Path, fps: float) -> str:
         )
     if not 0.1 <= fps <= _MOST_FPS[suffix]:  # also false for NaN
         raise ConfigError(
-            f"{fps:g} frames a second were asked for.", expected=f"0.1 to {_MOST_FPS[suffix]} in a {suffix}"
+            f"{fps:g} frames per second were requested.", expected=f"0.1 to {_MOST_FPS[suffix]} in a {suffix}"
         )
     return suffix
 
 
 def check_preview(path: Path, frames: int, width: int, height: int) -> None:
-    """Refuse a webp or gif that would fill the memory. Raises OutputError."""
+    """Refuse a webp or gif that would take too much memory. Raises OutputError."""
     if path.suffix.lower() != ".mp4" and 4 * frames * width * height > _PREVIEW_BYTES:
         raise OutputError(
-            f"{frames} or more frames of {width}x{height} are too much for the preview {path}.",
+            f"{frames} or more frames of {width}x{height} are too many for the preview {path}.",
             expected=f"up to {_PREVIEW_BYTES // (4 * width * height)} frames of that size",
             fix="write an .mp4, or fewer or smaller frames",
         )
 
 
 def as_image8(frame: Frame) -> Image8:
-    """(H, W, 3) uint8 of a float image in [0, 1], clamped and rounded; uint8 stays as it is."""
-    image = frame if isinstance(frame, Tensor) else torch.tensor(frame)  # a copy, for arrays that are read-only
+    """Convert a float image in [0, 1] to (H, W, 3) uint8, clamped and rounded; uint8 is unchanged."""
+    image = frame if isinstance(frame, Tensor) else torch.tensor(frame)  # a copy, because arrays may be read-only
     if image.is_floating_point():
         image = image.detach().nan_to_num().clamp(0, 1).mul(255).round().byte()
     return image.cpu().contiguous().numpy()
@@ -109,7 +110,7 @@ def _write_mp4(images: Iterator[Image8], path: Path, fps: Fraction) -> int:
     import av
 
     count, stream = 0, None
-    # The index goes to the front, so that a browser can start before it has the whole file.
+    # The index is put at the front, so that a browser can play before it has the whole file.
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         for image in images:
             height, width = image.shape[:2]
@@ -117,7 +118,7 @@ def _write_mp4(images: Iterator[Image8], path: Path, fps: Fraction) -> int:
             if stream is None:
                 stream = container.add_stream("libx264", rate=fps, options=_QUALITY)
                 stream.width, stream.height, stream.pix_fmt = even.shape[1], even.shape[0], "yuv420p"
-                # Written down, because players guess from the size otherwise.
+                # Tagged explicitly, because players otherwise guess the colour space from the size.
                 context: Any = stream.codec_context
                 context.colorspace = context.color_primaries = context.color_trc = _BT709
                 context.color_range = _LIMITED_RANGE
@@ -151,7 +152,7 @@ def _write_gif(images: Iterator[Image8], path: Path, fps: Fraction) -> int:
 
 
 def _durations(count: int, length: Fraction) -> list[int]:
-    """Whole numbers whose sums stay within half a unit of the true times."""
+    """Integer durations whose running sums stay within half a unit of the exact times."""
     ends = [round(i * length) for i in range(count + 1)]
     return [after - before for before, after in pairwise(ends)]
 

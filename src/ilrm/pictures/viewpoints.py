@@ -1,4 +1,4 @@
-"""Cameras for Gaussians that come without any."""
+"""Cameras on a sphere around Gaussians, for depth renderings of all sides."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SHARE_IN_SIGHT = 0.95
 
 
 def cameras_around(gaussians: Gaussians, views: int = 32, size: int = 384) -> Cameras:
-    """Cameras all around N Gaussians, spread evenly over a sphere from which 95 % of the opaque ones are in sight.
+    """Cameras spread evenly over a sphere around N Gaussians, with 95 % of the opaque ones in view.
 
-    They see a thing from outside. The inside of a room needs the cameras that it was photographed from.
+    They see an object from outside. The inside of a room needs the cameras of its photos.
 
     Args:
         views: number of cameras.
         size: width and height of each in pixels.
 
     Raises:
-        GaussiansError: there are no finite Gaussians of an opacity of at least one half.
+        GaussiansError: there are no finite Gaussians with an opacity of at least 0.5.
     """
     chosen = gaussians.finite() & (gaussians.opacities >= 0.5)
     centres = gaussians[chosen].detach().world_means.cpu()
@@ -34,7 +34,7 @@ def cameras_around(gaussians: Gaussians, views: int = 32, size: int = 384) -> Ca
     middle = centres.median(dim=0).values
     radius = torch.quantile(_sample(centres - middle).norm(dim=-1), _SHARE_IN_SIGHT).clamp_min(1e-9)
     distance = radius / math.sin(_FIELD_OF_VIEW / 2)
-    # A Fibonacci lattice: equal steps in height, golden angles around the axis.
+    # A Fibonacci lattice: equal steps in height, the golden angle around the axis.
     height = 1 - (2 * torch.arange(views, dtype=torch.float64) + 1) / views
     angle = torch.arange(views, dtype=torch.float64) * math.pi * (3 - 5**0.5)
     level = (1 - height**2).sqrt()
@@ -46,5 +46,5 @@ def cameras_around(gaussians: Gaussians, views: int = 32, size: int = 384) -> Ca
 
 
 def _sample(points: torch.Tensor, most: int = 1 << 20) -> torch.Tensor:
-    """Evenly chosen rows, because torch.quantile takes no more than 16 million values."""
+    """An even subset of the rows, because torch.quantile accepts at most 16 million values."""
     return points[:: max(1, len(points) // most)]

@@ -1,4 +1,4 @@
-"""Camera paths: what a video of a scene is rendered along."""
+"""Functions that generate camera paths: interpolation, orbits, spirals, smoothing."""
 
 from ilrm.pictures.trajectories.interpolation import interpolate, interpolate_evenly, interpolate_pair, smooth_time
 from ilrm.pictures.trajectories.orbits import focus_point, look_at, looks_from_all_around, orbit

@@ -1,4 +1,4 @@
-"""Paths through given cameras: the two interpolations of the released code."""
+"""Paths through given cameras, by the two interpolations of the released code."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ilrm.core.cameras import Cameras
 from ilrm.core.errors import ConfigError
 from ilrm.core.gaussians import matrix_to_quaternion, quaternion_to_matrix, slerp
 
-# Looking directions count as parallel where their cosine is this near to 1 or -1 (the released threshold).
+# Viewing directions count as parallel if their cosine is this close to 1 or -1 (the released threshold).
 _PARALLEL = 1e-4
 
 
 def interpolate(cameras: Cameras, steps: int = 16) -> Cameras:
     """The released video path: through all cameras in order and back to the first.
 
-    Each pair takes ``steps`` poses, both ends included, so that every camera appears twice. Rotations follow the
-    shortest arc at constant speed, centres and intrinsics the straight line.
+    Each pair has ``steps`` poses including both ends, so that every camera appears twice. Rotations follow the shortest
+    arc at constant speed; centres and intrinsics are interpolated linearly.
 
     Args:
         cameras: V cameras, in the order of the path.
-        steps: poses a pair.
+        steps: poses per pair.
 
     Returns:
         V * steps cameras.
@@ -38,7 +38,7 @@ def interpolate(cameras: Cameras, steps: int = 16) -> Cameras:
 
 
 def interpolate_evenly(cameras: Cameras, frames: int) -> Cameras:
-    """``frames`` poses on the closed path of ``interpolate``, without its pause at every camera.
+    """``frames`` poses on the closed path of ``interpolate``, without repeating each camera.
 
     Raises:
         ConfigError: no camera, or fewer than one frame.
@@ -49,13 +49,13 @@ def interpolate_evenly(cameras: Cameras, frames: int) -> Cameras:
 
 def _check(cameras: Cameras, frames: int) -> None:
     if len(cameras) == 0:
-        raise ConfigError("A path through no camera was asked for.", expected="at least 1 camera")
+        raise ConfigError("A path through no cameras was requested.", expected="at least 1 camera")
     if frames < 1:
-        raise ConfigError(f"A path of {frames} frames was asked for.", expected="at least 1")
+        raise ConfigError(f"A path of {frames} frames was requested.", expected="at least 1")
 
 
 def _at(cameras: Cameras, times: Tensor) -> Cameras:
-    """Poses at times (F,) in [0, V] on the closed path; camera i stands at time i, the first one again at V."""
+    """Poses at times (F,) in [0, V] on the closed path; camera i is at time i, the first camera also at V."""
     first = times.floor().clamp(0, len(cameras) - 1).long()
     second, share = (first + 1) % len(cameras), times - first
     c2w, K = cameras.c2w.double().cpu(), cameras.K.double().cpu()
@@ -68,14 +68,15 @@ def _at(cameras: Cameras, times: Tensor) -> Cameras:
 
 
 def interpolate_pair(pair: Cameras, times: Tensor) -> Cameras:
-    """The released path between two cameras: around the point that both look at.
+    """The released path between two cameras, around the point that both look at.
 
-    The pose is described by the vector to that pivot, in axes that turn along with the looking direction, and by two
-    angles against a frame spanned by both looking directions; these change linearly, the angles along the shorter way.
+    A pose is described by the vector to this pivot, in axes that rotate with the viewing direction, and by two angles
+    relative to a frame spanned by both viewing directions. These are interpolated linearly, angles in the shorter
+    direction.
 
     Args:
         pair: two cameras.
-        times: (F,), 0 at the first and 1 at the second; beyond them the path goes on.
+        times: (F,), 0 at the first camera and 1 at the second; other values extrapolate.
 
     Returns:
         F cameras.
@@ -84,13 +85,13 @@ def interpolate_pair(pair: Cameras, times: Tensor) -> Cameras:
         ConfigError: not two cameras.
     """
     if len(pair) != 2:
-        raise ConfigError(f"A path between {len(pair)} cameras was asked for.", expected="two")
+        raise ConfigError(f"A path between {len(pair)} cameras was requested.", expected="two")
     times = times.double().cpu()
     rotation, centre = pair.c2w[:, :3, :3].double().cpu(), pair.centers.double().cpu()
     look = rotation[:, :, 2]
     frame, pivot = _common_frame(look), _pivot(centre, look)
     to_pivot = (_turned(frame, look).transpose(-1, -2) @ (pivot - centre)[..., None])[..., 0]  # (2, 3)
-    local = frame.T @ rotation  # = Ry(yaw) Rx(0) Rz(roll), since looking directions lie across the frame's y
+    local = frame.T @ rotation  # = Ry(yaw) Rx(0) Rz(roll), since viewing directions are orthogonal to the frame's y
     angles = torch.stack([local[:, 0, 2].atan2(local[:, 2, 2]), local[:, 1, 0].atan2(local[:, 1, 1])], -1)  # (2, 2)
     start, end = _shorter_way(angles[0], angles[1])
     yaw, roll = torch.lerp(start, end, times[:, None]).unbind(-1)
@@ -103,7 +104,7 @@ def interpolate_pair(pair: Cameras, times: Tensor) -> Cameras:
 
 
 def smooth_time(times: Tensor) -> Tensor:
-    """Times in [0, 1] that start and end slowly: (cos(pi (t + 1)) + 1) / 2."""
+    """Ease in and out: times in [0, 1] mapped to (cos(pi (t + 1)) + 1) / 2."""
     return ((math.pi * (times + 1)).cos() + 1) / 2
 
 
@@ -112,7 +113,7 @@ def _parallel(a: Tensor, b: Tensor) -> bool:
 
 
 def _pivot(centre: Tensor, look: Tensor) -> Tensor:
-    """(3,) point nearest to two lines through centres (2, 3) along look (2, 3); their midpoint if parallel."""
+    """(3,) point nearest to two lines through centres (2, 3) along look (2, 3); the mean of the centres if parallel."""
     if _parallel(look[0], look[1]):
         return centre.mean(0)
     along = look[:, :, None] * look[:, None] - torch.eye(3, dtype=look.dtype)  # (2, 3, 3)
@@ -120,24 +121,24 @@ def _pivot(centre: Tensor, look: Tensor) -> Tensor:
 
 
 def _common_frame(look: Tensor) -> Tensor:
-    """(3, 3) axes as columns: z along the first looking direction, y across both."""
+    """(3, 3) axes as columns: z along the first viewing direction, y orthogonal to both."""
     across = look[1]
     for fallback in ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0)):
         if _parallel(look[0], across):
             across = look.new_tensor(fallback)
-    # With its axis named: by default torch takes the first axis of length 3, which may be that of the frames.
+    # With dim given: by default torch uses the first axis of length 3, which may be that of the frames.
     y = F.normalize(torch.linalg.cross(look[0], across, dim=-1), dim=-1)
     return torch.stack([torch.linalg.cross(y, look[0], dim=-1), y, look[0]], dim=-1)
 
 
 def _turned(frame: Tensor, look: Tensor) -> Tensor:
-    """(V, 3, 3) the frame turned about its y until its z is the looking direction (V, 3)."""
+    """(V, 3, 3) the frame rotated about its y so that its z is the viewing direction (V, 3)."""
     y = frame[:, 1].expand_as(look)
     return torch.stack([torch.linalg.cross(y, look, dim=-1), y, look], dim=-1)
 
 
 def _shorter_way(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """The same angles in [0, 2 pi), the start moved by a full turn where that is nearer (ties as released)."""
+    """The same angles in [0, 2 pi), the start shifted by a full turn if it is then closer (ties as released)."""
     start, end = start % (2 * math.pi), end % (2 * math.pi)
     less, more = start - 2 * math.pi, start + 2 * math.pi
     here, below, above = (start - end).abs(), (less - end).abs(), (more - end).abs()

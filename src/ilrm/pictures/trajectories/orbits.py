@@ -1,4 +1,4 @@
-"""Loops around what the cameras look at."""
+"""Closed paths around the point that the cameras look at."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from ilrm.core.cameras import Cameras, mean_pose
 from ilrm.core.errors import ConfigError
 
-# Below this length of the mean viewing direction the cameras look from all around rather than from one side.
+# If the mean viewing direction is shorter than this, the cameras look from all around rather than from one side.
 _ALL_AROUND = 0.5
-# Above this length of the mean down axis the cameras agree on what is up.
+# If the mean down axis is longer than this, the cameras agree on the up direction.
 _UPRIGHT = 0.2
-# Cameras that look straight up or down face no point of the compass.
+# Viewing directions with a smaller horizontal part (straight up or down) have no heading.
 _LEVEL = 0.1
-# The loop of cameras on one side reaches this share of their spread, and at least this share of the focus distance.
+# For cameras on one side, the half axes of the ellipse as a share of the cameras' spread, and at least of the distance.
 _SPREAD_SHARE, _LEAST_SHARE = 0.7, 0.05
 
 
@@ -46,7 +46,7 @@ def focus_point(cameras: Cameras) -> Tensor | None:
 
 
 def looks_from_all_around(cameras: Cameras) -> bool:
-    """Whether the cameras face all points of the compass, however steeply, rather than one side."""
+    """Whether the headings of the cameras cover all directions, at any elevation, rather than one side."""
     forward, down = cameras.forward.double().cpu(), cameras.c2w[:, :3, 1].double().cpu().mean(0)
     if down.norm() > _UPRIGHT:
         down = F.normalize(down, dim=0)
@@ -56,27 +56,27 @@ def looks_from_all_around(cameras: Cameras) -> bool:
 
 
 def orbit(cameras: Cameras, frames: int, focus: Tensor | None = None) -> Cameras:
-    """A closed loop around what the cameras look at.
+    """A closed loop around the point that the cameras look at.
 
-    Cameras on one side give an ellipse about their mean pose, in keeping with their spread; cameras from all around
-    give a full circle at their median distance and height.
+    For cameras on one side it is an ellipse about their mean pose, sized by their spread. For cameras from all around
+    it is a full circle at their median distance and height.
 
     Args:
-        cameras: V cameras, of which the first gives intrinsics and size.
+        cameras: V cameras; the first gives intrinsics and size.
         frames: number of poses on the loop.
-        focus: (3,) what to look at; by default the point nearest to all viewing axes.
+        focus: (3,) the point to look at; by default the point nearest to all viewing axes.
 
     Returns:
         ``frames`` cameras.
 
     Raises:
-        ConfigError: fewer than one frame, or a focus that neither is given nor follows from the cameras.
+        ConfigError: fewer than one frame, or no focus given and none found.
     """
     if frames < 1:
-        raise ConfigError(f"A path of {frames} frames was asked for.", expected="at least 1")
+        raise ConfigError(f"A path of {frames} frames was requested.", expected="at least 1")
     focus = focus_point(cameras) if focus is None else focus.double().cpu()
     if focus is None:
-        raise ConfigError("The cameras' viewing axes meet nowhere in front of them.", fix="give the point to look at")
+        raise ConfigError("The cameras' viewing axes do not meet in front of them.", fix="give the point to look at")
     angle = 2 * math.pi * torch.arange(frames, dtype=torch.float64)[:, None] / frames  # (F, 1)
     centres = cameras.centers.double().cpu()
     if looks_from_all_around(cameras):

@@ -1,4 +1,4 @@
-"""Shaky paths made calm."""
+"""Smoothing of camera paths."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from ilrm.core.errors import ConfigError
 
 
 def stabilise(cameras: Cameras, window: int = 50, *, closed: bool = False) -> Cameras:
-    """Right axis, down axis and centre filtered over time with a Gaussian, as the released code does.
+    """Smooth a path: filter right axis, down axis and centre over time with a Gaussian, as the released code does.
 
-    The released axes are no longer at right angles after it; here the down axis is put right, so that the result
-    holds cameras. Intrinsics stay as they are.
+    In the released code the axes are no longer orthogonal afterwards; here the down axis is corrected, so that the
+    results are valid cameras. Intrinsics are not changed.
 
     Args:
-        cameras: F cameras, one a frame.
-        window: taps of the filter in frames; the standard deviation is 0.3 ((window - 1) / 2 - 1) + 0.8, OpenCV's rule.
-        closed: the path is a loop and stays one; otherwise time is mirrored at both ends, without repeating them.
+        cameras: F cameras, one per frame.
+        window: length of the filter in frames; the standard deviation is 0.3 ((window - 1) / 2 - 1) + 0.8, OpenCV's
+            rule.
+        closed: whether the path is a loop. Otherwise time is mirrored at both ends, without repeating them.
 
     Raises:
         ConfigError: a window of less than one frame.
     """
     if window < 1:
-        raise ConfigError(f"A filter of {window} frames was asked for.", expected="at least 1")
+        raise ConfigError(f"A filter of {window} frames was requested.", expected="at least 1")
     c2w = cameras.c2w.double().cpu()
     right, down = (F.normalize(_filtered(c2w[:, :3, axis], window, closed), dim=-1) for axis in (0, 1))
     forward = F.normalize(torch.linalg.cross(right, down, dim=-1), dim=-1)
@@ -38,7 +39,7 @@ def stabilise(cameras: Cameras, window: int = 50, *, closed: bool = False) -> Ca
 
 
 def _filtered(values: Tensor, window: int, closed: bool) -> Tensor:
-    """(F, C) values, each the weighted mean of its neighbours in time."""
+    """(F, C) values, each replaced by the weighted mean of its neighbours in time."""
     sigma = 0.3 * ((window - 1) / 2 - 1) + 0.8
     place = torch.arange(window, dtype=torch.float64)
     weights = torch.exp(-((place - (window - 1) / 2) ** 2) / (2 * sigma**2))

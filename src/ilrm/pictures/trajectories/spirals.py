@@ -1,4 +1,4 @@
-"""Small movements about a camera, and turns around an origin."""
+"""Spirals and wobbles about a camera, and turntables."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from ilrm.core.cameras import Cameras, mean_pose
 from ilrm.core.errors import ConfigError
 from ilrm.pictures.trajectories.orbits import look_at, looks_from_all_around
 
-# The spiral of LLFF: two turns while the distance swings once, reaching nine tenths of the cameras on each axis.
+# The spiral of LLFF: two turns per oscillation in depth; its size on each axis is a quantile of the cameras' offsets.
 _TURNS, _REACH = 2, 0.9
-# No spiral is wider or narrower than these shares of the distance of what it looks at, on any axis.
+# Limits on the size of a spiral on each axis, as shares of the distance to the focus.
 _LEAST_SHARE, _MOST_SHARE = 0.04, 0.1
-# The released wobble: a circle whose radius is this share of the distance between the two cameras.
+# The radius of the released wobble as a share of the distance between the cameras, and its limit as a share of the
+# distance to the focus.
 _WOBBLE_SHARE, _MOST_WOBBLE = 0.25, 0.05
 
 
@@ -27,15 +28,15 @@ def middle_view(cameras: Cameras) -> int:
 
 
 def spiral(cameras: Cameras, frames: int, focus: Tensor, about: int | None = None) -> Cameras:
-    """A closed spiral about the mean pose that keeps looking at one point, in the manner of LLFF.
+    """A closed spiral about the mean pose that always looks at one point, as in LLFF.
 
-    Cameras from all around have no mean pose among them; the spiral then goes about the first one.
+    Cameras from all around have no useful mean pose; the spiral is then about the first camera.
 
     Args:
-        cameras: V cameras, of which the first gives intrinsics and size.
+        cameras: V cameras; the first gives intrinsics and size.
         frames: number of poses.
-        focus: (3,) what to look at, in front of the cameras.
-        about: index of a camera to go about instead of the mean pose.
+        focus: (3,) the point to look at, in front of the cameras.
+        about: index of a camera to use instead of the mean pose.
 
     Raises:
         ConfigError: fewer than one frame.
@@ -56,15 +57,15 @@ def spiral(cameras: Cameras, frames: int, focus: Tensor, about: int | None = Non
 
 
 def wobble(cameras: Cameras, radius: float, times: Tensor, turns: int = 1, *, growing: bool = True) -> Cameras:
-    """The released wobble: every camera is moved in its own image plane, on a circle.
+    """The released wobble: every camera is moved on a circle in its own image plane.
 
     The offset at time t is rho (sin(2 pi turns t), -cos(2 pi turns t), 0).
 
     Args:
-        cameras: F cameras, one for each time, or one for all.
+        cameras: F cameras, one for each time, or a single one.
         radius: rho, in world units.
         times: (F,).
-        growing: rho is radius * t, so that the path starts at the camera itself.
+        growing: whether rho is radius * t, so that the path starts at the camera itself.
     """
     times = times.double().cpu()
     angle = 2 * math.pi * turns * times
@@ -76,12 +77,12 @@ def wobble(cameras: Cameras, radius: float, times: Tensor, turns: int = 1, *, gr
 
 
 def wobble_about(cameras: Cameras, frames: int, focus: Tensor) -> Cameras:
-    """A wobble of the camera nearest to the middle, a quarter of its distance to the others wide.
+    """A wobble of the camera nearest to the mean centre, with a quarter of its median distance to the others as radius.
 
     Args:
         cameras: V cameras.
         frames: number of poses on the closed circle.
-        focus: (3,) a point that they see; the circle stays small against its distance.
+        focus: (3,) a visible point; the radius is limited to a share of its distance.
 
     Raises:
         ConfigError: fewer than one frame.
@@ -95,9 +96,10 @@ def wobble_about(cameras: Cameras, frames: int, focus: Tensor) -> Cameras:
 
 
 def spin(frames: int, radius: float, elevation_deg: float = 0.0) -> Tensor:
-    """The released turntable: (F, 4, 4) float64 camera-to-world once around the origin, y up, looking at it.
+    """The released turntable: (F, 4, 4) float64 camera-to-world, once around the origin and looking at it, y up.
 
-    The pose of frame i is Ry(2 pi i / F) Rx(elevation) diag(-1, -1, 1, 1), the last with -radius as its z.
+    The pose of frame i is Ry(2 pi i / F) Rx(elevation) diag(-1, -1, 1, 1), where the last matrix has -radius as its z
+    translation.
 
     Args:
         radius: distance to the origin in world units.
@@ -121,4 +123,4 @@ def spin(frames: int, radius: float, elevation_deg: float = 0.0) -> Tensor:
 
 def _check_frames(frames: int) -> None:
     if frames < 1:
-        raise ConfigError(f"A path of {frames} frames was asked for.", expected="at least 1")
+        raise ConfigError(f"A path of {frames} frames was requested.", expected="at least 1")

@@ -54,5 +54,5 @@ def test_bad_points() -> None:
         compare_surfaces(points[:0], truth, 0.1)
     with pytest.raises(SceneError, match=r"others have shape \(170, 2\)"):
         nearest_distances(points, truth[:, :2])
-    with pytest.raises(SceneError, match="threshold of 0"):
+    with pytest.raises(SceneError, match="threshold 0"):
         compare_surfaces(points, truth, 0.0)

@@ -275,10 +275,10 @@ def test_splats_in_another_world_frame_are_told(recwarn: pytest.WarningsRecorder
     assert not [w for w in recwarn if issubclass(w.category, IlrmWarning)]
     assert result.psnr_inputs_before > 40
     away = replace(gaussians, means=gaussians.means - torch.tensor([0.0, 0.0, 100.0]))
-    with pytest.warns(IlrmWarning, match="0 % of the splats in sight"):
+    with pytest.warns(IlrmWarning, match="0 % of the splats in view"):
         refine(away, scene, 0)
     black, white = replace(gaussians, sh=gaussians.sh - 9), replace(scene, images=torch.ones(3, 40, 48, 3))
-    with pytest.warns(IlrmWarning, match="do not fit together"):
+    with pytest.warns(IlrmWarning, match="do not match"):
         refine(black, white, 0)
 
 

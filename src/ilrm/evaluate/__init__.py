@@ -1,4 +1,4 @@
-"""How good a reconstruction is, in numbers."""
+"""Metrics of reconstructions: images, depth, surfaces."""
 
 from ilrm.evaluate.metrics import depth_abs_rel, psnr, ssim
 

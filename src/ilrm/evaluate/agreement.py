@@ -1,4 +1,4 @@
-"""Whether Gaussians and photos are of one world frame."""
+"""Checking whether Gaussians and photos are in the same world frame."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.core.scene import Scene
 from ilrm.render import render
 
-# Below either of these, photos and Gaussians are told to be of different worlds.
+# Below either of these, photos and Gaussians are probably in different world frames.
 _LEAST_PSNR, _LEAST_IN_SIGHT = 10.0, 0.1
-# Where splats stand before another part of the same pictures they reach 11 to 13 dB; in their places, 18 and more.
+# Measured where splats are opaque: displaced splats of the same scene reach 11 to 13 dB, correct ones 18 dB and more.
 _LEAST_WHERE_OPAQUE = 15.0
 
 
 def warn_if_apart(gaussians: Gaussians, photos: Scene, decibels: float) -> None:
-    """Warn where the photos show something else than the Gaussians, or look elsewhere: the world frames differ.
+    """Warn if the photos do not show the Gaussians, which usually means that the world frames differ.
 
     Args:
         decibels: mean PSNR of the renderings of the photos.
     """
     share = _share_in_sight(gaussians, photos.cameras)
-    # Splats of a part of the scene leave most of the photos white, which is no reason to warn.
+    # Splats of only a part of the scene leave most of the photos white; that alone is no reason to warn.
     unlike = decibels < _LEAST_PSNR and _psnr_where_opaque(gaussians, photos) < _LEAST_WHERE_OPAQUE
     if share < _LEAST_IN_SIGHT or unlike:
         warn(
-            f"photos and splats do not fit together: {decibels:.1f} dB before the first step, {100 * share:.0f} % of "
-            "the splats in sight. Are they in one world frame? Trainers often write their own, moved and scaled "
+            f"photos and splats do not match: {decibels:.1f} dB before the first step, {100 * share:.0f} % of the "
+            "splats in view. Are they in the same world frame? Trainers often write their own, moved and scaled "
             "(nerfstudio: dataparser_transforms.json)"
         )
 
 
 @torch.no_grad()
 def _psnr_where_opaque(gaussians: Gaussians, photos: Scene) -> float:
-    """PSNR in dB over all pixels that the Gaussians cover by half; minus infinity if there are none."""
+    """PSNR in dB over all pixels that the Gaussians cover by at least half; minus infinity if there are none."""
     error, count = 0.0, 0
     for view in range(len(photos)):
         seen = render(gaussians, photos.cameras[view])
@@ -50,7 +50,7 @@ def _psnr_where_opaque(gaussians: Gaussians, photos: Scene) -> float:
 
 @torch.no_grad()
 def _share_in_sight(gaussians: Gaussians, cameras: Cameras) -> float:
-    """Share of the Gaussians whose centre at least one camera sees."""
+    """Share of the Gaussians whose centre is in view of at least one camera."""
     cameras = cameras.relative_to(gaussians.origin).to(gaussians.device, torch.float32)
     seen = torch.zeros(len(gaussians), dtype=torch.bool, device=gaussians.device)
     for w2c, K in zip(cameras.w2c, cameras.K, strict=True):

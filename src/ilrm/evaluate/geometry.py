@@ -1,4 +1,4 @@
-"""How far a reconstructed surface is from the true one, as sets of points."""
+"""Comparing a reconstructed surface with the true one, as point sets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SurfaceScore:
 
     @property
     def f_score(self) -> float:
-        """Harmonic mean of precision and recall; 0 if both are."""
+        """Harmonic mean of precision and recall; 0 if both are 0."""
         total = self.precision + self.recall
         return 2 * self.precision * self.recall / total if total else 0.0
 
@@ -44,14 +44,14 @@ def compare_surfaces(points: Tensor, truth: Tensor, threshold: float, required: 
     The measures are those of Knapitsch et al., "Tanks and Temples" (2017), with distances not squared.
 
     Args:
-        threshold: in world units, what counts as near.
-        required: (M', 3) the part of the true surface that completeness and recall ask for; all of it by default.
+        threshold: distance in world units for precision and recall.
+        required: (M', 3) the part of the true surface that counts for completeness and recall; all of it by default.
 
     Raises:
         SceneError: one of the sets is empty or not (N, 3), or the threshold is not positive.
     """
     if not threshold > 0:
-        raise SceneError(f"Surfaces were to be compared at a threshold of {threshold}.", expected="a positive length")
+        raise SceneError(f"The threshold {threshold} was given.", expected="a positive length in world units")
     to_truth, to_points = (
         nearest_distances(points, truth),
         nearest_distances(truth if required is None else required, points),
@@ -69,7 +69,7 @@ def nearest_distances(points: Tensor, others: Tensor) -> Tensor:
 
     Raises:
         SceneError: one of the sets is empty or not (N, 3).
-        MissingExtraError: without scipy.
+        MissingExtraError: scipy is missing.
     """
     for name, some in (("points", points), ("others", others)):
         if some.ndim != 2 or some.shape[1] != 3 or len(some) == 0:

@@ -1,7 +1,7 @@
 """Image and depth metrics, per view.
 
-PSNR clamps to [0, 1] first; SSIM does not, and equals scikit-image's ``structural_similarity(gaussian_weights=True,
-sigma=1.5, use_sample_covariance=True, data_range=1)``: the protocol of the published numbers.
+The protocol is that of the published numbers: PSNR clamps images to [0, 1] first; SSIM does not, and equals
+scikit-image's ``structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=True, data_range=1)``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def psnr(prediction: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tenso
     """(V,) peak signal-to-noise ratio in dB of images (V, H, W, 3), both clamped to [0, 1]; equal images give inf.
 
     Args:
-        mask: (V, H, W) bool, the pixels that count; all by default. A view in which none counts gives NaN.
+        mask: (V, H, W) bool, the pixels that count; all by default. A view without such pixels gives NaN.
     """
     _check(prediction, truth)
     error = (prediction.clamp(0, 1).double() - truth.clamp(0, 1).double()).square()
@@ -45,10 +45,10 @@ def psnr(prediction: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the last dimension and those pixels (..., H, W) of values (..., H, W, C) that count; NaN without any.
+    """Mean of values (..., H, W, C) over the pixels that count and all channels; NaN if no pixel counts.
 
     Args:
-        mask: (..., H, W) bool; None where all count.
+        mask: (..., H, W) bool; None if all pixels count.
     """
     if mask is None:
         return values.mean()
@@ -66,8 +66,8 @@ def ssim(prediction: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tenso
     """(V,) structural similarity of images (V, H, W, 3) with data range 1, not clamped, in float64.
 
     Args:
-        mask: (V, H, W) bool, the pixels that count; all by default. Only windows in which all pixels count are in the
-            mean; a view without any gives NaN.
+        mask: (V, H, W) bool, the pixels that count; all by default. The mean is over windows in which all pixels count;
+            a view without such windows gives NaN.
 
     Raises:
         SceneError: the images are smaller than the 11-pixel window, or of different shapes.
@@ -105,9 +105,9 @@ def ssim_map(prediction: Tensor, truth: Tensor) -> Tensor:
 
 def _blur(x: Tensor) -> Tensor:
     """Gaussian blur of (V, C, H, W) without the border."""
-    # Measured, with gradients: in single precision on a CPU two convolutions of all channels are 2 (256 px) to 4 times
-    # (540x960) as fast as products with banded matrices; in double precision only from 400 px on. On a GPU
-    # convolutions may lose digits (TF32), of which variances have none to spare.
+    # Measured with gradients on a CPU: in float32, two convolutions are 2 times (256 px) to 4 times (540x960) as fast
+    # as products with banded matrices; in float64 only from 400 px on. On a GPU, convolutions may use TF32, whose few
+    # digits are not enough for differences of squares.
     large = max(x.shape[-2:]) > _LARGE
     return (
         _blur_by_convolution(x) if x.device.type == "cpu" and (x.dtype == torch.float32 or large) else _blur_by_bands(x)
@@ -145,7 +145,7 @@ def depth_abs_rel(depth: Tensor, truth: Tensor, *, median_scaled: bool = False) 
     """(V,) mean of |depth - truth| / truth over the pixels where truth (V, H, W) is known (above 0 and finite).
 
     Args:
-        median_scaled: multiply each predicted map by the ratio of the medians first, which forgives a wrong scale.
+        median_scaled: first multiply each predicted map by the ratio of the medians, to ignore a wrong scale.
 
     Raises:
         SceneError: a view has no pixel of known depth, or the shapes differ.

@@ -1,1 +1,1 @@
-"""Surfaces out of Gaussians."""
+"""Triangle meshes from Gaussians."""

@@ -1,8 +1,8 @@
-"""A coloured surface as .glb, .ply or .obj, written by trimesh.
+"""Writing coloured meshes as .glb, .ply or .obj with trimesh.
 
-PLY and OBJ keep the world frame (see ``save_surface`` for worlds far from their origin) and store colours as they look
-(sRGB). glTF asks for y up, z forward and linear colours, so a GLB is turned by half a turn about z from OpenCV's y
-down, and its colours are converted; it is marked as unlit, because the photos' light is in the colours already.
+PLY and OBJ keep the world frame (see ``save_surface`` for worlds far from their origin) and store sRGB colours. glTF
+requires y up, z forward and linear colours, so a GLB is rotated by half a turn about z from OpenCV's y down, and its
+colours are converted. It is marked as unlit, because the colours already include the light of the photos.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
     from ilrm.mesh.texture import Texture
 
 MESH_SUFFIXES = (".glb", ".obj", ".ply")
-# The same turn as for splats, so that both lie on each other.
+# The same rotation as for splats in .glb files, so that both coincide.
 _TO_GLTF = GLTF.rotation.numpy()
 _UNLIT = "KHR_materials_unlit"
-_LINEAR = "_linear_colours"  # the name under which trimesh carries them
+_LINEAR = "_linear_colours"  # name of our vertex attribute in trimesh
 
 
 def check_mesh_path(path: Path, *, textured: bool = False) -> None:
-    """Refuse a mesh file of a kind that is not written. Raises OutputError."""
+    """Refuse a mesh file with an unsupported extension. Raises OutputError."""
     suffixes = (".glb",) if textured else MESH_SUFFIXES
     if path.suffix.lower() not in suffixes:
         raise OutputError(
-            f"{path} has the extension {path.suffix!r}" + (", which cannot hold a texture here." if textured else "."),
+            f"{path} has the extension {path.suffix!r}" + (", which is written without textures." if textured else "."),
             expected=f"a name that ends in {' or '.join(suffixes)}",
         )
 
 
 def check_mesh_packages(*, simplified: bool = False, textured: bool = False) -> None:
-    """Tell before the work what it would end for want of. Raises MissingExtraError."""
+    """Check before any work that all required packages are installed. Raises MissingExtraError."""
     needed = {"trimesh": "trimesh", "skimage": "scikit-image"}
     needed |= {"fast_simplification": "fast-simplification"} if simplified else {}
     needed |= {"xatlas": "xatlas"} if textured else {}
@@ -52,13 +52,13 @@ def check_mesh_packages(*, simplified: bool = False, textured: bool = False) -> 
 
 
 def save_surface(surface: Surface, path: Path | str, texture: Texture | None = None) -> None:
-    """Write a surface in the format that the extension names.
+    """Write a surface in the format of the extension.
 
-    Far from the world's origin a PLY holds the world's coordinates in double precision; the others are counted from
-    ``surface.origin``, of which there is a warning.
+    Far from the world's origin, a PLY stores world coordinates in double precision. In the other formats coordinates
+    are then relative to ``surface.origin``, with a warning.
 
     Args:
-        texture: replaces the colours of the vertices; in .glb only.
+        texture: replaces the colours of the vertices; only for .glb.
 
     Raises:
         OutputError: an unknown extension, or a file that cannot be written.
@@ -83,7 +83,7 @@ def save_surface(surface: Surface, path: Path | str, texture: Texture | None = N
 
 
 def linear_from_srgb(colours: FloatArray) -> FloatArray:
-    """Linear light of sRGB colours in [0, 1] (IEC 61966-2-1)."""
+    """Convert sRGB colours in [0, 1] to linear ones (IEC 61966-2-1)."""
     return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
 
 
@@ -93,13 +93,13 @@ def _with_vertex_colours(trimesh: Any, surface: Surface, kind: str) -> Any:
     mesh = trimesh.Trimesh(surface.vertices, surface.faces, vertex_colors=colours, process=False)
     if not surface.origin.any():
         return mesh.export(file_type=kind)
-    if kind == "obj":  # decimals would hold the world, but the programs that read them compute in single precision
+    if kind == "obj":  # the text could store more digits, but programs that read it compute in single precision
         return mesh.export(file_type=kind, header="world_offset " + " ".join(repr(x) for x in surface.origin.tolist()))
     return _double_ply(surface, colours)
 
 
 def _double_ply(surface: Surface, colours: NDArray[np.uint8]) -> bytes:
-    """A binary PLY with vertices in the world in double precision, which trimesh does not write."""
+    """A binary PLY with double-precision world coordinates, which trimesh cannot write."""
     vertices = np.empty(len(surface.vertices), [("xyz", "<f8", 3), ("rgb", "u1", 3)])
     vertices["xyz"], vertices["rgb"] = surface.world_vertices, colours
     faces = np.empty(len(surface.faces), [("count", "u1"), ("corners", "<i4", 3)])
@@ -112,7 +112,8 @@ def _double_ply(surface: Surface, colours: NDArray[np.uint8]) -> bytes:
 
 
 def _glb(trimesh: Any, surface: Surface) -> bytes:
-    """Vertex colours as floats: 8 bits of linear light show steps in the dark, and 16 are not read right everywhere."""
+    """A GLB with vertex colours as floats: 8-bit linear colours show banding in the dark, and some programs misread
+    16-bit ones."""
     mesh = trimesh.Trimesh(surface.vertices @ _TO_GLTF.T, surface.faces, process=False)
     mesh.vertex_attributes[_LINEAR] = linear_from_srgb(surface.colours.clip(0, 1)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Gaussians to a surface of triangles with colours: depth is rendered into views, fused, cleaned and simplified."""
+"""From Gaussians to a coloured triangle mesh: render depth in many views, fuse it, clean and simplify the mesh."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.mesh.tsdf import CHUNK, DepthViews, FloatArray, IntArray, Surface, colour_points, find_chunks, fuse
 from ilrm.render import render
 
-# The truncation is so many times the distance by which views disagree in depth, within bounds in voxels ...
+# The truncation distance is this multiple of the disagreement of the views, within limits in voxels.
 _TRUNCATION_DISAGREEMENTS = 4.0
 _TRUNCATION_VOXELS = (4.0, 8.0)
-# ... and a voxel an eighth of that, within bounds in pixels: the median width of a pixel on the surface that it sees.
+# A voxel is an eighth of the wanted truncation, within limits in units of the median width of a pixel on the surface.
 _VOXEL_PIXELS = (1.5, 4.0)
-# Depth is replaced by the median over a square of so many pixels: each Gaussian has its own error in depth.
+# Side of the median filter on depth, in pixels. It removes the individual depth errors of Gaussians.
 _MEDIAN_SIDE = 5
-# To compare views, one pixel in so many is enough.
+# Every N-th point is enough to estimate the disagreement of views.
 _COMPARED = 37
-# A pixel that covers more voxels than this from side to side says too little about each of them.
+# A pixel that is wider than this many voxels has too little information about each of them.
 _WIDEST_PIXEL_VOXELS = 8.0
-# Lattice points that are visited at most; where the scene asks for more, the voxel grows.
+# Limit on the number of lattice points; if more are needed, the voxel is enlarged.
 MOST_VOXELS = 1 << 25
-# Pixels of all views together, at 7 bytes each; of more views, some are left out evenly.
+# Limit on the pixels of all views, at 7 bytes each; beyond it, an even subset of the views is used.
 MOST_PIXELS = 1 << 26
 _LEAST_ALPHA = 0.5
-# Below this cosine between ray and normal a pixel's depth is mostly error.
+# If the cosine between ray and normal is smaller, the depth of a pixel is unreliable.
 _LEAST_COSINE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """Where the surface is looked for.
+    """The lattice in which the surface is extracted.
 
     Attributes:
-        views: depth that can be trusted at this truncation.
+        views: the views without depth that is unreliable at this truncation.
         voxel: distance between lattice points in world units.
         truncation: see ``fuse``.
         chunks: (C, 3), see ``find_chunks``.
@@ -55,13 +55,12 @@ class Lattice:
 def see_surface(
     gaussians: Gaussians, cameras: Cameras, *, near: float = 0.01, progress: Callable[[], object] = lambda: None
 ) -> DepthViews:
-    """Render depth and colour of N Gaussians into V cameras, one after the other.
+    """Render depth and colour of N Gaussians in V cameras.
 
-    Depth is the expected z-depth of what a pixel shows, then the median of its surroundings; there is none where less
-    than half of a pixel is covered.
+    Depth is the expected z-depth of a pixel, filtered by a median. Pixels with less than half coverage have none.
 
     Args:
-        near: nearest z that is drawn, in world units.
+        near: near plane in world units.
         progress: called after each view.
 
     Raises:
@@ -80,7 +79,7 @@ def see_surface(
             seen = render(gaussians, cameras[view], background=(0, 0, 0), near=near)
         solid = seen.alpha[0] >= _LEAST_ALPHA
         depth[view] = _smoothed(torch.where(solid, seen.depth[0], torch.nan).cpu()).numpy()
-        own = seen.rgb[0] / seen.alpha[0, ..., None].clamp_min(_LEAST_ALPHA)  # without the background's share
+        own = seen.rgb[0] / seen.alpha[0, ..., None].clamp_min(_LEAST_ALPHA)  # remove the black background
         rgb[view] = own.clamp(0, 1).mul(255).round().byte().cpu().numpy()
         progress()
     K = cameras.K.double().cpu().numpy()
@@ -91,7 +90,7 @@ def see_surface(
 
 
 def _smoothed(depth: torch.Tensor) -> torch.Tensor:
-    """The median of the known depths around each pixel of (H, W) that has one; 0 where it is NaN."""
+    """Median filter of depth (H, W) over known pixels; NaN (unknown) becomes 0."""
     reach = _MEDIAN_SIDE // 2
     padded = torch.nn.functional.pad(depth, (reach,) * 4, value=torch.nan)
     around = padded.unfold(0, _MEDIAN_SIDE, 1).unfold(1, _MEDIAN_SIDE, 1).flatten(2)  # (H, W, 25)
@@ -99,9 +98,9 @@ def _smoothed(depth: torch.Tensor) -> torch.Tensor:
 
 
 def disagreement(views: DepthViews) -> float:
-    """Median distance in depth by which another view looks past a point that one view sees.
+    """Median difference in depth between a point of one view and a farther surface that another view sees there.
 
-    Points that lie behind what the other view sees may simply be hidden from it, and say nothing. 0 if there are none.
+    Points behind the surface of the other view may simply be occluded and are not counted. 0 if no points remain.
     """
     height, width = views.depth.shape[1:]
     gaps = [np.zeros(0)]
@@ -120,9 +119,9 @@ def disagreement(views: DepthViews) -> float:
 
 
 def pixel_weights(views: DepthViews) -> FloatArray:
-    """(V, H, W) float32 square of cosine / footprint: what is seen from near by and upright is known best.
+    """(V, H, W) float32 weights (cosine / footprint)^2: depth is most reliable for close, frontal surfaces.
 
-    The cosine is that between the ray and the surface's normal, from the depth of the neighbouring pixels.
+    The cosine is between the ray and the surface normal, which follows from the depth of the neighbouring pixels.
     """
     footprints, weights = views.footprints(), np.zeros_like(views.depth)
     for own, footprint, weight in zip(views.depth, footprints, weights, strict=True):
@@ -134,10 +133,10 @@ def pixel_weights(views: DepthViews) -> FloatArray:
 
 
 def plan(views: DepthViews, voxel: float | None = None, *, most_voxels: int = MOST_VOXELS) -> Lattice:
-    """Choose the voxel from what the views see, unless it is given, and find the chunks that hold the surface.
+    """Choose the voxel size from the views, unless it is given, and find the chunks that contain the surface.
 
     Raises:
-        ConfigError: a voxel that is not a positive number, or one so small that the lattice would be too large.
+        ConfigError: a voxel that is not a positive number, or too small for the limit on lattice points.
         GaussiansError: the views see no surface.
     """
     if voxel is not None and not 0 < voxel < np.inf:
@@ -145,11 +144,13 @@ def plan(views: DepthViews, voxel: float | None = None, *, most_voxels: int = MO
     footprints = views.footprints()
     if not (footprints > 0).any():
         raise GaussiansError(
-            "No surface was found: no pixel of any view is covered by half.",
+            "No surface was found: in all views every pixel is covered by less than half.",
             expected="cameras in the world of the Gaussians that look at them",
             fix="give the cameras that the scene was made from",
         )
     median = float(np.median(footprints[footprints > 0]))
+    # The truncation has to exceed the disagreement of the views, or a surface would be doubled. The voxel follows from
+    # it, and is enlarged until the lattice is small enough.
     wanted = _TRUNCATION_DISAGREEMENTS * disagreement(views)
     size = voxel or median * float(np.clip(wanted / _TRUNCATION_VOXELS[1] / median, *_VOXEL_PIXELS))
     while True:
@@ -161,9 +162,9 @@ def plan(views: DepthViews, voxel: float | None = None, *, most_voxels: int = MO
             return Lattice(trusted, size, truncation, chunks)
         if voxel is not None:
             raise ConfigError(
-                f"A voxel of {voxel:.6g} asks for {count / 1e6:.0f} million voxels around the surface.",
+                f"A voxel of {voxel:.6g} would need {count / 1e6:.0f} million voxels around the surface.",
                 expected=f"at most {most_voxels / 1e6:.0f} million",
-                fix=f"raise it to about {voxel * (count / most_voxels) ** 0.5:.3g}, or leave the choice to us",
+                fix=f"raise it to about {voxel * (count / most_voxels) ** 0.5:.3g}, or leave it out",
             )
         size *= 1.05 * (count / most_voxels) ** 0.5
 
@@ -171,8 +172,8 @@ def plan(views: DepthViews, voxel: float | None = None, *, most_voxels: int = MO
 def _trusted(views: DepthViews, footprints: FloatArray, truncation: float, widest: float) -> DepthViews:
     """The views without depth at silhouettes, at grazing angles, and of pixels wider than ``widest``.
 
-    A pixel on a silhouette mixes the depths of what is before and behind it. Along a line in the image 1 / depth of
-    a plane is linear, however it is tilted: where it bends by more than the truncation in depth, there is a silhouette.
+    A pixel on a silhouette mixes the depths of foreground and background. Along a line in the image, 1 / depth of any
+    plane is linear. A pixel where it bends by more than the truncation, in depth, is therefore on a silhouette.
     """
     depth = views.depth.copy()
     for own, footprint, weight in zip(depth, footprints, views.weight, strict=True):
@@ -188,12 +189,12 @@ def _trusted(views: DepthViews, footprints: FloatArray, truncation: float, wides
 
 
 def _inverse(depth: FloatArray) -> FloatArray:
-    """1 / depth, NaN where there is none."""
+    """1 / depth; NaN where depth is unknown."""
     return np.where(depth > 0, 1 / np.where(depth > 0, depth, 1), np.nan)
 
 
 def _neighbours(image: FloatArray, axis: int) -> tuple[FloatArray, FloatArray]:
-    """The images (H, W) of each pixel's neighbours before and after it; the pixel itself where there is none."""
+    """The neighbours before and after each pixel, as images (H, W); the pixel itself where a neighbour is missing."""
     padded = np.pad(image, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
     before, after = (
         np.take(padded, range(image.shape[axis]), axis),
@@ -203,7 +204,7 @@ def _neighbours(image: FloatArray, axis: int) -> tuple[FloatArray, FloatArray]:
 
 
 def _dilated(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) grown by one pixel to all sides."""
+    """A mask (H, W) dilated by one pixel."""
     padded = np.pad(mask, 1)
     height, width = mask.shape
     return np.logical_or.reduce([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)])
@@ -216,16 +217,16 @@ def fuse_surface(
     faces: int | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> Surface:
-    """The coloured surface of a lattice.
+    """Extract the coloured surface in a lattice.
 
     Args:
-        min_piece: connected pieces with a smaller share of the faces are removed.
-        faces: simplify to about so many faces.
+        min_piece: remove connected components with a smaller share of all faces.
+        faces: simplify to about this many faces.
         progress: called after each chunk.
 
     Raises:
-        GaussiansError: nothing is left.
-        MissingExtraError: without the packages of the extra "mesh".
+        GaussiansError: the surface is empty.
+        MissingExtraError: a package of the extra "mesh" is missing.
     """
     views, truncation = lattice.views, lattice.truncation
     vertices, triangles = fuse(views, lattice.voxel, truncation, lattice.chunks, progress)
@@ -233,7 +234,7 @@ def fuse_surface(
     if len(triangles) == 0:
         raise GaussiansError(
             "No surface was found in the depth of the views.",
-            expected="surfaces that some view sees from less than grazing angles",
+            expected="surfaces that some view does not see at a grazing angle",
             fix="give more or other cameras, or another --voxel",
         )
     dense = Surface(vertices, triangles, colour_vertices(views, vertices, truncation), views.origin)
@@ -241,7 +242,7 @@ def fuse_surface(
 
 
 def colour_vertices(views: DepthViews, vertices: FloatArray, truncation: float) -> FloatArray:
-    """(N, 3) colours of vertices; those that no view sees take the colour of the nearest that one does."""
+    """(N, 3) colours of vertices; those that no view sees get the colour of the nearest visible vertex."""
     from scipy.spatial import KDTree
 
     colours, seen = colour_points(views, vertices, truncation)
@@ -252,13 +253,13 @@ def colour_vertices(views: DepthViews, vertices: FloatArray, truncation: float) 
 
 
 def without_small_pieces(vertices: FloatArray, faces: IntArray, min_piece: float) -> tuple[FloatArray, IntArray]:
-    """The mesh without connected pieces that have less than the share ``min_piece`` of all faces.
+    """The mesh without connected components that have less than the share ``min_piece`` of all faces.
 
     Raises:
-        ConfigError: a share that is not between 0 and 1.
+        ConfigError: a share outside [0, 1).
     """
     if not 0 <= min_piece < 1:
-        raise ConfigError(f"A smallest piece of {min_piece} was given.", expected="a share of all faces, 0 to 1")
+        raise ConfigError(f"min_piece = {min_piece} was given.", expected="a share of all faces, 0 to 1")
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -272,21 +273,21 @@ def without_small_pieces(vertices: FloatArray, faces: IntArray, min_piece: float
 
 
 def simplify(surface: Surface, faces: int) -> Surface:
-    """About ``faces`` faces by quadric edge collapse; each vertex takes the colour of the nearest of the old ones.
+    """Simplify to about ``faces`` faces by quadric edge collapse. Vertices get the colour of the nearest old vertex.
 
     Raises:
         ConfigError: fewer than 4 faces.
         MissingExtraError: without fast-simplification.
     """
     if faces < 4:
-        raise ConfigError(f"A mesh of {faces} faces was asked for.", expected="at least 4")
+        raise ConfigError(f"A mesh of {faces} faces was requested.", expected="at least 4")
     try:
         import fast_simplification
     except ImportError as error:
         raise MissingExtraError("fast-simplification", "mesh", "Simplifying a mesh") from error
     from scipy.spatial import KDTree
 
-    middle = surface.vertices.mean(axis=0)  # single precision is then enough
+    middle = surface.vertices.mean(axis=0)  # relative to it, the single precision of the package is enough
     points, triangles, *_ = fast_simplification.simplify(
         (surface.vertices - middle).astype(np.float32), surface.faces.astype(np.int32), target_count=faces
     )
@@ -296,7 +297,7 @@ def simplify(surface: Surface, faces: int) -> Surface:
 
 
 def is_watertight(surface: Surface) -> bool:
-    """Whether every edge belongs to exactly two faces, so that the surface encloses a volume."""
+    """Whether every edge belongs to exactly two faces, so that the mesh encloses a volume."""
     edges: Any = np.sort(surface.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
     _, counts = np.unique(edges, axis=0, return_counts=True)
     return bool((counts == 2).all())

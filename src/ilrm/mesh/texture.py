@@ -1,4 +1,4 @@
-"""A picture for a surface: charts laid out by xatlas, each texel coloured by the views that see its place."""
+"""Baking a texture: charts are laid out by xatlas, and each texel is coloured from the views that see it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ilrm.mesh.fusion import colour_vertices
 from ilrm.mesh.tsdf import DepthViews, FloatArray, IntArray, Surface
 from ilrm.render.compiling import kernel
 
-# Laying out charts takes about a minute for so many faces.
+# Laying out charts takes about a minute for this many faces.
 MOST_FACES = 200_000
-_GUTTER = 4  # texels around each chart that repeat its border, for viewers that blend and reduce
+_GUTTER = 4  # texels around each chart that repeat its border, for filtering and mipmaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Texture:
     """A surface cut into charts.
 
     Attributes:
-        vertices: (N, 3) in the world; those on seams are there more than once.
+        vertices: (N, 3) in the world; those on seams are duplicated.
         faces: (F, 3).
         uv: (N, 2) in [0, 1], v up.
         image: (S, S, 3) uint8.
@@ -35,15 +35,15 @@ class Texture:
 
 
 def bake(surface: Surface, views: DepthViews, truncation: float, side: int = 2048) -> Texture:
-    """The surface with a texture of side x side texels.
+    """Bake a texture of side x side texels.
 
     Raises:
-        ConfigError: more faces than charts can be laid out for in reasonable time.
-        MissingExtraError: without xatlas.
+        ConfigError: too many faces to lay out charts in reasonable time.
+        MissingExtraError: xatlas is missing.
     """
     if len(surface.faces) > MOST_FACES:
         raise ConfigError(
-            f"A texture was asked for on {len(surface.faces)} faces.",
+            f"A texture was requested on {len(surface.faces)} faces.",
             expected=f"at most {MOST_FACES}",
             fix="simplify the mesh with --faces 50000",
         )
@@ -74,7 +74,7 @@ def bake(surface: Surface, views: DepthViews, truncation: float, side: int = 204
 
 @kernel()
 def _rasterise(corners, faces, owner, weights):
-    """For each texel whose centre lies in a face: the face, and its barycentric weights."""
+    """Store the face and the barycentric weights of each texel whose centre is in a face."""
     height, width = owner.shape
     for f in range(len(faces)):
         ax, ay = corners[faces[f, 0]]
@@ -94,7 +94,7 @@ def _rasterise(corners, faces, owner, weights):
 
 
 def _grown(image: FloatArray, known: NDArray[np.bool_]) -> FloatArray:
-    """The image with unknown texels taking the colour of the nearest known one, near charts and (harmlessly) afar."""
+    """The image with every unknown texel set to the colour of the nearest known one."""
     from scipy.ndimage import distance_transform_edt
 
     if known.all():

@@ -1,9 +1,9 @@
-"""Depth maps of many views fused into one surface: a truncated signed distance function and its zero level.
+"""Fusing depth maps into a truncated signed distance function, and extracting its zero level set.
 
 The method is that of Curless and Levoy, "A Volumetric Method for Building Complex Models from Range Images" (1996).
-Space is a lattice of voxels anchored at the world's origin. Only chunks of it that some pixel's surface touches are
-visited, one after the other, and each is forgotten as soon as its triangles are known: memory holds the depth maps,
-the triangles and one chunk, whatever the extent of the scene.
+Space is a lattice of voxels anchored at the world's origin. Only chunks of the lattice near a visible surface are
+visited, one after the other, and each is discarded once its triangles are extracted. Memory therefore holds the depth
+maps, the triangles and a single chunk, independently of the extent of the scene.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ilrm.render.compiling import kernel
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
-CHUNK = 32  # cubes along each side of a chunk, which therefore has CHUNK + 1 lattice points a side
-# Distances are kept this far from 0 (in truncation distances), so that no vertex falls on a lattice point, where
-# triangles would degenerate and chunks could disagree about the edge that it lies on.
+CHUNK = 32  # cubes along each side of a chunk, which therefore has CHUNK + 1 lattice points per side
+# Distances are kept at least this far from 0 (in truncation distances), so that no vertex coincides with a lattice
+# point. There, triangles would be degenerate, and adjacent chunks could assign the vertex to different edges.
 _LEAST_DISTANCE = 1e-4
 _jit = kernel()
 _parallel = kernel(parallel=True)
@@ -31,15 +31,15 @@ _parallel = kernel(parallel=True)
 
 @dataclass(frozen=True, eq=False)
 class DepthViews:
-    """What V cameras see of a surface.
+    """Depth and colour of a surface in V cameras.
 
     Attributes:
-        depth: (V, H, W) float32 z-depth in world units, 0 where no surface is to be trusted.
-        weight: (V, H, W) float32, how much each pixel counts.
+        depth: (V, H, W) float32 z-depth in world units, 0 where it is unknown or unreliable.
+        weight: (V, H, W) float32 weight of each pixel.
         rgb: (V, H, W, 3) uint8.
         w2c: (V, 3, 4) float64 world-to-camera, in a world whose origin is ``origin``.
         pinhole: (V, 4) float64: fx, fy, cx, cy in pixels.
-        origin: (3,) float64 point of the world that all positions here are counted from.
+        origin: (3,) float64 point of the world that all positions here are relative to.
     """
 
     depth: FloatArray
@@ -50,7 +50,7 @@ class DepthViews:
     origin: FloatArray = field(default_factory=lambda: np.zeros(3))
 
     def points(self, view: int) -> FloatArray:
-        """(P, 3) world points behind the pixels of one view that have a depth."""
+        """(P, 3) world points of the pixels of one view that have a depth."""
         row, column = np.nonzero(self.depth[view])
         z = self.depth[view, row, column].astype(np.float64)
         fx, fy, cx, cy = self.pinhole[view]
@@ -59,7 +59,7 @@ class DepthViews:
         return (local - translation) @ rotation
 
     def footprints(self) -> FloatArray:
-        """(V, H, W) side of a pixel on a surface that faces the camera, in world units; 0 where there is no depth."""
+        """(V, H, W) width of a pixel on a surface that faces the camera, in world units; 0 where depth is unknown."""
         return self.depth / np.sqrt(self.pinhole[:, 0] * self.pinhole[:, 1])[:, None, None].astype(np.float32)
 
 
@@ -68,7 +68,7 @@ class Surface:
     """Triangles.
 
     Attributes:
-        vertices: (N, 3) float64, counted from ``origin`` as the Gaussians were that it was made of.
+        vertices: (N, 3) float64, relative to ``origin``, which is that of the Gaussians.
         faces: (F, 3) int64, counter-clockwise seen from the side the cameras are on.
         colours: (N, 3) float32 in [0, 1].
         origin: (3,) float64 point of the world.
@@ -86,11 +86,12 @@ class Surface:
 
 
 def find_chunks(views: DepthViews, voxel: float, truncation: float) -> IntArray:
-    """(C, 3) int64 chunks, in units of ``CHUNK`` voxels from the origin, within ``truncation`` of a seen surface."""
+    """(C, 3) int64 indices of chunks of ``CHUNK`` voxels per side within ``truncation`` of a visible surface."""
     side, found = CHUNK * voxel, np.zeros((0, 3), np.int64)
     corners = np.array(np.meshgrid(*[(-truncation, truncation)] * 3)).reshape(3, 8).T
     for view in range(len(views.depth)):
-        # Neighbouring pixels mostly lie in one cell of a quarter of the truncation, which is quicker to move around.
+        # Points are first merged in cells of a quarter of the truncation, because neighbouring pixels mostly share one.
+        # The margin of 1.125 covers the rounding.
         cells = np.unique(np.round(views.points(view) / (0.25 * truncation)).astype(np.int64), axis=0)
         near = np.floor((cells[:, None] * (0.25 * truncation) + 1.125 * corners) / side).astype(np.int64)
         found = np.unique(np.concatenate([found, near.reshape(-1, 3)]), axis=0)
@@ -108,8 +109,8 @@ def fuse(
 
     Args:
         voxel: distance between lattice points in world units.
-        truncation: distance to a surface above which nothing but its sign is kept.
-        chunks: as ``find_chunks`` gives them.
+        truncation: largest distance to a surface that is stored; larger ones are clamped.
+        chunks: a result of ``find_chunks``.
         progress: called after each chunk.
 
     Raises:
@@ -142,7 +143,7 @@ def fuse_block(
         shape: number of lattice points along each axis.
 
     Returns:
-        two float32 arrays of that shape; the weight is 0 where no view says anything.
+        two float32 arrays of that shape; the weight is 0 where no view contributes.
     """
     distance, weight = np.empty(shape, np.float32), np.empty(shape, np.float32)
     chosen = _seen_by(views, first * voxel, (first + shape) * voxel)
@@ -154,7 +155,8 @@ def fuse_block(
 def colour_points(views: DepthViews, points: FloatArray, truncation: float) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Colours (P, 3) in [0, 1] of points (P, 3) on the surface, and whether any view sees them (P,).
 
-    The mean over the views whose surface is within ``truncation`` of the point in depth, weighted as the fusion is.
+    The colour is the mean over the views whose surface is within ``truncation`` of the point in depth, with the weights
+    of the fusion.
     """
     colours = np.zeros((len(points), 3), np.float32)
     seen = np.zeros(len(points), np.bool_)
@@ -173,13 +175,13 @@ def colour_points(views: DepthViews, points: FloatArray, truncation: float) -> t
 
 
 def _seen_by(views: DepthViews, low: FloatArray, high: FloatArray) -> IntArray:
-    """The views whose image the ball around a box may touch."""
+    """The views whose frustum may intersect the bounding sphere of a box."""
     height, width = views.depth.shape[1:]
     radius = float(np.linalg.norm(high - low)) / 2
     x, y, z = (views.w2c[:, :, :3] @ ((low + high) / 2) + views.w2c[:, :, 3]).T
     fx, fy, cx, cy = views.pinhole.T
     inside = z > -radius
-    # Signed distances to the four sides of the pyramid that the image spans.
+    # Signed distances to the four sides of the view frustum.
     for along, focal, border in ((x, fx, width - cx), (-x, fx, cx), (y, fy, height - cy), (-y, fy, cy)):
         inside &= (along * focal - z * border) / np.hypot(focal, border) < radius
     return np.flatnonzero(inside)
@@ -187,9 +189,9 @@ def _seen_by(views: DepthViews, low: FloatArray, high: FloatArray) -> IntArray:
 
 @_jit
 def _sample(depth, weight, x, y):
-    """Depth and weight at image coordinates; 0, 0 unless all four pixels around have a depth.
+    """Depth and weight at image coordinates; 0, 0 unless all four surrounding pixels have a depth.
 
-    Bilinear in the weight and in 1 / depth, which is linear on planes.
+    Bilinear in the weight and in 1 / depth, because 1 / depth is linear on planes.
     """
     height, width = depth.shape
     column, row = x - 0.5, y - 0.5
@@ -219,7 +221,7 @@ def _project(w2c, pinhole, x, y, z):
 
 @_parallel
 def _fuse(first, voxel, truncation, chosen, depth, trust, w2c, pinhole, distance, weight):
-    """Fill distance and weight (X, Y, Z); the rule is written out in ``fuse_block_reference``."""
+    """Fill distance and weight (X, Y, Z); see ``fuse_block_reference`` for the rule."""
     for i in prange(distance.shape[0]):
         for j in range(distance.shape[1]):
             for k in range(distance.shape[2]):
@@ -273,7 +275,7 @@ def _colour(points, truncation, depth, trust, rgb, w2c, pinhole, colours, found)
 def fuse_block_reference(
     views: DepthViews, first: IntArray, shape: tuple[int, int, int], voxel: float, truncation: float
 ) -> tuple[FloatArray, FloatArray]:
-    """What ``fuse_block`` computes, in plain numpy: slow, and easy to read."""
+    """The same as ``fuse_block`` in plain numpy, slow but readable; the oracle of its tests."""
     index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
     points = (index.reshape(-1, 3) + first) * voxel
     value, total = np.zeros(len(points)), np.zeros(len(points))
@@ -292,7 +294,7 @@ def fuse_block_reference(
             counts += bilinear * trust[i, j]
         seen = 1 / np.where(known, inverse, 1)
         gap = (seen - z) / truncation
-        # Behind the surface a view counts less and less, because what is there is a guess.
+        # Behind the surface the weight of a view decreases linearly, because nothing is known about points there.
         weight = np.where(known & (gap > -1), counts * np.minimum(1, 1 + gap), 0)
         total += weight
         value += weight * np.minimum(gap, 1)
@@ -311,27 +313,27 @@ def _marching_cubes() -> Callable:
 def _triangles(
     marching_cubes: Callable, distance: FloatArray, weight: FloatArray
 ) -> tuple[FloatArray, IntArray] | None:
-    """Zero level of a block, in lattice units from its first point; cubes with an unseen corner have none."""
+    """Triangles of a block in lattice units from its first point; cubes with an unobserved corner are skipped."""
     seen = weight > 0
     if not (seen & (distance < 0)).any() or not (seen & (distance > 0)).any():
         return None
     x, y, z = (n - 1 for n in seen.shape)
     whole = np.logical_and.reduce([seen[i : i + x, j : j + y, k : k + z] for i, j, k in np.ndindex(2, 2, 2)])
     mask = np.zeros_like(seen)
-    mask[1:, 1:, 1:] = whole  # scikit-image asks the mask at each cube's last corner
+    mask[1:, 1:, 1:] = whole  # scikit-image reads the mask at the last corner of each cube
     level = np.where(distance < 0, np.minimum(distance, -_LEAST_DISTANCE), np.maximum(distance, _LEAST_DISTANCE))
     try:
         vertices, faces, _, _ = marching_cubes(level, 0.0, mask=mask)
-    except (RuntimeError, ValueError):  # no cube that is seen whole holds a piece of the surface
+    except (RuntimeError, ValueError):  # no completely observed cube contains a part of the surface
         return None
     return vertices.astype(np.float64), faces.astype(np.int64)
 
 
 def _joined(vertices: FloatArray, faces: IntArray) -> tuple[FloatArray, IntArray]:
-    """One mesh of the chunks': vertices on the border between chunks, in lattice units, become one.
+    """Join the meshes of all chunks, in lattice units: vertices on the borders between chunks are merged.
 
-    A vertex on a border lies on an edge of the lattice: two of its coordinates are whole, the third is not. Which
-    edge that is says which vertex it is, exactly.
+    A vertex on a border is on an edge of the lattice: two of its coordinates are integers, the third is not. The edge
+    identifies the vertex exactly, without a tolerance on positions.
     """
     nearest = np.round(vertices)
     whole = np.abs(vertices - nearest) < 1e-9

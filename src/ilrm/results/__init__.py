@@ -1,4 +1,4 @@
-"""What a run leaves: a folder with splats, cameras, photos and numbers, or any splat file with what lies beside it."""
+"""Reading and writing results: a folder with splats, cameras, photos and metrics, or any splat file."""
 
 from ilrm.results.result import Result, load_result, result_of
 

@@ -1,4 +1,4 @@
-"""What a path to splats means, and the cameras that lie beside them: our own results, and those of INRIA's trainer."""
+"""Finding the splat file and the cameras of a result, in our own layout or that of INRIA's trainer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _TRAINED, _ITERATION, _TRAINED_FILE = "point_cloud", "iteration_", "point_cloud.
 
 
 def find_splats(path: Path | str) -> Path:
-    """The splat file that a path means: the file itself, or the scene in the folder of a reconstruction.
+    """The splat file for a path: the file itself, or the scene in the folder of a reconstruction.
 
-    Folders of INRIA's trainer hold one scene for every saved iteration, of which the last one is meant.
+    In a folder of INRIA's trainer it is the scene of the last saved iteration.
 
     Raises:
-        GaussiansError: a folder without a scene; says which splat files are there.
-        AccessError: a folder that may not be looked into.
+        GaussiansError: a folder without a scene; the message lists the splat files there.
+        AccessError: a folder that may not be read.
     """
     path = Path(path)
     if not paths.is_dir(path):
@@ -40,7 +40,7 @@ def find_splats(path: Path | str) -> Path:
         expected="a folder that `ilrm reconstruct` has written, or a splat file",
         fix=f"name one of its files: {', '.join(there[:3])}"
         if there
-        else f"make one of photos with `ilrm reconstruct {path} -o OUT`",
+        else f"make one from photos with `ilrm reconstruct {path} -o OUT`",
     )
 
 
@@ -50,21 +50,21 @@ def _iteration(file: Path) -> int | None:
 
 
 def folder_of(splats: Path) -> Path:
-    """The folder whose cameras.json belongs to a splat file: its own, or the output folder of INRIA's trainer."""
+    """The folder with the cameras.json of a splat file: the file's own, or the output folder of INRIA's trainer."""
     inside = splats.parent.name.startswith(_ITERATION) and splats.parent.parent.name == _TRAINED
     return splats.parents[2] if inside and len(splats.parents) > 2 else splats.parent
 
 
 def cameras_file(splats: Path) -> Path | None:
-    """The cameras.json that belongs to a splat file, if there is one."""
+    """The cameras.json of a splat file, if there is one."""
     path = folder_of(splats) / CAMERAS_FILE
     return path if paths.is_file(path) else None
 
 
 def cameras_beside(splats: Path) -> tuple[Cameras, tuple[str, ...]] | None:
-    """The cameras that belong to a splat file, with their names; None, with a warning, where they cannot be read.
+    """The cameras of a splat file and their names; None if there is no cameras.json.
 
-    Files of that name lie beside splats by chance, too, and are no reason to refuse them.
+    An unreadable one only causes a warning: any program may have written a file of that name.
     """
     path = cameras_file(splats)
     if path is None:
@@ -77,7 +77,7 @@ def cameras_beside(splats: Path) -> tuple[Cameras, tuple[str, ...]] | None:
 
 
 def is_forward_pass(splats: Path) -> bool:
-    """Whether the metrics.json beside a splat file says that a network made it and nobody has refined it since."""
+    """Whether the metrics.json beside a splat file says that it comes from the network and has not been refined."""
     path = splats.parent / "metrics.json"
     if splats.name != SCENE_FILE or not paths.is_file(path):
         return False

@@ -1,4 +1,4 @@
-"""A reconstruction in memory and as a folder: splats, cameras, photos and numbers."""
+"""``Result``: a reconstruction in memory and as a folder of splats, cameras, photos and metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ilrm.splats.cameras import find_names, save_cameras
 Array = NDArray[Any]
 
 METRICS_FILE, INPUTS, RENDERS = "metrics.json", "inputs", "renders"
-# Of the sides of pictures at the cameras; larger photos are shown reduced.
+# Largest side of photos and of renderings at the cameras; larger photos are reduced.
 _LARGEST_SIDE = 4096
 _MESHES = ("mesh.glb", "mesh.ply")
 _LONGEST_LINE = 120  # letters
@@ -33,16 +33,16 @@ _LONGEST_LINE = 120  # letters
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A reconstruction and what is known about it.
+    """A reconstruction with its cameras, photos and metrics.
 
     Attributes:
-        path: where the Gaussians lie, or would: the files that are written are told by ``metrics``.
+        path: the splat file, or the path it would have if it was not written (see "files" in ``metrics``).
         gaussians: N Gaussians in the world of the cameras.
         cameras: V input cameras, if known.
         names: of the V inputs.
-        photos: V input photos (H, W, 3) uint8 of the cameras' size, None where one is not at hand; empty if none is.
+        photos: V input photos (H, W, 3) uint8 of the cameras' size, None for missing ones; empty if all are missing.
         metrics: the content of metrics.json.
-        mesh: a file with the surface of the same scene, if there is one.
+        mesh: a mesh file of the same scene, if there is one.
     """
 
     path: Path
@@ -55,14 +55,14 @@ class Result:
 
     @staticmethod
     def load(path: Path | str, antialiased: bool | None = None) -> Result:
-        """``load_result``."""
+        """Read a result; the same as ``load_result``."""
         return load_result(path, antialiased)
 
     def save(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Write scene.ply, cameras.json, metrics.json and inputs/ (the photos as JPEG), all of them or none.
 
         Raises:
-            OutputError: the folder cannot be written, or holds files of these names that we did not write.
+            OutputError: the folder cannot be written, or contains files of these names that we did not write.
         """
         names = (SCENE_FILE, CAMERAS_FILE, METRICS_FILE, f"{INPUTS}/")
         with atomic_folder(folder, names, overwrite=overwrite) as temporary:
@@ -80,25 +80,25 @@ class Result:
                 write_bytes(folder / INPUTS / name, encode_photo(torch.from_numpy(photo), "jpg"))
 
     def local(self) -> Result:
-        """The same result in a world whose origin is the point that its Gaussians are counted from."""
+        """The same result in a local world: Gaussians and cameras relative to ``gaussians.origin``."""
         cameras = None if self.cameras is None else self.cameras.relative_to(self.gaussians.origin)
         return replace(self, gaussians=self.gaussians.local(), cameras=cameras)
 
     @property
     def title(self) -> str:
-        """The name of the folder, or of the file where it stands alone."""
+        """The name of the folder, or of a splat file that is not part of a result folder."""
         path = paths.absolute(self.path)
         return plain(path.parent.name if path.name == SCENE_FILE else path.stem)
 
     @property
     def labels(self) -> list[str]:
-        """The names of the V inputs to choose from: plain, and no two alike."""
+        """Printable, unique names of the V inputs, for a menu."""
         names = [plain(name) for name in self.names]
         return [name if names.count(name) == 1 else f"{i + 1}: {name}" for i, name in enumerate(names)]
 
     @property
     def numbers(self) -> dict[str, str]:
-        """What a person wants to know, in words."""
+        """The main numbers as text, for display."""
         found = {"Gaussians": f"{len(self.gaussians):,}"}
         if self.cameras is not None:
             found["photos"] = f"{len(self.cameras)} of {self.cameras.width}x{self.cameras.height}"
@@ -113,33 +113,33 @@ class Result:
 
 
 def plain(text: str) -> str:
-    """Text of unknown origin as one short line of printable characters.
+    """Untrusted text as one short line of printable characters.
 
-    Bytes of names that are not UTF-8 are shown as \\xNN. The line is still text: whatever shows it must not take it
-    for markup.
+    Bytes of names that are not UTF-8 become \\xNN. The line is plain text and must still be escaped where markup is
+    interpreted.
     """
     line = "".join(letter if letter.isprintable() else "\ufffd" for letter in paths.shown(text))
     return line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + "..."
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, or None: metrics.json may hold anything."""
+    """A finite number, or None: metrics.json may contain anything."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
         return None
     return float(value)
 
 
 def load_result(path: Path | str, antialiased: bool | None = None) -> Result:
-    """Read a folder of results, or a splat file with what lies beside it.
+    """Read a folder of results, or a splat file with the files beside it.
 
-    cameras.json, metrics.json, inputs/ and mesh.glb or mesh.ply are taken from the folder of the splat file where they
-    are there and ours (cameras.json also of INRIA's trainer); of others a warning says that they are left out.
+    cameras.json, metrics.json, inputs/ and mesh.glb or mesh.ply are read from the folder of the splat file if they
+    exist; cameras.json may also come from INRIA's trainer. Unreadable ones are left out with a warning.
 
     Args:
-        antialiased: as of ``load_gaussians``.
+        antialiased: see ``load_gaussians``.
 
     Raises:
-        GaussiansError: no Gaussians there.
+        GaussiansError: no Gaussians.
     """
     settle(path)
     path = find_splats(path)
@@ -147,7 +147,7 @@ def load_result(path: Path | str, antialiased: bool | None = None) -> Result:
 
 
 def result_of(path: Path, gaussians: Gaussians) -> Result:
-    """Gaussians that come from a splat file, with what lies beside that file, as ``load_result`` finds it."""
+    """A result of Gaussians that were read from a splat file, with the files beside it as in ``load_result``."""
     folder = folder_of(path)
     cameras, names, photos = None, (), ()
     if (beside := cameras_beside(path)) is not None:
@@ -166,15 +166,16 @@ def _metrics(path: Path) -> dict[str, Any]:
         warn(f"left out the numbers beside the splats: {error.problem}")
         return {}
     if not isinstance(metrics, dict):
-        warn(f"left out the numbers beside the splats: {path} holds no JSON object")
+        warn(f"left out the numbers beside the splats: {path} is not a JSON object")
         return {}
     return metrics
 
 
 def _photos_beside(folder: Path, names: Sequence[str], cameras: Cameras) -> tuple[Cameras, tuple[Array | None, ...]]:
-    """The cameras at the size that pictures are shown in, and the photos that a result carries along in that size.
+    """The cameras resized for display, and the photos beside the splats at that size.
 
-    Photos are named as ``ilrm reconstruct`` does, and never enlarged to what a file says about the cameras.
+    Photos have the names that ``ilrm reconstruct`` gives them. They are never enlarged to the size in a camera file,
+    which may be wrong; the cameras are reduced instead.
     """
     files = [folder / file for file in image_names(names, "jpg")]
     photos = [_read_photo(file, _LARGEST_SIDE) if paths.is_file(file) else None for file in files]
@@ -190,7 +191,7 @@ def _photos_beside(folder: Path, names: Sequence[str], cameras: Cameras) -> tupl
 
 
 def _read_photo(path: Path, longest: int) -> Array | None:
-    """(H, W, 3) uint8, reduced to a longer side; None, with a warning, for a file that cannot be read."""
+    """Read a photo (H, W, 3) uint8 with a longer side of at most ``longest``; None with a warning if unreadable."""
     try:
         with open_image(path) as image:
             image.thumbnail((longest, longest))
@@ -210,12 +211,12 @@ def _resized(photo: Array, cameras: Cameras) -> Array:
 def photos_of(
     scene_path: Path | str, names: Sequence[str], cameras: Cameras, max_pixels: int | None = MAX_PIXELS
 ) -> tuple[Array, ...]:
-    """The photos of the cameras' names out of the scene that they came from, in the cameras' size.
+    """Read the photos of the named cameras from the original scene, at the size of the cameras.
 
-    ``max_pixels`` is that of ``load_scene``.
+    See ``load_scene`` for ``max_pixels``.
 
     Raises:
-        SceneError: the scene cannot be read, or lacks some of them.
+        SceneError: the scene cannot be read, or lacks some of the photos.
         CameraError: the photos have another shape than the cameras.
     """
     from ilrm.scenes import load_scene

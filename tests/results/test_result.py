@@ -142,7 +142,7 @@ def test_update_layers_need_photos_and_weights(capture: Result) -> None:
 
     with pytest.raises(SceneError, match="--photos"):
         update_layers(replace(capture, photos=()))
-    with pytest.raises(ConfigError, match="which weights"):
+    with pytest.raises(ConfigError, match="names the weights"):
         update_layers(replace(capture, metrics={}))
 
 

@@ -1,4 +1,4 @@
-"""Looking at results: in a browser while a server runs, or as a page that needs none."""
+"""Viewing results in a browser: a live viewer with a server, or a page that needs no server."""
 
 from ilrm.view.page import save_page
 

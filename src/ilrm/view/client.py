@@ -1,4 +1,8 @@
-"""Repairs of viser's client: scripts in its page that run before its own code and do nothing where that has changed."""
+"""Patches for viser's client: scripts in its page that run before its own code.
+
+They match pieces of that code and do nothing if a piece has changed. This module also wraps viser's server, for which
+viser has no options.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,8 @@ from ilrm.view.inbox import FirstOnly, Inbox
 _TITLE = "<title>Viser</title>"
 _ONE_AT_A_TIME = threading.Lock()
 
-# The client sorts splats in a module worker out of a blob. Chromium does not load such a worker for a page that was
-# opened from a file, and the splats would stay unsorted. Where the blob fails at once, the client takes a data URL
+# The client sorts splats in a module worker that it loads from a blob URL. In a page opened from a file, Chromium does
+# not load such a worker, and the splats would stay unsorted. If creating the worker throws, the client uses a data URL
 # instead, which works.
 _SORTER_FROM_FILES = """
 if (location.protocol === "file:") {
@@ -28,9 +32,9 @@ if (location.protocol === "file:") {
   };
 }"""
 
-# The client unpacks its code as text before it runs it, which is where it can be changed. The corners of a splat's quad
-# have two coordinates; three.js asks for the third and reports NaN as an error. The notice that there is no GPU would
-# stay over the scene until it is closed by hand. What the client keeps about its scene gets a name, for the frustums.
+# The client decompresses its own code to text before it runs it; the text can be changed there. Three changes: the
+# corners of a splat's quad get a third coordinate, because three.js reads it and logs an error for NaN; the notice that
+# there is no GPU closes by itself; and the client's state becomes available as window.ilrmClient, for _FRUSTUMS.
 _CODE = """
 {
   const decode = TextDecoder.prototype.decode;
@@ -45,16 +49,17 @@ _CODE = """
   };
 }"""
 
-# A picture in the panel is still being fetched when the panel is docked elsewhere and its address taken back, which the
-# browser reports as an error. The address has to live a little longer.
+# When the panel is docked elsewhere, the client revokes the URL of an image in it while the browser may still fetch it,
+# which logs an error. Revoking it later avoids that.
 _ADDRESSES_OF_PICTURES = """
 {
   const revoke = URL.revokeObjectURL.bind(URL);
   URL.revokeObjectURL = (url) => void setTimeout(revoke, 10000, url);
 }"""
 
-# Frustums may not cover what is looked at. One that comes near shrinks, down to nothing where one stands in it, and all
-# shrink together where they would take more than a share of the picture. A frustum counts as the disc of its sphere.
+# Frustums should not hide the scene. A frustum near the visitor shrinks, down to nothing at its own position, and all
+# shrink together if they would cover more than a share of the picture. The area of a frustum is estimated by the disc
+# of its bounding sphere.
 _FRUSTUMS = """
 {
   const LARGEST = 0.06, SHARE = 0.01; // radius over distance; discs over the picture
@@ -97,7 +102,7 @@ _FRUSTUMS = """
   requestAnimationFrame(fit);
 }"""
 
-# In a small window notices lie over the controls: clicks reach what is below them, except on their own buttons.
+# In a small window notices cover the controls. Clicks pass through them, except on their own buttons.
 _NOTICES = """
 .mantine-Notification-root { pointer-events: none !important; }
 .mantine-Notification-root button { pointer-events: auto; }
@@ -105,19 +110,20 @@ _NOTICES = """
 
 
 def repaired(page: str, head: str = _TITLE) -> str:
-    """viser's page with the repairs, and with ``head`` (title and styles) in place of its title."""
+    """viser's page with the patches, and with ``head`` (title and styles) in place of its title."""
     scripts = f"<script>{_SORTER_FROM_FILES}{_CODE}{_ADDRESSES_OF_PICTURES}{_FRUSTUMS}\n</script>"
-    # Python's replace: a title with backslashes or dollars stays what it is.
+    # str.replace, because re.sub would interpret backslashes in the title.
     return page.replace(_TITLE, f"{head}<style>{_NOTICES}</style>{scripts}", 1)
 
 
 @contextlib.contextmanager
 def served_from(folder: Path, gate: Gate, inbox: Inbox) -> Iterator[threading.Event]:
-    """Servers that viser starts while inside send a repaired client, which is written to ``folder``, let in whom the
-    gate admits, and read what visitors send through the inbox.
+    """Patch the viser servers that are started in the body.
 
-    viser has no options for it; this stands in for its server class, and for the function by which that listens. The
-    event is set once somebody watches the gate; a viser that listens in another way leaves it open.
+    They send a patched client, which is written to ``folder``, admit only requests that pass the gate, and decode
+    messages of visitors with the inbox. To this end viser's server class and the function by which it listens are
+    replaced. The event is set once the gate is installed; it stays unset if a new version of viser listens in another
+    way.
     """
     import viser
     import websockets.asyncio.server as websockets
@@ -146,11 +152,13 @@ def served_from(folder: Path, gate: Gate, inbox: Inbox) -> Iterator[threading.Ev
                     answer = f"HTTP/1.1 {status} {status.phrase}\r\nAllow: GET\r\nConnection: close\r\n\r\n"
                     self.transport.write(answer.encode())
                     self.transport.write_eof()
-            if not self.refused:  # else the rest is read and forgotten, for the answer would not arrive otherwise
+            # After a refusal the rest is read and dropped: closing with unread data would reset the connection, and the
+            # browser would not get the answer.
+            if not self.refused:
                 super().data_received(data)
 
     def listen(*args: Any, **options: Any) -> Any:
-        if not hasattr(ours, "thread"):  # somebody else's server
+        if not hasattr(ours, "thread"):  # a server of other code in this process
             return serve(*args, **options)
         guarded.set()
         process = gate.before(options["process_request"], viser.__version__)
@@ -167,7 +175,7 @@ def served_from(folder: Path, gate: Gate, inbox: Inbox) -> Iterator[threading.Ev
 
 
 def _quiet() -> logging.Logger:
-    """A log of connections by itself: whatever knocks at the port fills no terminal."""
+    """A separate logger for connections, so that port scans do not fill the terminal."""
     logger = logging.Logger("ilrm.view", logging.ERROR)
     logger.addHandler(FirstOnly())
     return logger

@@ -1,4 +1,4 @@
-"""The panel of the live viewer. Each function adds one folder; what the controls do lies in ``live`` and ``edit``."""
+"""The panel of the live viewer. Each function adds one folder; the controls call ``live`` and ``edit``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VIDEO_SIDE, FRAMES_PER_SECOND = 640, 30
-_PICTURE_WITHIN_S = 300  # without a GPU the browser takes its time
+_PICTURE_WITHIN_S = 300  # browsers without a GPU are slow
 
 
 def add_controls(viewer: Viewer) -> None:
@@ -31,7 +31,7 @@ def add_controls(viewer: Viewer) -> None:
     gui, session = viewer.server.gui, viewer.session
     gui.configure_theme(show_logo=False, show_share_button=False)
     gui.set_panel_label(viewer.result.title)
-    gui.main_panel.dock_right()  # beside the picture, not over it
+    gui.main_panel.dock_right()  # so that it does not cover the scene
     count = gui.add_markdown(count_text(session))
 
     def changed() -> None:
@@ -61,17 +61,17 @@ def add_controls(viewer: Viewer) -> None:
     if viewer.result.numbers:
         with gui.add_folder("Numbers", expand_by_default=False):
             for name, value in viewer.result.numbers.items():
-                gui.add_text(name, value, disabled=True)  # as text: markdown would run what a stranger's file holds
+                gui.add_text(name, value, disabled=True)  # not markdown, because the values may come from any file
 
 
 def count_text(session: Session) -> str:
-    """How many Gaussians are left."""
+    """The number of Gaussians that remain, as markdown."""
     left, total = int(session.keep().sum()), len(session.everything)
     return f"**{left:,}** of {total:,} Gaussians"
 
 
 def _told(viewer: Viewer, action: Callable[[viser.ClientHandle], None]) -> Callable[[viser.GuiEvent[Any]], None]:
-    """A callback that tells a user's mistakes to the one who made it."""
+    """A callback that shows a user's error to the visitor who caused it."""
 
     def callback(event: viser.GuiEvent[Any]) -> None:
         if event.client is None:
@@ -87,9 +87,9 @@ def _told(viewer: Viewer, action: Callable[[viser.ClientHandle], None]) -> Calla
 def _add_edit(viewer: Viewer, changed: Callable[[], None]) -> None:
     gui, session = viewer.server.gui, viewer.session
     with gui.add_folder("Edit"):
-        opacity = gui.add_slider("Min. opacity", 0.0, 1.0, 0.01, 0.0, hint="Gaussians below it go")
-        size = gui.add_slider("Size limit %", 50.0, 100.0, 0.1, 100.0, hint="Keep this share of them, the smaller ones")
-        crop = gui.add_checkbox("Crop box", False, hint="Move and turn it with the handles in the scene")
+        opacity = gui.add_slider("Min. opacity", 0.0, 1.0, 0.01, 0.0, hint="Hide Gaussians below this opacity")
+        size = gui.add_slider("Size limit %", 50.0, 100.0, 0.1, 100.0, hint="Keep this share, the smallest ones")
+        crop = gui.add_checkbox("Crop box", False, hint="Move and rotate it with the handles in the scene")
         edges = [gui.add_slider(f"Box {axis}", 0.02, 2.0, 0.02, 1.0, visible=False) for axis in ("x", "y", "up")]
         reset = gui.add_button("Reset")
         save = gui.add_button("Save PLY")
@@ -128,15 +128,15 @@ def _add_edit(viewer: Viewer, changed: Callable[[], None]) -> None:
 
 
 def _send(client: viser.ClientHandle, name: str, content: bytes) -> None:
-    """To the visitor's downloads: whoever may look need not be allowed to write on this machine."""
+    """Send a file to the visitor's downloads. Visitors may view the scene, but never write files on this machine."""
     client.send_file_download(name, content, save_immediately=True)
 
 
 def edited_ply(session: Session, origin: Tensor) -> bytes:
-    """What is left as the content of a splat PLY; ``origin`` (3,) is the place of the session in the world.
+    """The remaining Gaussians as the content of a splat PLY; ``origin`` (3,) is the session's origin in the world.
 
     Raises:
-        GaussiansError: nothing is left.
+        GaussiansError: no Gaussians remain.
     """
     from ilrm.splats import save_ply
 
@@ -173,9 +173,7 @@ def _add_inputs(viewer: Viewer) -> None:
         wanted = gui.add_checkbox("Frustums", True, hint="Click one to fly there. The key C hides and shows them")
         which = gui.add_dropdown("Camera", names, initial_value=names[0])
         go = gui.add_button("Fly there")
-        score = gui.add_markdown(
-            "Photo | rendering" if result.photos else "Rendering (no photos at hand: see --photos)"
-        )
+        score = gui.add_markdown("Photo | rendering" if result.photos else "Rendering (no photos found: see --photos)")
         beside = gui.add_image(comparison(viewer, 0)[0])
 
     def compare() -> None:
@@ -203,8 +201,8 @@ def _add_inputs(viewer: Viewer) -> None:
 
 
 def comparison(viewer: Viewer, view: int) -> tuple[Array, float | None]:
-    """The photo of an input camera beside the rendering (H, 2 W, 3) uint8, and its PSNR in dB; without a photo only the
-    rendering."""
+    """The photo of an input camera beside its rendering (H, 2 W, 3) uint8, and the PSNR in dB; without a photo only the
+    rendering and None."""
     from ilrm.evaluate import psnr
 
     cameras = viewer.result.cameras
@@ -221,7 +219,7 @@ def _add_record(viewer: Viewer) -> None:
     gui = viewer.server.gui
     with gui.add_folder("Record"):
         screenshot = gui.add_button("Screenshot")
-        add = gui.add_button("Add keyframe", hint="The camera as it is now")
+        add = gui.add_button("Add keyframe", hint="The current camera")
         clear = gui.add_button("Remove keyframes")
         told = gui.add_markdown("No keyframes")
         seconds = gui.add_slider("Seconds", 1.0, 60.0, 1.0, 6.0)
@@ -256,7 +254,7 @@ def _add_record(viewer: Viewer) -> None:
 
 
 def screenshot_png(client: viser.ClientHandle) -> bytes:
-    """What a visitor sees, without the panel, on white. Raises OutputError where the browser sends no picture."""
+    """The visitor's view on white, without the panel, as PNG. Raises OutputError if the browser sends no picture."""
     from PIL import Image
 
     size = client.camera.image_height, client.camera.image_width
@@ -275,9 +273,9 @@ def screenshot_png(client: viser.ClientHandle) -> bytes:
 def _way(viewer: Viewer, frames: int) -> list[Any]:
     if len(viewer.keyframes) < 2:
         raise ConfigError(
-            f"The way has {len(viewer.keyframes)} keyframes.",
+            f"The path has {len(viewer.keyframes)} keyframes.",
             expected="2 or more",
-            fix="go somewhere, press Add keyframe",
+            fix="move the camera, then press Add keyframe",
         )
     return fly(viewer.keyframes, frames)
 
@@ -285,13 +283,13 @@ def _way(viewer: Viewer, frames: int) -> list[Any]:
 def save_flight(
     viewer: Viewer, path: Path, frames: int, aspect: float, progress: Callable[[float], None] = lambda _: None
 ) -> None:
-    """Render the way through the keyframes with our own renderer and write it as a video.
+    """Render the path through the keyframes with our own renderer and write it as a video.
 
     Args:
         path: .mp4 to write.
         frames: length of the video.
-        aspect: width over height; sizes are even, as H.264 wants them.
-        progress: called with the share that is done.
+        aspect: width / height; sizes are rounded to even numbers for H.264.
+        progress: called with the finished share.
 
     Raises:
         ConfigError: fewer than two keyframes.

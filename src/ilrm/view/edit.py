@@ -1,4 +1,4 @@
-"""What the viewer's edits leave of a scene: thresholds and a crop box, without any browser."""
+"""The viewer's edits of a scene (thresholds and a crop box), independent of the browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ilrm.core.errors import ConfigError
 from ilrm.core.gaussians import Gaussians
 
-_BOX_SHARE = 0.02  # of the Gaussians lies outside of a fresh box, on either side
+_BOX_SHARE = 0.02  # of the Gaussians is outside of a new box, on each side of each axis
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Box:
 
 @dataclass(frozen=True)
 class Edit:
-    """Which Gaussians stay.
+    """The conditions that Gaussians must meet to be kept.
 
     Attributes:
-        min_opacity: those below go.
-        max_scale: those with a larger standard deviation along any axis go, in world units.
-        box: those with a centre outside go.
+        min_opacity: smallest opacity.
+        max_scale: largest standard deviation along any axis, in world units.
+        box: the box that contains the centre; None for no condition.
     """
 
     min_opacity: float = 0.0
@@ -64,16 +64,16 @@ class Edit:
     box: Box | None = None
 
     def keep(self, gaussians: Gaussians) -> Tensor:
-        """(N,) mask of the Gaussians that stay."""
+        """(N,) mask of the Gaussians to keep."""
         keep = (gaussians.opacities >= self.min_opacity) & (gaussians.scales.amax(-1) <= self.max_scale)
         return keep if self.box is None else keep & self.box.contains(gaussians.means)
 
 
 class Session:
-    """The states of a scene that can be chosen from, the one chosen, and the edit on it.
+    """The available states of a scene, the selected one, and the edit applied to it.
 
     Args:
-        layers: (name, Gaussians) at least one, the result last. All on the CPU.
+        layers: at least one (name, Gaussians), on the CPU, the result last.
     """
 
     def __init__(self, layers: Sequence[tuple[str, Gaussians]]) -> None:
@@ -85,16 +85,16 @@ class Session:
 
     @property
     def names(self) -> list[str]:
-        """Of all states, in order."""
+        """The names of all states, in order."""
         return list(self._layers)
 
     @property
     def name(self) -> str:
-        """Of the state that was chosen; the last one at first."""
+        """The name of the selected state; initially the last one."""
         return self._name
 
     def choose(self, name: str) -> None:
-        """Show another state; the edit stays. Raises ConfigError."""
+        """Select another state; the edit is kept. Raises ConfigError."""
         if name not in self._layers:
             raise ConfigError(f"There is no state {name!r}.", expected=", ".join(self._layers))
         self._name = name
@@ -105,20 +105,20 @@ class Session:
 
     @property
     def everything(self) -> Gaussians:
-        """The chosen state without the edit."""
+        """The selected state without the edit."""
         return self._layers[self._name]
 
     def keep(self) -> Tensor:
-        """(N,) mask of what stays of it."""
+        """(N,) mask of the Gaussians that the edit keeps."""
         return self.edit.keep(self.everything)
 
     def shown(self) -> Gaussians:
-        """The chosen state with the edit."""
-        everything = self.everything  # one look: the choice may change meanwhile
+        """The selected state with the edit applied."""
+        everything = self.everything  # read once, because another thread may change the selection
         return everything[self.edit.keep(everything)]
 
     def scale_quantile(self, share: float) -> float:
-        """The size that a share of the Gaussians does not exceed, in world units; infinity for all of them."""
+        """The scale that a share of the Gaussians does not exceed, in world units; infinity for a share of 1."""
         if share >= 1:
             return math.inf
         sizes = self.everything.scales.amax(-1).sort().values

@@ -1,4 +1,4 @@
-"""A camera's way through keyframes."""
+"""Interpolation of the camera through keyframes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from ilrm.view.splats import Pose
 
 
 def fly(keyframes: Sequence[Pose], frames: int) -> list[Pose]:
-    """Poses along a smooth way through all keyframes, evenly many between any two.
+    """Poses on a smooth path through all keyframes, with the same number of frames between any two.
 
-    Centres follow a Catmull-Rom spline, rotations the shortest turn, fields of view and distances their logarithms.
+    Centres follow a Catmull-Rom spline and rotations the shortest arc; the logarithms of field of view and distance are
+    interpolated linearly.
 
     Args:
         keyframes: at least one.
-        frames: length of the way, the first and the last keyframe included.
+        frames: number of poses, including the first and the last keyframe.
 
     Raises:
         ConfigError: no keyframe, or no frame.
     """
     if not keyframes or frames < 1:
         raise ConfigError(
-            f"A way of {frames} frames through {len(keyframes)} keyframes was asked for.", expected="at least 1 of each"
+            f"A path of {frames} frames through {len(keyframes)} keyframes was requested.",
+            expected="at least 1 of each",
         )
     centres = torch.stack([pose.c2w[:3, 3] for pose in keyframes])  # (P, 3)
     quats = matrix_to_quaternion(torch.stack([pose.c2w[:3, :3] for pose in keyframes]))  # (P, 4)
@@ -46,7 +48,7 @@ def fly(keyframes: Sequence[Pose], frames: int) -> list[Pose]:
 
 
 def _spline(before: Tensor, a: Tensor, b: Tensor, after: Tensor, t: float) -> Tensor:
-    """Catmull-Rom: the cubic from a to b with the slopes of the neighbours' chords."""
+    """Catmull-Rom: the cubic from a to b whose slopes are half the chords of the neighbours."""
     start, end = (b - before) / 2, (after - a) / 2
     t2, t3 = t * t, t * t * t
     return (2 * t3 - 3 * t2 + 1) * a + (t3 - 2 * t2 + t) * start + (3 * t2 - 2 * t3) * b + (t3 - t2) * end

@@ -1,7 +1,7 @@
-"""Who may talk to the viewer: pages that it has served itself, at the address that was announced.
+"""Access control for the viewer: only its own pages, at the announced address, may connect.
 
-A browser lets any page open a websocket to this machine, and lets a stranger's name resolve to it (DNS rebinding). The
-headers Origin and Host tell both, and no page can choose them.
+A browser lets any web page open a websocket to this machine, and an attacker's domain may resolve to it (DNS
+rebinding). The headers Origin and Host reveal both cases, and pages cannot change them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LONGEST_PATH, _LONGEST_LINE = 1000, 8000
 _AUTHORITY = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?", re.ASCII | re.IGNORECASE)
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<rest>.*)", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# What a scene holds may ask for nothing and show nothing from elsewhere, and no other page may frame the viewer.
+# Content Security Policy: the page may load nothing from other servers, and no other page may embed it.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob: data:; worker-src blob: data:; "
     "style-src 'unsafe-inline'; img-src 'self' blob: data:; font-src data:; media-src blob: data:; "
@@ -34,13 +34,13 @@ _POLICY = (
 
 
 def is_everywhere(host: str) -> bool:
-    """Whether a host stands for all addresses of this machine."""
+    """Whether a host means all addresses of this machine."""
     address = _address(host)
     return address is not None and address.is_unspecified
 
 
 def is_private(host: str) -> bool:
-    """Whether only this machine can reach what listens on a host."""
+    """Whether only this machine can reach a server that listens on a host."""
     return all(address.is_loopback for address in _resolved(host))
 
 
@@ -57,7 +57,7 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def refusal(head: bytes) -> HTTPStatus | None:
-    """The answer to the first bytes of a request where websockets would just drop the connection, else None."""
+    """The status for the first bytes of a request for which websockets would just drop the connection, else None."""
     line, complete, _ = head.partition(b"\n")
     if len(line) > _LONGEST_LINE:
         return HTTPStatus.REQUEST_URI_TOO_LONG
@@ -67,11 +67,11 @@ def refusal(head: bytes) -> HTTPStatus | None:
 
 
 class Gate:
-    """Decides about requests to a server.
+    """Decides which requests to a server are admitted.
 
     Args:
-        host: what the server listens on. Loopback names stand for each other; a host for all addresses is known under
-            every address and this machine's names, since a rebound name is neither.
+        host: the host that the server listens on. Loopback names are equivalent. If it means all addresses, any IP
+            address and the names of this machine are admitted; a rebound domain name is neither.
     """
 
     def __init__(self, host: str) -> None:
@@ -85,11 +85,11 @@ class Gate:
         self._names = names
 
     def admits(self, hosts: Sequence[str], origins: Sequence[str], port: int) -> bool:
-        """Whether requests with these headers Host and Origin may come in on a port."""
+        """Whether requests on a port with these Host and Origin headers are admitted."""
         if len(hosts) != 1 or len(origins) > 1 or not self._is_ours(hosts[0], port, "http"):
             return False
         if not origins:
-            return True  # no browser, or a page that the visitor opened by hand
+            return True  # not a browser, or a page that the visitor opened directly
         origin = _ORIGIN.fullmatch(origins[0])
         return origin is not None and self._is_ours(origin["rest"], port, origin["scheme"])
 
@@ -104,11 +104,11 @@ class Gate:
         return name in self._names
 
     def before(self, process: Process, version: str) -> Process:
-        """A ``process_request`` of websockets that lets through to another what may come in.
+        """A ``process_request`` for websockets that checks requests and passes admitted ones to another one.
 
         Args:
-            process: viser's, which answers HTTP and leaves websockets alone.
-            version: of viser; a page of another one is told to reload.
+            process: that of viser, which answers HTTP requests and ignores websockets.
+            version: of viser; a page of another version is told to reload.
         """
 
         def guarded(connection: ServerConnection, request: Request) -> Response | None:
@@ -124,7 +124,7 @@ class Gate:
                 return connection.respond(HTTPStatus.BAD_REQUEST, "400: a page of another version; reload it.\n")
             try:
                 response = process(connection, request)
-            except (OSError, ValueError, LookupError):  # a path that no file can have, or a header twice
+            except (OSError, ValueError, LookupError):  # an impossible path, or a repeated header
                 return connection.respond(HTTPStatus.NOT_FOUND, "404: there is nothing here.\n")
             if response is not None:
                 response.headers["Content-Security-Policy"] = _POLICY.format(authority=headers["Host"])

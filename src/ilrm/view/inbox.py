@@ -1,4 +1,4 @@
-"""What a visitor's page may send: messages of the kinds that our panel needs, with values that its controls have."""
+"""Validation of messages from visitors: only the kinds that our panel needs, with values that its controls allow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Quaternion = tuple[_Number, _Number, _Number, _Number]
 
 
 class _Kind(msgspec.Struct, tag_field="type", forbid_unknown_fields=True):
-    """A kind of message; the tags are viser's names."""
+    """Base class of message kinds; tags are viser's names."""
 
 
 class _Camera(_Kind, tag="ViewerCameraMessage"):
@@ -85,13 +85,13 @@ class _Messages(Protocol):
 
 
 class Inbox:
-    """Stands where viser expects its class of messages, and refuses what our page would not send.
+    """Replaces viser's message class when decoding, and refuses messages that our page would not send.
 
     Args:
         messages: viser's class.
 
     Attributes:
-        controls: of the panel, by their identity; set when the server is there.
+        controls: the controls of the panel by uuid; set once the server runs.
     """
 
     def __init__(self, messages: _Messages) -> None:
@@ -99,7 +99,7 @@ class Inbox:
         self.controls: Mapping[str, Any] = {}
 
     def deserialize(self, message: bytes) -> Any:
-        """A visitor's message. Raises ValueError, upon which the connection is closed."""
+        """Decode a message of a visitor. Raises ValueError, which closes the connection."""
         found = _DECODER.decode(message)
         if isinstance(found, _Control):
             self._check(found)
@@ -120,7 +120,7 @@ class Inbox:
 
 
 class FirstOnly(logging.Handler):
-    """Tells once, in one line, that a connection was closed for what it sent; more of it may not fill the terminal."""
+    """Prints one line when the first connection is closed for an invalid message, and nothing afterwards."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -129,7 +129,7 @@ class FirstOnly(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if self._told or error is None or record.getMessage() != "connection handler failed":
-            return  # handshakes fail whenever something else than a browser knocks
+            return  # failed handshakes of other programs are not worth a line
         self._told = True
         reason = repr(str(error) or type(error).__name__)[:200]
-        print(f"viewer: closed a connection that sent what no page of ours sends: {reason}", file=sys.stderr)
+        print(f"viewer: closed a connection that sent an invalid message: {reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The states of a scene after each update layer: the network run again on the photos of a result."""
+"""The states of a scene after each update layer, by running the network again on the photos of a result."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ilrm.results.result import Result
 
 
 def update_layers(result: Result, device: torch.device | str = "cpu") -> list[tuple[str, Gaussians]]:
-    """(name, N Gaussians on the CPU) after every update layer and feedback iteration, without any refinement.
+    """(name, N Gaussians on the CPU) after every update layer and feedback iteration, without refinement.
 
-    The last one is the result itself, up to rounding and the compression of photos, if it was not refined.
+    If the result was not refined, the last one equals it, up to rounding and the compression of the photos.
 
     Raises:
-        SceneError: cameras or some photos are not at hand.
-        ConfigError: the result does not say which weights made it.
-        WeightsError: those weights are not here.
+        SceneError: the cameras or some photos are missing.
+        ConfigError: the result does not name its weights.
+        WeightsError: these weights are not available.
     """
     if result.cameras is None or not result.photos or any(photo is None for photo in result.photos):
         raise SceneError(
-            f"The photos of {result.path} are not at hand, and the network needs them.",
+            f"Some photos of {result.path} are missing, and the network needs them.",
             fix="give the scene that the result was made from with --photos",
         )
     weights = result.metrics.get("weights")
     if not isinstance(weights, str):
         raise ConfigError(
-            f"Nothing beside {result.path} says which weights made it.",
+            f"No file beside {result.path} names the weights that it was made with.",
             expected="metrics.json with the field 'weights'",
         )
     images = torch.from_numpy(np.stack([photo for photo in result.photos if photo is not None])).float() / 255

@@ -1,4 +1,4 @@
-"""The live viewer: what is drawn, and how it follows the session and the visitors' cameras."""
+"""The live viewer: draws the session and follows the visitors' cameras."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 PICTURES: dict[str, Kind] = {"exact colours": "colour", "depth": "depth", "normals": "normals", "opacity": "opacity"}
 _PICTURE_SIDE = {"cpu": 480, "cuda": 1280}  # pixels of the longer side of our own renderings
 _FLIGHT_STEPS, _FLIGHT_STEP_S = 12, 0.03
-_FROM_GLTF = (0.0, 0.0, 0.0, 1.0)  # half a turn about z undoes what our .glb files are turned by (export.axes.GLTF)
+_FROM_GLTF = (0.0, 0.0, 0.0, 1.0)  # half a turn about z, the inverse of splats.axes.GLTF, as a quaternion wxyz
 
 
 class Viewer:
     """A result on a viser server.
 
     Args:
-        server: where to show it.
-        result: what to show.
+        server: the viser server.
+        result: the result to show.
         layers: earlier states to choose from, (name, Gaussians) in order, e.g. after each update layer.
-        device: where our own renderer computes.
+        device: device of our own renderer.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Viewer:
         layers: Sequence[tuple[str, Gaussians]] = (),
         device: torch.device | str = "cpu",
     ) -> None:
-        # A browser computes in single precision: everything here is counted from the Gaussians' own origin.
+        # Browsers compute in single precision, so everything here is relative to the origin of the Gaussians.
         self.origin = result.gaussians.origin
         layers = [(name, gaussians.counted_from(self.origin).local()) for name, gaussians in layers]
         result = result.local()
@@ -63,10 +63,10 @@ class Viewer:
         self.mode = "splats"
         self.keyframes: list[Pose] = []
         self.work = LatestWorker(self._failed)
-        # viser calls back from several threads, in no certain order: what changes state takes its turn, and reads the
-        # controls within it, so that the last one to come sees how they stand.
+        # viser calls back from several threads in any order. Callbacks that change state take this lock and read the
+        # controls while they hold it, so that the last one applies the current values of all controls.
         self.turn = threading.RLock()
-        self.listeners: dict[str, Callable[[], None]] = {}  # what else is to be drawn again, by name
+        self.listeners: dict[str, Callable[[], None]] = {}  # further functions to call on a redraw, by name
         self._arrays: tuple[str, SplatArrays] | None = None
         show_layout(server, self.layout)
         self._splats = show_splats(server, self.arrays)
@@ -83,22 +83,22 @@ class Viewer:
 
     @property
     def modes(self) -> list[str]:
-        """What can be shown."""
+        """The available modes."""
         return ["splats", "points", *(["mesh"] if self._mesh is not None else []), *PICTURES]
 
     @property
     def arrays(self) -> SplatArrays:
-        """The session's state, unedited, as viser takes it."""
+        """The session's selected state, unedited, as arrays for viser; cached."""
         if self._arrays is None or self._arrays[0] != self.session.name:
             self._arrays = (self.session.name, splat_arrays(self.session.everything))
         return self._arrays[1]
 
     def close(self) -> None:
-        """Stop what is being computed."""
+        """Stop all computations."""
         self.work.close()
 
     def refresh(self) -> None:
-        """Draw the session as it is now, soon."""
+        """Request a redraw of the session in the background."""
         self.work.submit("scene", self._draw_scene)
         for client in self.server.get_clients().values():
             self.work.submit(f"picture {client.client_id}", lambda client=client: self._draw_picture(client))
@@ -106,7 +106,7 @@ class Viewer:
             self.work.submit(name, draw)
 
     def show(self, mode: str) -> None:
-        """Change what is shown: one of ``modes``."""
+        """Select one of ``modes``."""
         self.mode = mode
         self.refresh()
 
@@ -136,7 +136,7 @@ class Viewer:
             self._mesh.visible = mode == "mesh"
 
     def _draw_picture(self, client: viser.ClientHandle) -> None:
-        """Our own rendering as the background of one visitor, or none."""
+        """Show our own rendering as the background of one visitor, if the mode has one."""
         kind = PICTURES.get(self.mode)
         if kind is None:
             client.scene.set_background_image(None)
@@ -156,7 +156,7 @@ class Viewer:
         self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
 
     def _moved(self, client: viser.ClientHandle) -> None:
-        """Follow a visitor with our own rendering, where that is shown."""
+        """Update our own rendering after a visitor's camera has moved, if the mode has one."""
         with self.turn:
             if self.mode in PICTURES:
                 self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
@@ -181,7 +181,7 @@ class Viewer:
             time.sleep(seconds_apart)
 
     def tell(self, client: viser.ClientHandle | None, title: str, body: str, color: Any = "red") -> None:
-        """A note to one visitor, or to all."""
+        """Show a notification to one visitor, or to all."""
         for each in [client] if client is not None else self.server.get_clients().values():
             each.add_notification(title, body, color=color, auto_close_seconds=None if color == "red" else 5)
 
@@ -189,11 +189,11 @@ class Viewer:
         if isinstance(error, IlrmError):
             self.tell(None, "This did not work", str(error))
         else:
-            traceback.print_exception(error)  # our own mistake
+            traceback.print_exception(error)  # a bug
 
 
 def pose_of(camera: viser.CameraHandle) -> Pose:
-    """Where a visitor stands."""
+    """The pose of a visitor's camera."""
     c2w = torch.eye(4, dtype=torch.float64)
     c2w[:3, :3] = quaternion_to_matrix(torch.as_tensor(np.array(camera.wxyz), dtype=torch.float64))
     c2w[:3, 3] = torch.as_tensor(np.array(camera.position), dtype=torch.float64)
@@ -206,7 +206,7 @@ def box_pose(box: Box) -> tuple[Array, Array]:
 
 
 def _show_mesh(server: viser.ViserServer, path: Path | None, origin: torch.Tensor) -> Any:
-    """The surface of a result under the name /mesh, hidden; None without a file. A .ply stands in the world."""
+    """Add the mesh of a result as /mesh, hidden; None without a file. A .ply is in world coordinates."""
     if path is None:
         return None
     try:
@@ -216,12 +216,12 @@ def _show_mesh(server: viser.ViserServer, path: Path | None, origin: torch.Tenso
             import trimesh
         except ImportError as error:
             raise MissingExtraError("trimesh", "mesh", f"Showing {path.name}") from error
-        # Its content, not its path: the file may name pictures anywhere on this machine, which would be opened.
+        # Loaded from its content: given a path, trimesh would open texture files anywhere that the file names.
         surface = trimesh.load_mesh(io.BytesIO(path.read_bytes()), file_type="ply")
         return server.scene.add_mesh_trimesh("/mesh", surface.apply_translation(-origin.numpy()), visible=False)
     except IlrmError:
         raise
-    except Exception as error:  # trimesh's, of any kind
+    except Exception as error:  # trimesh raises anything on malformed files
         raise SceneError(
             f"Cannot read the mesh {path}: {error!r}.", fix="write it again, or remove that file"
         ) from error

@@ -1,4 +1,4 @@
-"""A scene as one .html file that opens by double click, without a connection or a server."""
+"""A scene as a single .html file that opens by double click, without a server or a network connection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _STYLE = """<style>
 </style>"""
 
 _BUTTON = " <button>Hide the cameras</button> (key C)"
-# A message like those of a live viewer, which nobody sends here.
+# Without a server, the button itself queues the message by which a server would hide the frustums.
 _HIDE = """
 {
   const button = document.querySelector("#ilrm-card button");
@@ -64,18 +64,18 @@ def save_page(
     title: str = "ilrm",
     numbers: Mapping[str, object] | None = None,
 ) -> None:
-    """Write a page that shows Gaussians in any browser with WebGL 2, whole or not at all.
+    """Write a page that shows Gaussians in any browser with WebGL 2. The file is written atomically.
 
-    It opens at the first camera; the links of the other cameras load the page again at theirs. View-dependent colour
-    is left out (viser draws degree 0).
+    It opens at the first camera; links for the other cameras reload the page at their poses. View-dependent colour is
+    left out (viser draws degree 0).
 
     Args:
         gaussians: N > 0 finite Gaussians.
         path: file to write.
         cameras: V input cameras, shown as frustums.
-        thumbnails: V photos (H, W, 3) uint8, of any size; None where there is none.
+        thumbnails: V photos (H, W, 3) uint8 of any size; None for missing ones.
         title: of the page.
-        numbers: names and values to show beside the scene.
+        numbers: names and values to show in a table.
 
     Raises:
         GaussiansError: no Gaussians, batched ones, or values that are not finite.
@@ -83,9 +83,9 @@ def save_page(
     """
     check_drawable(gaussians)
     if thumbnails is not None and len(thumbnails) != (0 if cameras is None else len(cameras)):
-        raise GaussiansError(f"{len(thumbnails)} thumbnails were given.", expected="one a camera")
+        raise GaussiansError(f"{len(thumbnails)} thumbnails were given.", expected="one per camera")
     cameras = None if cameras is None else cameras.relative_to(gaussians.origin)
-    gaussians = gaussians.local()  # a browser computes in single precision
+    gaussians = gaussians.local()  # browsers compute in single precision
     layout = arrange(gaussians, cameras)
     with serve() as server:
         show_layout(server, layout)
@@ -110,7 +110,7 @@ def _dressed(
     more, script = ("", "") if layout is None else (_BUTTON, f"<script>{_HIDE}\n</script>")
     card = (
         f'<details id="ilrm-card" open><summary>{name}</summary><table>{rows}</table>{strip}'
-        f"<p>Drag to turn, drag with the right button to move, scroll to come nearer.{more}</p></details>{script}"
+        f"<p>Drag to rotate, drag with the right button to move, scroll to zoom.{more}</p></details>{script}"
     )
     page = repaired(page, f"<title>{name}</title>{_STYLE}")
     body_end = page.rindex("</body>")
@@ -128,7 +128,7 @@ def _strip(layout: ViewLayout, thumbnails: Sequence[Array | None] | None) -> str
 
 
 def _query(pose: Pose, layout: ViewLayout) -> str:
-    """The parameters by which viser's client opens at a pose."""
+    """The URL parameters that make viser's client start at a pose."""
     vectors = {"Position": pose.position, "LookAt": pose.look_at, "Up": layout.up_at(pose)}
     query = {f"initialCamera{name}": ",".join(f"{x:.9g}" for x in vector) for name, vector in vectors.items()}
     return urlencode(query | {"initialCameraFov": f"{pose.fov:.9g}"}, safe=",")

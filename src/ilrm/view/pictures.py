@@ -1,4 +1,4 @@
-"""What our own renderer sees: colours with all of their spherical harmonics, depth, normals, opacity."""
+"""Pictures by our own renderer: colours with all spherical harmonics, depth, normals, opacity."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ilrm.view.splats import Array
 Kind = Literal["colour", "depth", "normals", "opacity"]
 
 _PANELS: dict[Kind, Panel] = {"colour": "rgb", "depth": "depth", "normals": "normals", "opacity": "opacity"}
-# The threads of a compiled kernel must not be asked from two places at once.
+# Compiled kernels that use threads must not be called from two threads at once.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def picture(gaussians: Gaussians, camera: Cameras, kind: Kind, near: float) -> Array:
-    """One view as (H, W, 3) uint8, in the colours of ``ilrm render --what``; depth is scaled to the view.
+    """Render one view as (H, W, 3) uint8, with the colours of ``ilrm render --what``; depth is scaled to the view.
 
     Args:
         gaussians: N Gaussians; N may be 0.

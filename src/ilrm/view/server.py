@@ -1,4 +1,4 @@
-"""A viser server on exactly the address that was asked for, and what is shown on it."""
+"""Starting a viser server on exactly the requested address, and adding splats and cameras to it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     import viser
 
 CAMERAS = "/cameras"  # the node of the scene that holds all frustums
-# A frustum's size: at most these shares of the scene's scale and of the distance to the nearest camera.
+# Limits on the size of a frustum, as shares of the scene's scale and of the distance to the nearest camera.
 _OF_SCALE, _OF_DISTANCE = 0.05, 0.25
 _FRUSTUM_COLOUR = (205, 170, 140)
 _THUMBNAIL_SIDE = 128
-_PALE = 0.35  # share of white in the photo of a frustum; a transparent one would still hide the splats behind it
-_LONGEST_HOST = 80  # letters of it in a message
+_PALE = 0.35  # share of white in a frustum's photo; transparency would not help, as it still hides splats behind it
+_LONGEST_HOST = 80  # characters in a message
 _FIXES = {
     errno.EADDRINUSE: "choose another port with --port, or --port 0 for any free one",
     errno.EACCES: "choose a port above 1023 with --port",
@@ -39,16 +39,16 @@ _FIXES = {
 
 @contextlib.contextmanager
 def serve(host: str = "127.0.0.1", port: int = 0, label: str = "ilrm") -> Iterator[viser.ViserServer]:
-    """Run a viser server while inside.
+    """Run a viser server during the body.
 
-    It answers only pages of its own, at the address that it listens on (see ``ilrm.view.gate``).
+    It answers only its own pages at the address that it listens on (see ``ilrm.view.gate``).
 
     Args:
-        host: address to listen on. With another than a loopback one, whoever reaches this machine may look.
-        port: 0 takes any free one. viser itself would silently take the next port if this one is in use.
+        host: address to listen on. Unless it is a loopback address, everybody who can reach this machine has access.
+        port: 0 chooses any free one. viser itself would silently use the next port if this one is in use.
 
     Raises:
-        OutputError: the address cannot be listened on.
+        OutputError: the server cannot listen on the address.
     """
     _check_address(host, port)
     import viser
@@ -59,46 +59,46 @@ def serve(host: str = "127.0.0.1", port: int = 0, label: str = "ilrm") -> Iterat
 
     inbox = Inbox(Message)
     with tempfile.TemporaryDirectory(prefix="ilrm-view-") as folder:
-        # viser writes a banner with addresses, which the caller tells in its own way
+        # viser prints a banner with its address; the caller announces it instead.
         with contextlib.redirect_stdout(io.StringIO()), served_from(Path(folder), Gate(host), inbox) as guarded:
             server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
         inbox.controls = server.gui._gui_input_handle_from_uuid
         try:
             if not guarded.is_set():
                 raise OutputError(
-                    f"The viewer does not know how to protect a server of viser {viser.__version__}.",
+                    f"The viewer cannot protect a server of viser {viser.__version__} against other web pages.",
                     fix="install viser 1.1.1",
                 )
-            if port not in (0, server.get_port()):  # someone took it since the check
+            if port not in (0, server.get_port()):  # another process took the port after the check
                 raise _address_error(host, port, OSError(errno.EADDRINUSE, "address already in use"))
             yield server
         finally:
-            with contextlib.redirect_stdout(io.StringIO()):  # viser says goodbye on stdout, which belongs to results
+            with contextlib.redirect_stdout(io.StringIO()):  # viser prints a message; stdout is for results only
                 server.stop()
 
 
 def _check_address(host: str, port: int) -> None:
     try:
-        if not 0 <= port <= 65535:  # some systems wrap it around
+        if not 0 <= port <= 65535:  # some systems accept it and wrap around
             raise OverflowError("there is no such port")
-        if not host.strip():  # all addresses, to some functions
+        if not host.strip():  # some functions take it to mean all addresses
             raise ValueError("the address is empty")
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0
         ]
         with socket.socket(family, kind) as probe:
-            if sys.platform != "win32":  # there it would allow a second listener
+            if sys.platform != "win32":  # on Windows it would allow a second listener
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen()
-    except (OSError, OverflowError, ValueError) as error:  # names that no domain can have are a UnicodeError
+    except (OSError, OverflowError, ValueError) as error:  # impossible domain names raise UnicodeError, a ValueError
         raise _address_error(host, port, error) from error
 
 
 def _address_error(host: str, port: int, error: Exception) -> OutputError:
     code = error.errno if isinstance(error, OSError) else None
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    shown = host if len(host) <= _LONGEST_HOST else f"{host[:_LONGEST_HOST]}... ({len(host)} letters)"
+    shown = host if len(host) <= _LONGEST_HOST else f"{host[:_LONGEST_HOST]}... ({len(host)} characters)"
     return OutputError(
         f"The viewer cannot listen on {shown!r}, port {port}: {reason[:1].lower()}{reason[1:]}.",
         expected="a name or address of this machine, and a free port from 0 to 65535",
@@ -107,7 +107,7 @@ def _address_error(host: str, port: int, error: Exception) -> OutputError:
 
 
 def show_layout(server: viser.ViserServer, layout: ViewLayout) -> None:
-    """Up, clipping planes and the place that every viewer starts from."""
+    """Set the up direction, clipping planes and initial camera."""
     server.scene.set_up_direction(layout.up.numpy())
     server.scene.world_axes.visible = False
     first, start = layout.poses[0], server.initial_camera
@@ -116,7 +116,7 @@ def show_layout(server: viser.ViserServer, layout: ViewLayout) -> None:
 
 
 def show_splats(server: viser.ViserServer, arrays: SplatArrays) -> viser.GaussianSplatHandle:
-    """Add all Gaussians under the name /splats."""
+    """Add all Gaussians as /splats."""
     return server.scene.add_gaussian_splats(
         "/splats",
         arrays.centers,
@@ -131,12 +131,12 @@ def show_splats(server: viser.ViserServer, arrays: SplatArrays) -> viser.Gaussia
 def show_cameras(
     server: viser.ViserServer, cameras: Cameras, layout: ViewLayout, photos: Sequence[Array | None]
 ) -> tuple[viser.FrameHandle, list[viser.CameraFrustumHandle]]:
-    """Add a small, faint frustum per camera, with its photo (H, W, 3) uint8 where there is one.
+    """Add a small, pale frustum per camera, with its photo (H, W, 3) uint8 if there is one.
 
-    The client shrinks those that come near the visitor (see ``ilrm.view.client``).
+    The client shrinks frustums near the visitor (see ``ilrm.view.client``).
 
     Returns:
-        the node ``CAMERAS`` that all of them hang on, and the frustums.
+        the parent node ``CAMERAS`` and the frustums.
     """
     wxyz = matrix_to_quaternion(cameras.c2w[:, :3, :3].double().cpu()).numpy()
     scale = frustum_scale(layout)
@@ -147,7 +147,7 @@ def show_cameras(
             aspect=cameras.width / cameras.height,
             scale=scale,
             thickness=1.0,
-            thickness_units="screen",  # a line that is scaled with the frustum would be a blob in a small one
+            thickness_units="screen",  # lines scaled with the frustum would fill a small one
             color=_FRUSTUM_COLOUR,
             image=None if (photo := photos[i]) is None else _pale(thumbnail(photo)),
             jpeg_quality=80,
@@ -161,12 +161,12 @@ def show_cameras(
 
 
 def frustum_scale(layout: ViewLayout) -> float:
-    """viser's scale of all frustums: small beside the scene, and beside the distance from a camera to the next."""
+    """viser's scale for all frustums: small relative to the scene and to the distance between cameras."""
     centres = np.stack([pose.position for pose in layout.poses])
     nearest = []
     for centre in centres:
         distances = np.linalg.norm(centres - centre, axis=1)
-        others = distances[distances > 1e-6 * layout.scale]  # neither itself nor cameras at the same place
+        others = distances[distances > 1e-6 * layout.scale]  # without itself and cameras at the same position
         nearest.append(others.min(initial=np.inf))
     return min(_OF_SCALE * layout.scale, _OF_DISTANCE * float(np.median(nearest)))
 

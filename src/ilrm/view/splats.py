@@ -1,4 +1,4 @@
-"""Gaussians as the arrays that viser draws, and the arrangement of a scene around its cameras."""
+"""Gaussians as arrays for viser, and the layout of a scene: up direction, scale and initial poses."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from ilrm.pictures.trajectories import focus_point
 
 Array = NDArray[Any]
 
-# viser sends covariances in half precision: normal numbers reach from 6.1e-5 to 65504. Splats are sent in a unit in
-# which the largest standard deviation is 250; where the typical one would then fall below 0.02, the largest are cut.
+# viser sends covariances in half precision, whose normal numbers are 6.1e-5 to 65504. Splats are therefore sent in a
+# unit in which the largest standard deviation is 250. If the median would then be below 0.02, a smaller unit is chosen
+# and the largest ones are clamped.
 _LARGEST, _TYPICAL = 250.0, 0.02
-_STEEP = 0.05  # cosine between up in the world and up in the picture below which the former is no help
+_STEEP = 0.05  # if the cosine between world up and picture up is smaller, world up cannot be used
 _NEAR, _FAR = 0.01, 1000.0  # of the scene's scale
 
 
 @dataclass(frozen=True)
 class SplatArrays:
-    """N Gaussians for ``viser.SceneApi.add_gaussian_splats``; world = origin + unit * local.
+    """N Gaussians for ``viser.SceneApi.add_gaussian_splats``; world position = origin + unit * local position.
 
     Attributes:
         origin: (3,) float64 in the world.
         unit: world length of the local unit.
         centers: (N, 3) float32, local.
         covariances: (N, 3, 3) float32, local.
-        rgbs: (N, 3) uint8; the degree-0 part of the colour, viser knows no other.
+        rgbs: (N, 3) uint8; the degree-0 part of the colour, because viser supports no other.
         opacities: (N, 1) uint8.
     """
 
@@ -47,13 +48,13 @@ class SplatArrays:
     opacities: Array
 
     def select(self, keep: Array) -> dict[str, Array]:
-        """The arrays of some Gaussians (mask or indices), by viser's names."""
+        """The arrays of some Gaussians (mask or indices), as keyword arguments for viser."""
         names = ("centers", "covariances", "rgbs", "opacities")
         return {name: getattr(self, name)[keep] for name in names}
 
 
 def check_drawable(gaussians: Gaussians) -> None:
-    """Refuse what cannot be shown.
+    """Refuse Gaussians that cannot be shown.
 
     Raises:
         GaussiansError: batched Gaussians, none at all, or values that are not finite.
@@ -76,7 +77,7 @@ def splat_arrays(gaussians: Gaussians) -> SplatArrays:
     unit = max(min(largest / _LARGEST, typical / _TYPICAL), 1e-30)
     scales = (g.scales / unit).clamp_max(_LARGEST)
     local = replace(g, scales=scales)
-    # Around the middle: a world far from its origin would cost single precision its digits.
+    # Relative to the median, so that float32 keeps enough digits if the scene is far from the origin.
     origin = g.means.double().median(0).values
     return SplatArrays(
         origin=origin.numpy(),
@@ -89,23 +90,23 @@ def splat_arrays(gaussians: Gaussians) -> SplatArrays:
 
 
 def _bytes(values: Tensor) -> Array:
-    """Rounded, where viser would cut off."""
+    """Values in [0, 1] as bytes; rounded, because viser would truncate."""
     return values.mul(255).round().byte().numpy()
 
 
 def degree_zero_colours(gaussians: Gaussians) -> Tensor:
-    """(N, 3) colours in [0, 1] without their change with the viewing direction."""
+    """(N, 3) colours in [0, 1] without view dependence."""
     return (C0 * gaussians.sh[:, 0] + 0.5).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a viewer stands.
+    """The pose of a visitor's camera.
 
     Attributes:
         c2w: (4, 4) float64 camera-to-world, OpenCV axes.
         fov: vertical field of view in radians.
-        distance: along the viewing axis to what is looked at, the point that the mouse turns about.
+        distance: along the viewing axis to the point that the mouse rotates about.
     """
 
     c2w: Tensor
@@ -123,7 +124,7 @@ class Pose:
         return (self.c2w[:3, 3] + self.distance * self.c2w[:3, 2]).numpy()
 
     def camera(self, width: int, height: int) -> Cameras:
-        """The pinhole camera of a window of this pose, principal point in the middle."""
+        """The pinhole camera of a window of this size at this pose, with a centred principal point."""
         focal = 0.5 * height / math.tan(0.5 * self.fov)
         K = torch.tensor([[focal, 0, 0.5 * width], [0, focal, 0.5 * height], [0, 0, 1]], dtype=torch.float64)
         return Cameras(self.c2w[None], K[None], width, height)
@@ -135,8 +136,8 @@ class ViewLayout:
 
     Attributes:
         up: (3,) unit vector.
-        scale: a typical length: the cameras' extent, or the Gaussians' spread without cameras.
-        poses: one per camera, the first of which is shown at the start; without cameras one that sees everything.
+        scale: a typical length: the cameras' extent, or without cameras the Gaussians' spread.
+        poses: one per camera, the first of which is the initial one; without cameras a single overview.
     """
 
     up: Tensor
@@ -144,7 +145,7 @@ class ViewLayout:
     poses: tuple[Pose, ...]
 
     def up_at(self, pose: Pose) -> Array:
-        """The axis (3,) to turn about from a pose: as upright as it may be without tilting the picture."""
+        """The up axis (3,) for rotating from a pose: as close to world up as possible without tilting the picture."""
         right = pose.c2w[:3, 0]
         upright = F.normalize(self.up - (self.up @ right) * right, dim=0)
         picture_up = -pose.c2w[:3, 1]
@@ -162,7 +163,7 @@ class ViewLayout:
 
 
 def arrange(gaussians: Gaussians, cameras: Cameras | None) -> ViewLayout:
-    """Up, scale and places to look from. Without cameras y points down and z forward, as usual for splat files."""
+    """Choose up direction, scale and poses. Without cameras, y points down and z forward, as usual in splat files."""
     means = gaussians.means.detach().double().cpu()
     middle = means.median(0).values
     if cameras is None or len(cameras) == 0:

@@ -1,4 +1,4 @@
-"""A thread for work that is only worth doing for the newest request."""
+"""A background thread that runs only the latest request of each kind."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Job = Callable[[], None]
 
 
 class LatestWorker:
-    """Runs jobs one after the other; a job that has not begun is replaced by the next one of the same name.
+    """Runs jobs one after the other; a job that has not started is replaced by the next one of the same name.
 
     Args:
-        on_error: called with what a job raises; the thread goes on.
+        on_error: called with the exception of a job; the thread continues.
     """
 
     def __init__(self, on_error: Callable[[Exception], None]) -> None:
@@ -25,19 +25,19 @@ class LatestWorker:
         self._thread.start()
 
     def submit(self, name: str, job: Job) -> None:
-        """Ask for a job; nothing happens after ``close``."""
+        """Queue a job; ignored after ``close``."""
         with self._changed:
             if not self._closed:
                 self._jobs[name] = job
                 self._changed.notify_all()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is left to do; False after ``timeout`` seconds."""
+        """Wait until all jobs are done; return False after ``timeout`` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._jobs and not self._busy, timeout)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Forget what has not begun, and wait for what has."""
+        """Drop jobs that have not started, and wait for the running one."""
         with self._changed:
             self._closed = True
             self._jobs.clear()

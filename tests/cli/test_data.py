@@ -64,7 +64,7 @@ def test_convert_and_check(tmp_path: Path, capsys) -> None:
     assert main(["data", "check", str(tmp_path / "out"), "--report", str(tmp_path / "check.json")]) == 0
     shown = capsys.readouterr().out
     assert "usable" in shown
-    assert "6, 3 to 3 a scene" in shown
+    assert "6, 3 to 3 per scene" in shown
     assert "32x24 (2)" in shown
     written = json.loads((tmp_path / "check.json").read_text())
     assert [scene["name"] for scene in written["scenes"]] == ["one", "two"]

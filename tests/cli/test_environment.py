@@ -45,7 +45,7 @@ def test_results_that_cannot_be_told(line: str) -> None:
     done = shell(f"ilrm {line}")
     assert done.returncode == 1, done.stderr
     reason = "no space left on device" if "full" in line else "bad file descriptor"
-    assert done.stderr == f"ilrm: stdout cannot be written, files are as they should be: {reason}\n"
+    assert done.stderr == f"ilrm: stdout cannot be written, but all files are complete: {reason}\n"
 
 
 @needs_dev_full
@@ -105,7 +105,7 @@ def test_empty_arguments_are_not_the_current_folder(
     assert main(arguments) == 1
     told = capsys.readouterr().err
     assert told.startswith(f"ilrm: {words}")
-    assert "one of them is not set" in told
+    assert "one of them is probably not set" in told
     assert tree(tmp_path) == {}
 
 

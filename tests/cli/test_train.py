@@ -112,7 +112,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(options) == 0
     said = capsys.readouterr().out
     assert "parameters" in said
-    assert "seconds of a step" in said
+    assert "seconds per step" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,6 @@
-"""The command line ``ilrm``. One file a command; ``commands`` lists them.
+"""The command line ``ilrm``. There is one file per command; ``commands`` lists them.
 
-What stands here needs nothing but Python, so that Ctrl-C is quiet from the first moment on.
+This file imports only the standard library, so that Ctrl-C is handled quietly from the start.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; those of the process by default.
 
     Returns:
-        0 if everything that was asked for exists; 1 if the user can mend what went wrong (the message says how), and
-        where the results exist but could not be told on stdout; 130 after Ctrl-C; 141 when nobody reads the output.
-        Arguments that cannot be parsed exit with 2, and our own mistakes keep their traceback.
+        0 on success; 1 for an error that the user can fix (the message says how), or if the results were written but
+        stdout could not be; 130 after Ctrl-C; 141 if nobody reads stdout. Arguments that cannot be parsed exit with 2.
+        Bugs keep their traceback.
     """
     _open_standard_streams()
     try:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read_names_as_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale knows ASCII only: it can name no file with an é in JSON."""
+    """Restart in Python's UTF-8 mode if the locale is ASCII, in which a file name like é.jpg could not be opened."""
     known = sys.getfilesystemencoding().lower().replace("-", "") == "utf8" or os.environ.get("PYTHONUTF8") == "1"
     if os.name == "posix" and sys.executable and not known:
         os.environ["PYTHONUTF8"] = "1"
@@ -46,13 +46,13 @@ def _read_names_as_utf8() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Fill the places of closed streams, or the next file that is opened takes the messages that libraries print."""
+    """Open closed standard streams. Otherwise the next file to be opened would receive the messages of libraries."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # Takes the lowest number that is free, this one. Results cannot be written to it, which is told;
-            # messages can, and are lost.
+            # os.open takes the lowest free descriptor, which is this one. stdout is opened read-only, so that writing
+            # results fails and is reported; messages to stderr are silently lost.
             os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
             if number > 0:
                 stream = os.fdopen(number, "w", encoding="utf-8", closefd=False)

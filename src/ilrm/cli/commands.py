@@ -1,4 +1,4 @@
-"""All commands, how one of them is run, and what becomes of errors."""
+"""The list of commands, running one of them, and handling of errors and signals."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Command = (
     | Annotated[Data, tyro.conf.subcommand("data")]
 )
 
-# What lowers the need for memory, by the fields of a command.
+# Advice for running out of memory, by the fields of a command.
 _SAVING = {
     "accumulate": "raise --accumulate",
     "checkpoint_layers": "give --checkpoint-layers",
@@ -91,9 +91,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _end_beside_gloo(status: int) -> None:
-    """End one of several training processes on the CPU here and now, without Python's own end.
+    """Exit at once if this is one of several training processes, without Python's normal shutdown.
 
-    There the threads of gloo may be waited for without end, or end the process by SIGABRT after all is done.
+    During shutdown, gloo's threads may hang or abort the process with SIGABRT, although all work is done.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -120,7 +120,7 @@ def _run(command: Any, console: Console) -> int:
 
 
 def _paths(command: object) -> Iterator[Path]:
-    """Every path among the arguments of a command, those of its sub-commands too."""
+    """Every path among the arguments of a command and its sub-commands."""
     if isinstance(command, Path):
         yield command
     elif isinstance(command, tuple):
@@ -132,7 +132,7 @@ def _paths(command: object) -> Iterator[Path]:
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """An empty path would mean the current folder, although it is nearly always a variable that is not set."""
+    """Refuse empty arguments: as a path they would mean the current folder, but usually a shell variable is not set."""
     for number, argument in enumerate(arguments, 1):
         if argument == "" or re.fullmatch(r"--?[\w-]+=", argument):
             before = f" after {arguments[number - 2]}" if number > 1 and not argument else ""
@@ -140,20 +140,20 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"{given} is empty.",
                 expected="a path, name or number; the current folder is .",
-                fix="look at the variables in the command: one of them is not set",
+                fix="check the variables in the command: one of them is probably not set",
             )
 
 
 def _refused(error: OSError) -> str:
-    """What the system would not do, where nobody has explained it better."""
+    """A message for an OSError that was not converted to a more specific error."""
     reason = error.strerror or str(error)
     place = f" {error.filename}" if error.filename else ""
     problem = f"The system refuses{place}: {reason[:1].lower()}{reason[1:]}."
-    return f"{problem}\n  to do:    look at the disk, its permissions and limits"
+    return f"{problem}\n  to do:    check the disk, its permissions and limits"
 
 
 def _out_of_memory(error: BaseException) -> str | None:
-    """Where memory ran out (" on the GPU" or nothing); None if the error is about something else."""
+    """Where memory ran out: " on the GPU" or ""; None if the error has another cause."""
     words = ("can't allocate memory", "annot allocate memory", "failed to map segment")
     out = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     if out or any(part in str(error) for part in words):
@@ -162,7 +162,7 @@ def _out_of_memory(error: BaseException) -> str | None:
 
 
 def _advice(command: Any) -> str:
-    """What became of the output, and which of the command's own flags save memory."""
+    """The state of the output, and the flags of the command that save memory."""
     kept = "nothing was written"
     if isinstance(command, Train):
         kept = "checkpoints are as they were"
@@ -170,12 +170,12 @@ def _advice(command: Any) -> str:
         kept = "what is finished is kept"
     command = getattr(command, "command", command)
     ways = [way for name, way in _SAVING.items() if name in {field.name for field in fields(command)}]
-    return f"{kept}.\n  to do:    {', or '.join([*ways, 'take a machine with more memory'])}"
+    return f"{kept}.\n  to do:    {', or '.join([*ways, 'use a machine with more memory'])}"
 
 
 @contextmanager
 def _explained_warnings(console: Console) -> Iterator[None]:
-    """Warnings are a line like our own, without the place in the code that they come from."""
+    """Print warnings of libraries as one line like our own, without their location in the code."""
     before = warnings.showwarning
     warnings.showwarning = lambda message, *_, **__: console.warn(" ".join(str(message).split()))
     try:
@@ -185,10 +185,10 @@ def _explained_warnings(console: Console) -> Iterator[None]:
 
 
 class _StopCleanly:
-    """While inside, Ctrl-C and SIGTERM unwind the stack, so that temporary files are removed.
+    """Let Ctrl-C and SIGTERM unwind the stack during the body, so that temporary files are removed.
 
-    Python drops an exception that a signal raises inside a destructor or a callback from C. It is therefore raised
-    again every few seconds, until the stack is unwound.
+    Python drops an exception that a signal handler raises inside a destructor or a callback from C. It is therefore
+    raised again every few seconds until the stack is unwound.
     """
 
     _AGAIN_AFTER_S = 5.0

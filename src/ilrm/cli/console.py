@@ -1,4 +1,4 @@
-"""What people see: messages and progress bars on stderr, results on stdout. Machines ask for --json instead."""
+"""Output: messages and progress bars on stderr, results on stdout as tables or, with --json, as one object."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _WIDEST = 10_000
 
 
 class Stream:
-    """sys.stdout or sys.stderr, as it is at the time, to which writing never fails.
+    """A wrapper of the current sys.stdout or sys.stderr to which writing never fails.
 
-    A message that nobody can read must not cost the result. The first reason why something was lost is kept, and
-    nothing more is written after it. Characters that the stream's encoding lacks are written as escapes.
+    A message that cannot be printed must not cost the result. After the first failure nothing more is written.
+    Characters that the stream's encoding lacks are written as escapes.
 
     Attributes:
-        failure: why something could not be written; None if all was.
+        failure: the first error of writing, or None.
     """
 
     def __init__(self, name: Literal["stdout", "stderr"]) -> None:
@@ -61,24 +61,24 @@ class Stream:
             yield
         except OSError as error:
             self.failure = error
-        except ValueError:  # somebody has closed it
+        except ValueError:  # the stream has been closed
             self.failure = OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def release(self) -> None:
-        """Send what is left in the buffer nowhere, or Python complains once more at its exit."""
+        """Redirect the buffered rest to the null device; otherwise Python reports the error again at exit."""
         with suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, self._name).fileno())
 
 
 class Console:
-    """Rich output for people.
+    """Formatted output.
 
     Args:
-        quiet: no results on stdout, which then belongs to one JSON object.
+        quiet: print no tables, because stdout is for one JSON object.
 
     Attributes:
         results: stdout.
-        warnings: what ``warn`` has said so far, for reports.
+        warnings: all messages of ``warn`` so far, for reports.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -86,30 +86,30 @@ class Console:
         self.results = Stream("stdout")
         self.warnings: list[str] = []
         self._errors = Stream("stderr")
-        # Rich takes whatever has the methods of a file.
+        # Rich only needs the methods of a file that Stream has.
         self._messages = rich.console.Console(file=cast(IO[str], self._errors), highlight=False, soft_wrap=True)
         self._tables = rich.console.Console(file=cast(IO[str], self.results), quiet=quiet, highlight=False)
         if not self._tables.is_terminal:
-            self._tables.width = _WIDEST  # what a program reads, or a person later, is not cut
+            self._tables.width = _WIDEST  # do not cut lines in files and pipes
 
     @property
     def is_terminal(self) -> bool:
-        """Whether messages go to a terminal, where a bar can move."""
+        """Whether messages go to a terminal, in which progress bars work."""
         return self._messages.is_terminal
 
     def say(self, message: str) -> None:
-        """A line about what is going on."""
+        """Print a line about the current work."""
         self._messages.print(message, markup=False)
 
     def warn(self, message: str) -> None:
-        """A line that should not be overlooked; said once."""
+        """Print a warning; the same one only once."""
         if message in self.warnings:
             return
         self.warnings.append(message)
         self._messages.print(f"warning: {message}", style="yellow", markup=False)
 
     def show(self, title: str, rows: Mapping[str, object]) -> None:
-        """A result, as a table of names and values; values of None are left out."""
+        """Print a result as a table of names and values, without values that are None."""
         columns = (Column(no_wrap=True), Column(overflow="fold"))
         table = Table(*columns, title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
         for name, value in rows.items():
@@ -118,17 +118,17 @@ class Console:
         self._tables.print(table)
 
     def answer(self, report: Mapping[str, object]) -> None:
-        """Print the one JSON object, if that is what was asked for."""
+        """Print the JSON object, with --json."""
         if self.quiet:
             print(json.dumps(report, allow_nan=False), flush=True, file=cast(IO[str], self.results))
 
     def fail(self, message: str, status: int) -> int:
-        """Say why nothing came of it, as it is; the exit status."""
+        """Print an error and return the exit status."""
         print(f"ilrm: {message}", file=cast(IO[str], self._errors))
         return status
 
     def settle(self, status: int) -> int:
-        """Bring out what is still in buffers, at the end. The exit status: another one if results could not be told."""
+        """Flush all output at the end. Returns the exit status, which changes if results could not be printed."""
         self.results.flush()
         self._errors.flush()
         failure = self.results.failure
@@ -138,7 +138,7 @@ class Console:
                 status = status or BROKEN_PIPE
             else:
                 reason = failure.strerror or str(failure)
-                self.fail(f"stdout cannot be written, files are as they should be: {reason[:1].lower()}{reason[1:]}", 0)
+                self.fail(f"stdout cannot be written, but all files are complete: {reason[:1].lower()}{reason[1:]}", 0)
                 status = status or FAILED
         if self._errors.failure is not None:
             self._errors.release()
@@ -146,7 +146,7 @@ class Console:
 
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Advance]:
-        """A bar of ``total`` steps; the yielded function advances it."""
+        """Show a progress bar of ``total`` steps; the yielded function advances it."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=self._messages, transient=True) as bar:
             task = bar.add_task(label, total=total, note="")

@@ -1,4 +1,4 @@
-"""``ilrm data``: data sets made, converted and checked."""
+"""``ilrm data``: making, converting and checking data sets."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _MOST_SHOWN = 10
 
 @dataclass(frozen=True)
 class Make:
-    """Make synthetic scenes with true cameras.
+    """Make synthetic scenes with exact cameras.
 
-    The same command continues after an interruption, and makes only scenes that the folder lacks.
+    After an interruption the same command continues. Existing scenes are kept.
     """
 
     output: Output
@@ -37,24 +37,24 @@ class Make:
     scenes: int = 1
     """Number of scenes."""
     views: int = 12
-    """Photos of each."""
+    """Photos per scene."""
     size: int = 256
     """Width and height in pixels."""
     seed: int = 0
-    """Of the first scene; the others count on from it."""
+    """Seed of the first scene; the others have the following numbers."""
     form: Literal["folders", "chunks", "json"] = "folders"
-    """A folder each with transforms.json and true depth; pixelSplat chunks; or a folder each with opencv_cameras.json
-    and a list of them."""
+    """folders: one folder per scene with transforms.json and exact depth; chunks: pixelSplat chunks; json: one folder
+    per scene with opencv_cameras.json, and a list of them."""
     kind: Literal["room", "open", "mixed"] = "mixed"
-    """Closed rooms, open ground, or both."""
+    """Closed rooms, open ground, or a mix of both."""
     baseline: tuple[float, float] | None = None
-    """Range of the camera path's length, as a share of the distance to what is looked at (default .1 1.2)."""
+    """Range of the camera path's length, relative to the distance of the point it looks at (default: 0.1 1.2)."""
     style: Literal["plain", "photographic"] = "plain"
-    """Paints alone, or also photos on surfaces, furniture, windows with far views and all sorts of light."""
+    """plain: painted surfaces; photographic: also photos on surfaces, furniture, windows and varied light."""
     image_format: Literal["png", "jpg"] = "png"
-    """PNG is exact, JPEG small."""
+    """PNG is lossless, JPEG is smaller."""
     jobs: int | None = None
-    """Processes to share the work (default: one a core)."""
+    """Number of processes (default: one per core)."""
 
     def run(self, console: Console) -> dict[str, Any]:
         check_at_least("--scenes", self.scenes, 1)
@@ -86,10 +86,10 @@ class Make:
 
 @dataclass(frozen=True)
 class Convert:
-    """Convert captures into one data set for training, undistorted and at one size.
+    """Convert captures to one data set for training, undistorted and at one size.
 
-    OUT/report.json says what became of each scene. The same command continues after an interruption, and tries again
-    what could not be converted.
+    OUT/report.json lists the outcome for each scene. After an interruption the same command continues. It also tries
+    failed scenes again.
     """
 
     inputs: tyro.conf.Positional[tuple[Path, ...]]
@@ -97,18 +97,18 @@ class Convert:
     output: Output
     """Folder to write."""
     form: Literal["chunks", "json"] = "chunks"
-    """pixelSplat chunks; or a folder each with opencv_cameras.json and a list of them."""
+    """chunks: pixelSplat chunks; json: one folder per scene with opencv_cameras.json, and a list of them."""
     max_side: int | None = None
-    """Longer side of the photos at most (default: as they are)."""
+    """Largest longer side of the photos in pixels (default: no limit)."""
     size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="W H")] = None
-    """Width and height of all photos: scaled to cover it, then cropped around the centre."""
+    """Width and height of all photos: they are scaled to cover it, then cropped around the centre."""
     max_pixels: MaxPixels = MAX_PIXELS
     key_from: Literal["folder", "parent", "path"] = "folder"
-    """What names a scene: its folder, the folder above it, or the whole path below INPUT."""
+    """Name scenes by their folder, by the folder above it, or by the whole path below INPUT."""
     image_format: Literal["jpg", "png"] = "jpg"
-    """JPEG is small, PNG exact."""
+    """JPEG is smaller, PNG is lossless."""
     jobs: int | None = None
-    """Processes to share the work (default: one a core)."""
+    """Number of processes (default: one per core)."""
     skip_broken: bool = False
     """Exit with 0 even if some scenes could not be converted."""
 
@@ -155,7 +155,7 @@ class Convert:
 
 @dataclass(frozen=True)
 class Check:
-    """Check that a scene, or every scene of a data set, can be used: poses, intrinsics, and every image decoded."""
+    """Check that a scene, or every scene of a data set, can be used: poses, intrinsics, and decoding of every image."""
 
     path: tyro.conf.Positional[Path]
     """A scene's folder or camera file; chunks, a folder of scenes, or a list of them."""
@@ -163,9 +163,9 @@ class Check:
     report: Path | None = None
     """Write every finding to this .json file."""
     jobs: int | None = None
-    """Processes to share the work (default: one a core)."""
+    """Number of processes (default: one per core)."""
     overwrite: bool = False
-    """Replace a report of the same name that this program did not write, too."""
+    """Also replace a report of the same name that this program did not write."""
 
     def run(self, console: Console) -> dict[str, Any]:
         check_at_least("--jobs", 1 if self.jobs is None else self.jobs, 1)
@@ -185,16 +185,16 @@ class Check:
         return report
 
     def _claim(self, report: Path) -> None:
-        """Make sure that the report may be written. Raises OutputError."""
+        """Check that the report may be written. Raises OutputError."""
         from ilrm.files import claim_file
         from ilrm.scenes.inputs import input_paths
 
-        with suppress(SceneError, CameraError):  # what cannot be read is what the report will say
+        with suppress(SceneError, CameraError):  # an unreadable scene is for the report
             claim_file(report, reads=input_paths(self.path), overwrite=self.overwrite)
         claim_file(report, reads=[self.path] if paths.is_file(self.path) else (), overwrite=self.overwrite)
 
     def _check_scene(self, console: Console) -> tuple[dict[str, Any], str]:
-        """The report on a scene, and what makes it unusable, a line each."""
+        """The report on a scene, and its errors, one per line."""
         from ilrm.scenes import check_scene
 
         findings = check_scene(self.path, max_pixels=self.max_pixels)
@@ -206,7 +206,7 @@ class Check:
         return report, "\n".join(errors)
 
     def _check_set(self, console: Console) -> tuple[dict[str, Any], str]:
-        """The report on a data set, and what makes it or the first of its scenes unusable, a line each."""
+        """The report on a data set, and the errors of the set and of its first unusable scenes, one per line."""
         from ilrm.datasets.check_set import check_set
 
         with console.progress("checking", None) as advance:
@@ -256,7 +256,7 @@ def _say(findings: Sequence[Finding], console: Console) -> None:
 
 
 def _reasons(broken: Mapping[str, str]) -> str:
-    """A line each for the first few scenes."""
+    """One line for each of the first few scenes."""
     lines = [f"{name}: {reason.splitlines()[0]}" for name, reason in list(broken.items())[:_MOST_SHOWN]]
     more = len(broken) - len(lines)
     return "\n".join([*lines, *([f"... and {more} more"] if more else [])])
@@ -273,7 +273,7 @@ def _summary(checked: SetReport) -> Mapping[str, object]:
     sizes = Counter(scene.size for scene in loaded if scene.size).most_common(_MOST_SHOWN)
     angles = [angle for scene in loaded for angle in scene.fov or ()]
     return rows | {
-        "views": f"{sum(views)}, {min(views)} to {max(views)} a scene",
+        "views": f"{sum(views)}, {min(views)} to {max(views)} per scene",
         "sizes": ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes),
         "field of view": f"{min(angles):.0f} to {max(angles):.0f} degrees",
     }

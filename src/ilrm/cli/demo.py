@@ -1,4 +1,4 @@
-"""``ilrm demo``: a capture that comes with the package, end to end."""
+"""``ilrm demo``: reconstructing a capture that comes with the package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Demo:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
-    """Replace files of the same names that this program did not write, too."""
+    """Also replace files of the same names that this program did not write."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 

@@ -19,8 +19,8 @@ class Reconstruct:
     """Turn posed photos into 3D Gaussians.
 
     Writes scene.ply (in the photos' own world frame), viewer.html (opens by double click), preview.mp4, metrics.json,
-    cameras.json and inputs/ (the input photos), and renders/ (each held-out photo rendered, alone and beside the
-    truth), all of them or none.
+    cameras.json, inputs/ (the input photos) and renders/ (each held-out view rendered, alone and beside its photo).
+    Either all of them are written or none.
     """
 
     input: tyro.conf.Positional[Path]
@@ -28,20 +28,20 @@ class Reconstruct:
     output: Output
     """Folder to write."""
     views: int | None = None
-    """Number of input photos; by default as many as memory and time reasonably carry (more photos help)."""
+    """Number of input photos; by default as many as reasonable in memory and time. More photos improve the result."""
     holdout: int | None = None
-    """Keep every such photo out of the inputs, to measure on it; 0 keeps none out. Default: the photos that the scene
-    itself declares for testing, else 8 if there are 10 or more."""
+    """Hold out every N-th photo for evaluation; 0 holds out none. Default: the test photos that the scene itself
+    declares, else 8 if there are 10 photos or more."""
     weights: str = "ilrm-small"
     """Name, file or folder of the weights, or a hub id."""
     feedback: int | None = None
-    """Iterations in which the network looks at its own renderings; default: as many as the weights say."""
+    """Iterations in which the network sees its own renderings. Default: the number in the weights."""
     refine: int = 0
-    """Optimise the result for so many steps on the input photos."""
+    """Steps of optimisation on the input photos after the forward pass."""
     export: tuple[ExportName, ...] = ("html", "video")
-    """What to write beside scene.ply; give it without a name for nothing more."""
+    """What to write beside scene.ply; without a name, nothing."""
     watch: WatchName = "spare"
-    """Photos that stop the refinement when they get worse: those neither input nor held out, or the held-out ones
+    """Photos that stop the refinement when they get worse: spare ones (neither input nor held out), the held-out ones
     (their score is then no longer independent), or none."""
     size: int = 256
     """Longer side of the photos in pixels; larger ones are reduced."""
@@ -51,9 +51,9 @@ class Reconstruct:
     precision: PrecisionName = "auto"
     """Number format of the network."""
     seed: int = 0
-    """Of everything that is drawn at random."""
+    """Seed of all random choices."""
     overwrite: bool = False
-    """Replace files of the same names that this program did not write, too."""
+    """Also replace files of the same names that this program did not write."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -63,7 +63,7 @@ class Reconstruct:
 
 
 def run_and_show(console: Console, **options: Any) -> dict[str, Any]:
-    """``ilrm.run``, and the numbers that matter on the screen; the report of the command."""
+    """Call ``ilrm.run``, print the main numbers, and return the report of the command."""
     from ilrm.pipeline.run import run
 
     metrics = {**run(**options, reporter=console).metrics, "output": str(options["output"])}

@@ -1,4 +1,4 @@
-"""``ilrm refine``: fit existing Gaussians further to photos."""
+"""``ilrm refine``: optimising existing Gaussians on photos."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ilrm.files.image_files import MAX_PIXELS
 class Refine:
     """Optimise a splat file on the photos of a scene.
 
-    The photos must share the world frame of the Gaussians. Held-out photos are not optimised on; their PSNR is measured
-    before and after.
+    The photos must be in the world frame of the Gaussians. Held-out photos are not used for optimisation; their PSNR is
+    measured before and after.
     """
 
     gaussians: tyro.conf.Positional[Path]
@@ -30,20 +30,20 @@ class Refine:
     steps: int = 300
     """Steps of optimisation."""
     views: int | None = None
-    """Number of photos to optimise on; all that are not held out by default."""
+    """Number of photos to optimise on; by default all that are not held out."""
     holdout: int | None = None
-    """Keep every such photo out, to measure on it; 0 keeps none out. Default as in `ilrm reconstruct`."""
+    """Hold out every N-th photo for evaluation; 0 holds out none. Default: as in `ilrm reconstruct`."""
     size: int = 256
     """Longer side of the photos in pixels; larger ones are reduced."""
     max_pixels: MaxPixels = MAX_PIXELS
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
-    """Of everything that is drawn at random."""
+    """Seed of all random choices."""
     overwrite: bool = False
-    """Replace files of the same names that this program did not write, too."""
+    """Also replace files of the same names that this program did not write."""
     antialiased: bool = False
-    """The splats were trained anti-aliased, which their file does not say: opacity is compensated for the blur."""
+    """Treat the splats as trained anti-aliased, for files that do not say so: opacity is compensated for the blur."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 

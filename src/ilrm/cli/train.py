@@ -1,4 +1,4 @@
-"""``ilrm train``: train a network, or continue where the same command was stopped."""
+"""``ilrm train``: training a network, or continuing an interrupted run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ilrm.train.log import StepRecord
     from ilrm.train.trial import Trial
 
-# Between two lines about how it goes, where there is no terminal for a bar.
+# Seconds between two lines of progress, if there is no terminal for a bar.
 _LINES_APART_S = 60.0
 
 
@@ -45,7 +45,7 @@ class Train:
     """
 
     preset: tyro.conf.Positional[str]
-    """Which run."""
+    """Name of the preset, see above."""
     output: Output
     """Folder of the run."""
     data: Path | None = None
@@ -53,23 +53,23 @@ class Train:
     steps: int | None = None
     """Length of the whole run; the preset's by default."""
     minutes: float | None = None
-    """Stop after so long, with a checkpoint."""
+    """Stop after this time, with a checkpoint."""
     seed: int | None = None
-    """Of the first weights and of all draws."""
+    """Seed of the initial weights and of all random choices."""
     devices: int = 1
-    """Processes of a node, one for each GPU (or CPU processes where there is none)."""
+    """Processes per node, one for each GPU, or CPU processes if there is none."""
     nodes: int = 1
     """Number of nodes."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How processes share the work: a copy of the network in each (ddp), or shards of it (fsdp)."""
+    """How the network is distributed: a copy in each process (ddp), or shards (fsdp)."""
     precision: Literal["fp32", "bf16"] | None = None
     """Format of matrix products; the preset's by default."""
     accumulate: int | None = None
-    """Parts that a process's share of a batch is split into, to save memory."""
+    """Gradient accumulation: split each process's batch into this many parts, to save memory."""
     batch: int | None = None
-    """Samples of a step over all processes, in all stages."""
+    """Samples per step over all processes, in all stages."""
     workers: int | None = None
-    """Processes that prepare batches, for each device; 0 is a thread."""
+    """Processes per device that prepare batches; 0 uses a thread."""
     compile: bool = False
     """Compile the network's layers (torch.compile)."""
     checkpoint_layers: bool = False
@@ -77,9 +77,9 @@ class Train:
     init: str | None = None
     """Weights to start from: name, file or folder."""
     config: tuple[str, ...] = ()
-    """Further changes of the preset, such as optimiser.peak=1e-4, or JSON files with the fields to change."""
+    """Further changes to the preset, such as optimiser.peak=1e-4, or JSON files with the fields to change."""
     dry_run: bool = False
-    """Measure three steps of each stage, say what the run will cost, and write nothing."""
+    """Measure three steps of each stage, print the cost of the run, and write nothing."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
@@ -117,7 +117,7 @@ class Train:
             kept = f"the same command continues from {last}" if exists(last) else "nothing was saved yet"
             raise KeyboardInterrupt(f"interrupted; {kept}") from error
         if not result.is_first:
-            raise SystemExit(0)  # the first process speaks for all
+            raise SystemExit(0)  # only the first process reports
         return self._report(config, result, console)
 
     def make_config(self) -> TrainConfig:
@@ -179,14 +179,14 @@ class Train:
             raise KeyboardInterrupt(told)
         console.show("", report)
         if result.steps_now == 0:
-            console.say(f"The run had all of its {config.steps} steps already; --steps N makes it longer.")
+            console.say(f"The run already had all of its {config.steps} steps; --steps N makes it longer.")
         elif result.stopped_by == "minutes":
             console.say(f"Out of time after step {result.step} of {config.steps}; the same command continues.")
         return report
 
 
 class _Bar:
-    """Shows each step: a bar in a terminal, else a line now and then. Appears with the first step."""
+    """Shows progress after each step: a bar in a terminal, else a line once in a while."""
 
     def __init__(self, console: Console, steps: int, stack: ExitStack) -> None:
         self._console, self._steps, self._stack = console, steps, stack
@@ -208,7 +208,7 @@ class _Bar:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON knows neither NaN nor infinity."""
+    """None for NaN and infinity, which JSON cannot represent."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -218,12 +218,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"--config {error.problem}", expected="field=value, or a JSON file", fix=error.fix) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"--config {path} holds no JSON object.", expected="an object with the fields to change")
+        raise ConfigError(f"--config {path} is not a JSON object.", expected="an object with the fields to change")
     return values
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested values with some of them replaced; what is of another kind is replaced as a whole."""
+    """Nested values with some of them replaced; an object of another ``kind`` is replaced as a whole."""
     merged = dict(values)
     for name, change in changes.items():
         old = values.get(name)
@@ -244,7 +244,7 @@ def _duration(seconds: float) -> str:
 
 
 def _trial_rows(found: Trial) -> list[tuple[str, dict[str, object]]]:
-    """Tables for people."""
+    """The tables to print."""
     memory = found.memory_bytes
     tables: list[tuple[str, dict[str, object]]] = [
         (
@@ -259,10 +259,10 @@ def _trial_rows(found: Trial) -> list[tuple[str, dict[str, object]]]:
     for number, s in enumerate(found.stages):
         rows: dict[str, object] = {
             "steps": s.steps,
-            "samples of a part": s.samples,
-            "views of a sample": f"{s.inputs} inputs, {s.targets} targets",
-            "Gaussians of a sample": s.gaussians,
-            "seconds of a step": s.seconds,
+            "samples per part": s.samples,
+            "views per sample": f"{s.inputs} inputs, {s.targets} targets",
+            "Gaussians per sample": s.gaussians,
+            "seconds per step": s.seconds,
         }
         tables.append((f"stage {number}", rows))
     return tables

@@ -1,4 +1,4 @@
-"""``ilrm weights``: what networks there are, and what a file of weights holds."""
+"""``ilrm weights``: listing, downloading, converting and inspecting weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ilrm.cli.console import Console
 
 @dataclass(frozen=True)
 class List:
-    """List the weights that have a name."""
+    """List all named weights."""
 
     def run(self, console: Console) -> dict[str, Any]:
         from ilrm.model.weights import list_weights
@@ -29,7 +29,7 @@ class List:
 
 @dataclass(frozen=True)
 class Pull:
-    """Download named weights, so that they are there without a connection."""
+    """Download named weights, for use without a network connection."""
 
     name: tyro.conf.Positional[str]
     """Name of the weights (see `ilrm weights list`)."""
@@ -44,7 +44,7 @@ class Pull:
 
 @dataclass(frozen=True)
 class Show:
-    """Say what weights hold."""
+    """Show the content of weights."""
 
     source: tyro.conf.Positional[str]
     """Name, file or folder."""
@@ -57,16 +57,16 @@ class Show:
 
 @dataclass(frozen=True)
 class Convert:
-    """Write released weights in the safe layout of this package (safetensors)."""
+    """Convert released weights to the safe layout of this package (safetensors)."""
 
     source: tyro.conf.Positional[str]
     """Name, file or folder."""
     output: Output
     """File (.safetensors) or folder to write."""
     bf16: bool = False
-    """Store in half the size, rounded to bfloat16."""
+    """Round to bfloat16, which halves the size."""
     overwrite: bool = False
-    """Replace files of the same names that this program did not write, too."""
+    """Also replace files of the same names that this program did not write."""
 
     def run(self, console: Console) -> dict[str, Any]:
         from ilrm.model.weights import convert
@@ -88,7 +88,7 @@ def _report(info: Any, console: Console) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Weights:
-    """List, fetch, convert and inspect weights."""
+    """List, download, convert and inspect weights."""
 
     command: Annotated[
         Annotated[List, tyro.conf.subcommand("list")]

@@ -1,4 +1,4 @@
-"""From photos to results: every choice between a scene and a folder of files, for Python and the command alike.
+"""From photos to results: all choices that Python calls and commands share.
 
-Nothing is imported here: ``options`` is read by the command line before torch is loaded.
+This file imports nothing, because the command line reads ``options`` before torch is loaded.
 """

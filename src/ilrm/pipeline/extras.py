@@ -1,4 +1,4 @@
-"""What is written beside the splats: a page, a video, a mesh, other splat formats."""
+"""The additional files of a run: a page, a video, a mesh, other splat formats."""
 
 from __future__ import annotations
 

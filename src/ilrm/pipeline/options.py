@@ -1,4 +1,4 @@
-"""The options of a run, and what they may be. Nothing here loads torch: the command line reads it for its help."""
+"""The options of a run and their checks. Does not import torch, because the command line reads it for its help."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ ExportName = Literal["html", "video", "mesh", "spz", "splat", "glb", "compressed
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What ``ilrm.run`` and ``ilrm reconstruct`` are told.
+    """The options of ``ilrm.run`` and ``ilrm reconstruct``.
 
     Attributes:
         input: a scene's folder or camera file: transforms.json, COLMAP, opencv_cameras.json, chunks.
         output: folder to write; None writes nothing.
-        views: number of input photos; by default as many as memory and time reasonably carry.
-        holdout: keep every such photo out of the inputs, to measure on it; 0 keeps none out. By default the photos that
-            the scene itself declares for testing, else every 8th if there are 10 or more.
+        views: number of input photos; by default as many as reasonable in memory and time.
+        holdout: hold out every N-th photo for evaluation; 0 holds out none. By default the test photos that the scene
+            itself declares, else every 8th if there are 10 or more.
         weights: name, file or folder of the weights, or a hub id.
-        feedback: iterations in which the network looks at its own renderings; as many as its weights say by default.
+        feedback: iterations in which the network sees its own renderings; by default the number in its weights.
         refine: steps of optimisation on the input photos after the forward pass.
         export: what to write beside scene.ply.
         watch: photos that stop the refinement when they get worse: those neither input nor held out ("spare"), the
@@ -35,8 +35,8 @@ class RunOptions:
         max_pixels: photos of more pixels are refused.
         device: auto, cpu, cuda or cuda:N.
         precision: number format of the network.
-        seed: of everything that is drawn at random.
-        overwrite: replace files of the same names that this program did not write, too.
+        seed: of all random choices.
+        overwrite: also replace files of the same names that this program did not write.
     """
 
     input: Path
@@ -56,7 +56,7 @@ class RunOptions:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Refuse impossible numbers and unknown names before any work. Raises ConfigError."""
+        """Refuse invalid numbers and unknown names before any work. Raises ConfigError."""
         named = [("watch", self.watch, WatchName), ("precision", self.precision, PrecisionName)]
         for name, value, choices in [*named, *(("export", value, ExportName) for value in self.export)]:
             if value not in get_args(choices):

@@ -1,4 +1,4 @@
-"""From posed photos to a folder of results: ``ilrm.run``, which ``ilrm reconstruct`` and ``ilrm demo`` call."""
+"""``ilrm.run``: from posed photos to a folder of results. ``ilrm reconstruct`` and ``ilrm demo`` call it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ilrm.scenes import load_scene
 from ilrm.scenes.inputs import input_paths
 
 _MOST_WATCHED = 6
-# Pixels that all inputs together may have by default: 16 views of 256x256 on a CPU, 64 on a GPU.
+# Default limit on the pixels of all inputs: 16 views of 256x256 on a CPU, 64 on a GPU.
 _PIXEL_BUDGET = {"cpu": 16 * 256 * 256, "cuda": 64 * 256 * 256}
 _MOST_INPUTS = 32
 _MOST_BYTES = 4 << 30  # of decoded photos in memory
@@ -56,21 +56,21 @@ def run(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> Result:
-    """Reconstruct posed photos, refine and score the result, and write it: all that ``ilrm reconstruct`` does.
+    """Reconstruct posed photos, refine, evaluate and write the result, as ``ilrm reconstruct`` does.
 
     Args:
         input: a scene's folder or camera file.
-        output: a folder for scene.ply, cameras.json, metrics.json, inputs/, renders/ and the files of ``export``, all
-            of them or none; None writes nothing (``Result.save`` does later).
+        output: a folder for scene.ply, cameras.json, metrics.json, inputs/, renders/ and the files of ``export``, which
+            are written all or not at all; None writes nothing (``Result.save`` can do so later).
         views, holdout, weights, feedback, refine, export, watch, size, max_pixels, device, precision, seed, overwrite:
             see ``RunOptions``.
-        reporter: is told what goes on.
+        reporter: receives messages and progress.
 
     Returns:
-        the result; ``metrics`` holds what metrics.json does.
+        the result; ``metrics`` is the content of metrics.json.
 
     Raises:
-        IlrmError: input, output or options that cannot be used; its kind says which.
+        IlrmError: invalid input, output or options; the subclass says which.
     """
     options = RunOptions(
         input=Path(input),
@@ -94,7 +94,7 @@ def run(
 
 
 class _Run:
-    """One call of ``run``: its options, its clock and the warnings on the way."""
+    """One call of ``run``: its options, timings and warnings."""
 
     def __init__(self, options: RunOptions, reporter: Reporter) -> None:
         self.options, self.reporter = options, reporter
@@ -124,7 +124,7 @@ class _Run:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
     def _compute(self, folder: Path | None) -> Result:
-        """The result, written into a folder that is open for it."""
+        """Compute the result and write it to ``folder``, unless that is None."""
         options = self.options
         with kernels_in_background(self.device, gradients=options.refine > 0):
             with self._stage("load"):
@@ -180,7 +180,7 @@ class _Run:
         result = Result(path, gaussians.to("cpu"), inputs.cameras.to("cpu"), inputs.names, photos, metrics)
         if folder is not None:
             metrics["files"] = {"splats": SCENE_FILE, **{name: EXPORT_FILES[name] for name in options.export}}
-            # Without held-out views the inputs are shown; they are not scored, since they were looked at.
+            # Without held-out views, the inputs are rendered for comparison; scores on inputs would be misleading.
             self._write(result, gaussians, held_out if split.held_out else inputs, near, folder)
         return result
 
@@ -213,7 +213,7 @@ class _Run:
 
 
 def _watched(split: ViewSplit, watch: WatchName) -> list[int]:
-    """At most a handful of the photos that may stop the refinement."""
+    """An even subset of the photos that may stop the refinement."""
     watched = {"spare": split.spare, "held-out": split.held_out, "none": []}[watch]
     return watched[:: -(-len(watched) // _MOST_WATCHED) if watched else 1]
 

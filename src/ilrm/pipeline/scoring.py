@@ -1,4 +1,4 @@
-"""Renderings of views, beside the truth and in numbers."""
+"""Evaluating Gaussians on photos: scores and comparison images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ilrm.scenes.names import file_stems
 
 
 def score(gaussians: Gaussians, scene: Scene, near: float) -> tuple[float, float | None] | None:
-    """Mean PSNR in dB and mean SSIM over the views of a scene; None without views in which a pixel counts."""
+    """Mean PSNR in dB and mean SSIM over the views of a scene; None if no pixel counts in any view."""
     psnrs, ssims = [], []
     for view in range(len(scene)):
         rgb, truth = render_view(gaussians, scene.cameras[view], near), scene.images[[view]]
@@ -33,12 +33,12 @@ def score(gaussians: Gaussians, scene: Scene, near: float) -> tuple[float, float
 
 @torch.no_grad()
 def render_view(gaussians: Gaussians, camera: Cameras, near: float) -> Tensor:
-    """What one camera sees, (H, W, 3) on the CPU, not clamped."""
+    """The rendering of one camera, (H, W, 3) on the CPU, not clamped."""
     return render(gaussians, camera, near=near).rgb[0].cpu()
 
 
 def save_comparisons(gaussians: Gaussians, scene: Scene, folder: Path, near: float, reporter: Reporter) -> None:
-    """For every view NAME.png, the rendering, and NAME_vs_truth.png, the rendering beside the photo."""
+    """Write for every view NAME.png, the rendering, and NAME_vs_truth.png, the rendering beside the photo."""
     with reporter.progress("rendering", len(scene)) as advance:
         for view, stem in enumerate(file_stems(scene.names)):
             rgb = render_view(gaussians, scene.cameras[view], near)

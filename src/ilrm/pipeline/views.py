@@ -1,4 +1,4 @@
-"""Which photos are inputs, which are held out, and which are left over."""
+"""Choosing which photos are inputs, which are held out, and which are left over."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from ilrm.core.cameras import Cameras
     from ilrm.core.scene import Scene
 
-_HOLD_OUT_FROM = 10  # fewer photos than this are all used as inputs unless something else is asked for
+_HOLD_OUT_FROM = 10  # with fewer photos than this, none is held out by default
 _HOLD_OUT_EVERY = 8
 
 
 def given_cameras(path: Path) -> tuple[Cameras, tuple[str, ...]]:
-    """The cameras of --cameras, with their names: of a cameras.json, or of a scene.
+    """The cameras for --cameras and their names, from a cameras.json or a scene.
 
     Raises:
         CameraError: a cameras.json that cannot be read.
-        SceneError: any other path that is no scene.
+        SceneError: any other path that is not a scene.
     """
     from ilrm.results.beside import CAMERAS_FILE
     from ilrm.scenes import load_scene
@@ -50,13 +50,13 @@ def split_views(
     """Decide the use of every view.
 
     Args:
-        path: where the scene came from; asked for its own list of test photos when ``holdout`` is None.
+        path: the scene's path, from which its own list of test photos is read if ``holdout`` is None.
         views: number of inputs; by default all that are not held out, up to ``most``.
-        holdout: keep every such view out of the inputs; 0 keeps none out.
-        most: how many inputs the machine carries; no limit by default.
+        holdout: hold out every N-th view; 0 holds out none.
+        most: default limit on the number of inputs; no limit by default.
 
     Raises:
-        ConfigError: impossible numbers.
+        ConfigError: invalid numbers.
         SceneError: fewer than two views remain as inputs.
     """
     from ilrm.scenes import select_inputs

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilrm.core.cameras import Cameras, Similarity, local_origin, mean_pose, normalise, pixel_centres, rays
+from ilrm.core.cameras import Cameras, Similarity, local_origin, normalise, pixel_centres, rays
 from ilrm.core.errors import CameraError
 from ilrm.core.gaussians import quaternion_to_matrix
+from ilrm.core.poses import look_at, mean_pose
 from tests.conftest import make_cameras, shared_path
 
 
@@ -182,6 +183,28 @@ class TestNormalise:
         torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64))
         moved = cameras.transform(random_similarity(6))
         torch.testing.assert_close(normalise(moved)[0].c2w, normalise(cameras)[0].c2w, atol=1e-9, rtol=0)
+
+
+class TestLookAt:
+    CENTRES = torch.tensor([[3.0, 1.0, -2.0], [0.5, -4.0, 1.0]], dtype=torch.float64)
+    TARGETS = torch.tensor([[0.0, 0.5, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    DOWN = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)
+
+    def test_axes_are_orthonormal_and_image_down_is_down(self) -> None:
+        c2w = look_at(self.CENTRES, self.TARGETS, self.DOWN)
+        Cameras(c2w, torch.eye(3, dtype=torch.float64).expand(2, 3, 3), 4, 4).check()
+        torch.testing.assert_close(c2w[:, :3, 3], self.CENTRES)
+        ahead = torch.nn.functional.normalize(self.TARGETS - self.CENTRES, dim=-1)
+        torch.testing.assert_close(c2w[:, :3, 2], ahead)
+        assert (c2w[:, :3, 0] @ self.DOWN).abs().max() < 1e-12, "image rows are level"
+        assert (c2w[:, :3, 1] @ self.DOWN).min() > 0
+
+    def test_roll_turns_right_towards_down(self) -> None:
+        level = look_at(self.CENTRES, self.TARGETS, self.DOWN)
+        rolled = look_at(self.CENTRES, self.TARGETS, self.DOWN, torch.tensor([torch.pi / 2, 0.0], dtype=torch.float64))
+        torch.testing.assert_close(rolled[0, :3, 0], level[0, :3, 1])
+        torch.testing.assert_close(rolled[0, :3, 1], -level[0, :3, 0])
+        torch.testing.assert_close(rolled[1], level[1])
 
 
 class TestCheck:

@@ -9,7 +9,8 @@ import torch
 
 from ilrm.core.cameras import Cameras, Similarity
 from ilrm.core.errors import ConfigError
-from ilrm.pictures.trajectories import focus_point, look_at, looks_from_all_around, orbit
+from ilrm.core.poses import look_at
+from ilrm.pictures.trajectories import focus_point, looks_from_all_around, orbit
 from tests.conftest import make_cameras
 
 FOCUS = torch.tensor([1.0, 0.5, 3.0], dtype=torch.float64)

@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilrm.core.errors import CameraError
+from ilrm.core.poses import mean_pose
 
 NormalisationRule = Literal["transformed", "raw"]
 
-# Below this length the mean of unit vectors gives no reliable direction (cameras that face each other).
-_DEGENERATE_DIRECTION = 1e-4
 # Camera centres that differ by less than this share of their distance to the origin count as one point. It is a few
 # hundred float64 roundings; a capture of a 1 cm object in UTM or ECEF coordinates is still 10,000 times wider.
 _COINCIDENT_CENTRES = 1e-13
@@ -317,18 +316,21 @@ def rigid_inverse(c2w: Tensor) -> Tensor:
     return w2c
 
 
-def points_at_depth(depth: Tensor, pixels: Tensor, c2w: Tensor, K: Tensor) -> Tensor:
-    """World points (..., L, 3) at z-depths (..., L) behind the image positions (..., L, 2) of cameras (...).
+def camera_points(depth: Tensor, pixels: Tensor, K: Tensor) -> Tensor:
+    """Points (..., L, 3) in camera axes at z-depths (..., L) behind the image positions (..., L, 2) of cameras (...).
 
     Args:
         pixels: (x, y) with the centre of the first pixel at (0.5, 0.5).
-        c2w: (..., 4, 4) camera-to-world.
         K: (..., 3, 3) intrinsics in pixels; skew is ignored.
     """
     focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], dim=-1)[..., None, :]
     xy = (pixels - K[..., None, :2, 2]) / focal
-    local = torch.cat([xy, torch.ones_like(xy[..., :1])], dim=-1) * depth[..., None]
-    return local @ c2w[..., :3, :3].mT + c2w[..., None, :3, 3]
+    return torch.cat([xy, torch.ones_like(xy[..., :1])], dim=-1) * depth[..., None]
+
+
+def points_at_depth(depth: Tensor, pixels: Tensor, c2w: Tensor, K: Tensor) -> Tensor:
+    """The points of ``camera_points`` (..., L, 3) in the world, for camera-to-world matrices (..., 4, 4)."""
+    return camera_points(depth, pixels, K) @ c2w[..., :3, :3].mT + c2w[..., None, :3, 3]
 
 
 def pixel_centres(width: int, height: int, like: Tensor) -> Tensor:
@@ -392,25 +394,6 @@ def local_origin_of(points: Tensor) -> Tensor:
     middle = points.median(0).values
     distances = (points - middle).norm(dim=-1)
     return local_origin(middle, distances.median().item() or distances.max().item() or 1.0)
-
-
-def mean_pose(c2w: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotation (3, 3) and centre (3,), float64, of the frame between the given (V, 4, 4) cameras.
-
-    Forward is the mean of the viewing directions; down is the mean of the down axes, made orthogonal to it (the
-    released rule). If a mean vanishes or both are parallel, as for a ring of cameras that face each other, the axes of
-    the first camera are used instead: like the means, they rotate with the cameras.
-    """
-    c2w = c2w.double()
-    centre = c2w[:, :3, 3].mean(0)
-    mean_forward, mean_down = c2w[:, :3, 2].mean(0), c2w[:, :3, 1].mean(0)
-    forward = F.normalize(mean_forward, dim=0)
-    down = mean_down - (mean_down @ forward) * forward
-    if mean_forward.norm() < _DEGENERATE_DIRECTION or down.norm() < _DEGENERATE_DIRECTION:
-        return c2w[0, :3, :3], centre
-    down = F.normalize(down, dim=0)
-    right = torch.linalg.cross(down, forward)
-    return torch.stack([right, down, forward], dim=1), centre
 
 
 def normalise(

@@ -10,9 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ilrm.core.cameras import Cameras, Similarity, mean_pose
+from ilrm.core.cameras import Cameras, Similarity
 from ilrm.core.errors import CameraError, ConfigError, warn
 from ilrm.core.gaussians import Gaussians
+from ilrm.core.poses import mean_pose
 from ilrm.files.reading import read_json
 from ilrm.pictures import trajectories
 from ilrm.pictures.frames import surface_depths

@@ -9,7 +9,7 @@ import torch
 from ilrm.core.cameras import Cameras
 from ilrm.core.errors import GaussiansError
 from ilrm.core.gaussians import Gaussians
-from ilrm.pictures.trajectories import look_at
+from ilrm.core.poses import look_at
 
 _FIELD_OF_VIEW = math.radians(50)
 _SHARE_IN_SIGHT = 0.95

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilrm.core.cameras import Cameras, pixel_centres
+from ilrm.core.cameras import Cameras, camera_points, pixel_centres
 
 # Across a jump of depth larger than this share of it lie two surfaces, not a slope.
 _JUMP = 0.1
@@ -27,10 +27,8 @@ def normals(depth: Tensor, cameras: Cameras, axes: Literal["camera", "world"] = 
     Returns:
         (V, H, W, 3); zero where the depth is unknown or no neighbour goes with it.
     """
-    K = cameras.K.to(depth)
-    focal, centre = K[:, None, None, [0, 1], [0, 1]], K[:, None, None, :2, 2]
-    xy = (pixel_centres(cameras.width, cameras.height, depth) - centre) / focal  # (V, H, W, 2)
-    points = torch.cat([xy, torch.ones_like(xy[..., :1])], dim=-1) * depth[..., None]
+    pixels = pixel_centres(cameras.width, cameras.height, depth).flatten(0, 1)
+    points = camera_points(depth.flatten(1), pixels, cameras.K.to(depth)).view(*depth.shape, 3)
     normal = torch.linalg.cross(_slope(points, 1), _slope(points, 2), dim=-1)
     normal = F.normalize(normal, dim=-1)
     normal = torch.where((normal * points).sum(-1, keepdim=True) > 0, -normal, normal)

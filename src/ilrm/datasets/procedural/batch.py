@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ilrm.core.cameras import Cameras
+from ilrm.core.cameras import Cameras, camera_points
 from ilrm.core.errors import ConfigError
 from ilrm.core.scene import Scene
 from ilrm.datasets.procedural import layout
@@ -72,10 +72,10 @@ def _surface_points(
     view, place = index // (config.height * config.width), index % (config.height * config.width)
     z = depth.flatten(1).gather(1, index)
     batch = torch.arange(len(seeds), device=depth.device)[:, None]
-    focal, centre = K[batch, view][..., 0, 0], K[batch, view][..., :2, 2]
     pixel = torch.stack([place % config.width + 0.5, place // config.width + 0.5], dim=-1)
-    local = torch.cat([(pixel - centre) / focal[..., None] * z[..., None], z[..., None]], dim=-1)
+    local = camera_points(z[..., None], pixel[..., None, :], K[batch, view])[..., 0, :]
     pose = c2w[batch, view]
+    # A sum instead of a matrix product, whose last bits may depend on the size of the batch.
     points = (pose[..., :3, :3] * local[..., None, :]).sum(-1) + pose[..., :3, 3]
     return points, images.flatten(1, 3)[batch, index]
 

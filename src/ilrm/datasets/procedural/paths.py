@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ilrm.core.poses import look_at
 from ilrm.datasets.procedural.config import ProceduralConfig
 
 Array = NDArray[np.float64]
@@ -23,17 +25,11 @@ class Space:
     focus: Array
 
 
-def look_at(centre: Array, target: Array, roll: float = 0.0) -> Array:
-    """(4, 4) camera-to-world (OpenCV axes) at ``centre`` looking at ``target``, z up, turned by ``roll`` radians."""
-    forward = (target - centre) / np.linalg.norm(target - centre)
-    right = np.cross(forward, _UP)
-    right /= np.linalg.norm(right)
-    down = np.cross(forward, right)
-    c2w = np.eye(4)
-    c2w[:3, 0] = np.cos(roll) * right + np.sin(roll) * down
-    c2w[:3, 1] = np.cos(roll) * down - np.sin(roll) * right
-    c2w[:3, 2], c2w[:3, 3] = forward, centre
-    return c2w
+def _look_at(centres: Array, target: Array, roll: Array | None = None) -> Array:
+    """(V, 4, 4) camera-to-world at centres (V, 3), z up; see ``core.poses.look_at``."""
+    down = torch.from_numpy(-_UP)
+    turned = None if roll is None else torch.from_numpy(roll)
+    return look_at(torch.from_numpy(centres), torch.from_numpy(target), down, turned).numpy()
 
 
 def _wobble(rng: np.random.Generator, steps: Array, channels: int) -> Array:
@@ -77,7 +73,7 @@ def handheld(rng: np.random.Generator, space: Space, config: ProceduralConfig) -
     follow = rng.uniform(0.0, 0.8)  # 0 looks at the target, 1 straight ahead
     gaze = target + follow * (centres - start) + 0.03 * distance * _wobble(rng, steps, 3)
     roll = rng.normal(0.0, 0.03) + 0.015 * _wobble(rng, steps, 1)[:, 0]
-    return np.stack([look_at(c, g, float(r)) for c, g, r in zip(centres, gaze, roll, strict=True)])
+    return _look_at(centres, gaze, roll)
 
 
 def orbit(rng: np.random.Generator, space: Space, config: ProceduralConfig) -> Array:
@@ -93,4 +89,4 @@ def orbit(rng: np.random.Generator, space: Space, config: ProceduralConfig) -> A
     heights = np.clip(height + 0.15 * radius * rng.normal() * _wobble(rng, steps, 1)[:, 0], space.low[2], space.high[2])
     centres = np.stack([space.focus[0] + radius * np.cos(angles), space.focus[1] + radius * np.sin(angles), heights], 1)
     target = space.focus + rng.normal(0.0, 0.1, 3)
-    return np.stack([look_at(c, target, 0.0) for c in centres])
+    return _look_at(centres, target)

@@ -1,7 +1,7 @@
 """Functions that generate camera paths: interpolation, orbits, spirals, smoothing."""
 
 from ilrm.pictures.trajectories.interpolation import interpolate, interpolate_evenly, interpolate_pair, smooth_time
-from ilrm.pictures.trajectories.orbits import focus_point, look_at, looks_from_all_around, orbit
+from ilrm.pictures.trajectories.orbits import focus_point, looks_from_all_around, orbit
 from ilrm.pictures.trajectories.smoothing import stabilise
 from ilrm.pictures.trajectories.spirals import middle_view, spin, spiral, wobble, wobble_about
 
@@ -10,7 +10,6 @@ __all__ = [
     "interpolate",
     "interpolate_evenly",
     "interpolate_pair",
-    "look_at",
     "looks_from_all_around",
     "middle_view",
     "orbit",

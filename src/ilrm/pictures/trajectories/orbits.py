@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilrm.core.cameras import Cameras, mean_pose
+from ilrm.core.cameras import Cameras
 from ilrm.core.errors import ConfigError
+from ilrm.core.poses import look_at, mean_pose
 
 # If the mean viewing direction is shorter than this, the cameras look from all around rather than from one side.
 _ALL_AROUND = 0.5
@@ -19,16 +20,6 @@ _UPRIGHT = 0.2
 _LEVEL = 0.1
 # For cameras on one side, the half axes of the ellipse as a share of the cameras' spread, and at least of the distance.
 _SPREAD_SHARE, _LEAST_SHARE = 0.7, 0.05
-
-
-def look_at(centres: Tensor, target: Tensor, down: Tensor) -> Tensor:
-    """(V, 4, 4) camera-to-world at centres (V, 3), looking at a point (3,), with image +y towards ``down`` (3,)."""
-    forward = F.normalize(target - centres, dim=-1)
-    right = F.normalize(torch.linalg.cross(down.expand_as(forward), forward, dim=-1), dim=-1)
-    c2w = torch.eye(4, dtype=centres.dtype).repeat(len(centres), 1, 1)
-    c2w[:, :3, :3] = torch.stack([right, torch.linalg.cross(forward, right, dim=-1), forward], dim=-1)
-    c2w[:, :3, 3] = centres
-    return c2w
 
 
 def focus_point(cameras: Cameras) -> Tensor | None:

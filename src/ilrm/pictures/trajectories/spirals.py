@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ilrm.core.cameras import Cameras, mean_pose
+from ilrm.core.cameras import Cameras
 from ilrm.core.errors import ConfigError
-from ilrm.pictures.trajectories.orbits import look_at, looks_from_all_around
+from ilrm.core.poses import look_at, mean_pose
+from ilrm.pictures.trajectories.orbits import looks_from_all_around
 
 # The spiral of LLFF: two turns per oscillation in depth; its size on each axis is a quantile of the cameras' offsets.
 _TURNS, _REACH = 2, 0.9

@@ -87,36 +87,36 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def redirect_warnings(tell: Callable[[str], object]) -> Iterator[None]:
-    """Hand the text of each IlrmWarning to ``tell`` while inside, also where Python would show it only once.
+def redirect_warnings(handle: Callable[[str], object], *, show_too: bool = False) -> Iterator[None]:
+    """Pass the text of each IlrmWarning in the body to ``handle``, also those that Python would show only once.
 
-    Other warnings go their usual way. Like all of ``warnings``, for one thread at a time.
+    Other warnings are shown as usual. Like the module ``warnings``, this affects all threads.
+
+    Args:
+        show_too: also show each IlrmWarning as usual.
     """
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
-        if issubclass(category, IlrmWarning):
-            tell(str(message))
-        else:
-            usual(message, category, *place, **options)
+        ours = issubclass(category, IlrmWarning)
+        if ours:
+            handle(str(message))
+        if show_too or not ours:
+            show_as_usual(message, category, *place, **options)
 
     with warnings.catch_warnings():
-        usual = warnings.showwarning
+        show_as_usual = warnings.showwarning
         warnings.showwarning = show
         warnings.simplefilter("always", IlrmWarning)
         yield
 
 
 @contextmanager
-def collect_warnings(notes: list[str]) -> Iterator[None]:
-    """Keep the text of each IlrmWarning in a list, once; all warnings go their usual way."""
+def collect_warnings(messages: list[str]) -> Iterator[None]:
+    """Append the text of each IlrmWarning in the body to a list, the same text once; all are shown as usual."""
 
-    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
-        if issubclass(category, IlrmWarning) and str(message) not in notes:
-            notes.append(str(message))
-        usual(message, category, *place, **options)
+    def add(message: str) -> None:
+        if message not in messages:
+            messages.append(message)
 
-    with warnings.catch_warnings():
-        usual = warnings.showwarning
-        warnings.showwarning = show
-        warnings.simplefilter("always", IlrmWarning)
+    with redirect_warnings(add, show_too=True):
         yield

@@ -1,18 +1,20 @@
-"""Splat files, fitted further to photos: what ``ilrm refine`` does."""
+"""``refine_file``: optimising a splat file on photos, as ``ilrm refine`` does."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ilrm.core.checks import check_at_least, check_size, find_device
 from ilrm.core.errors import collect_warnings
+from ilrm.core.gaussians import Gaussians
 from ilrm.core.reporting import Reporter, Silent
+from ilrm.core.scene import Scene
 from ilrm.files import output_file
 from ilrm.files.image_files import MAX_PIXELS
-from ilrm.pipeline.refine import RefineConfig, refine
+from ilrm.pipeline.refine import RefineConfig, RefineResult, refine
 from ilrm.pipeline.scoring import score
 from ilrm.pipeline.views import split_views
 from ilrm.results.beside import find_splats, is_forward_pass
@@ -41,52 +43,82 @@ def refine_file(
 ) -> dict[str, Any]:
     """Optimise a splat file on the photos of a scene, and write the result as .ply.
 
-    Held-out photos are not optimised on; their PSNR is measured before and after. Results of a forward pass start from
-    wider Gaussians (``RefineConfig.footprint``), all others from what they are.
+    Held-out photos are not used for optimisation; their PSNR is measured before and after.
 
     Args:
         splats: a splat file, or the folder of a result. scene: its photos, in the same world.
         steps: of Adam.
-        views: number of photos to optimise on; all that are not held out by default.
+        views: number of photos to optimise on; by default all that are not held out.
         holdout, size, max_pixels, device, seed, overwrite: see ``RunOptions``.
-        antialiased: the splats were trained anti-aliased, which their file does not say.
+        antialiased: treat the splats as trained anti-aliased, for files that do not say so.
 
     Returns:
         the report that the command prints with --json.
 
     Raises:
-        IlrmError: input, output or options that cannot be used; its kind says which.
+        IlrmError: invalid input, output or options; the subclass says which.
     """
     check_size(size)
     check_at_least("--steps", steps, 1)
     check_at_least("--max-pixels", max_pixels, 1)
-    where, reporter, warnings = find_device(device), reporter or Silent(), []
+    target, warnings = find_device(device), []
     with collect_warnings(warnings):
         file = find_splats(Path(splats))
         reads = [file, *input_paths(scene)]
-        gaussians = load_gaussians(file, antialiased or None).to(where)
-        photos = load_scene(scene, max_side=size, max_pixels=max_pixels)
-        split = split_views(photos, Path(scene), views, holdout, seed=seed)
-        inputs, held_out = photos.select(split.inputs), photos.select(split.held_out).loaded(_MOST_BYTES)
-        near = inputs.cameras.near_plane()
-        config = RefineConfig.for_steps(steps, seed)
-        if not is_forward_pass(file):
-            config = replace(config, footprint=None)
+        gaussians = load_gaussians(file, antialiased or None).to(target)
+        photos = _load_photos(Path(scene), views, holdout, size, max_pixels, seed)
         with output_file(Path(output), reads=reads, overwrite=overwrite) as temporary:
-            before = score(gaussians, held_out, near)
-            with reporter.progress("refining", steps) as advance:
-                result = refine(
-                    gaussians,
-                    inputs,
-                    steps,
-                    config=config,
-                    watch=photos.select(split.spare),
-                    progress=lambda step: advance(f"loss {step.loss:.4f}  inputs {step.psnr:.2f} dB"),
-                )
-            after = score(result.gaussians, held_out, near)
-            save_ply(result.gaussians, temporary)
-    return {
-        "output": str(output),
+            report, refined = _refine_and_score(gaussians, photos, steps, _config(file, steps, seed), reporter)
+            save_ply(refined, temporary)
+    return {"output": str(output), **report, "warnings": warnings}
+
+
+def refine_reported(
+    gaussians: Gaussians, inputs: Scene, watch: Scene, steps: int, config: RefineConfig, reporter: Reporter
+) -> RefineResult:
+    """``refine`` with a progress bar."""
+    with reporter.progress("refining", steps) as advance:
+        return refine(
+            gaussians,
+            inputs,
+            steps,
+            config=config,
+            watch=watch,
+            progress=lambda step: advance(f"loss {step.loss:.4f}  inputs {step.psnr:.2f} dB"),
+        )
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """The photos of a scene by their use."""
+
+    inputs: Scene
+    held_out: Scene
+    spare: Scene
+
+
+def _load_photos(path: Path, views: int | None, holdout: int | None, size: int, max_pixels: int, seed: int) -> _Photos:
+    scene = load_scene(path, max_side=size, max_pixels=max_pixels)
+    split = split_views(scene, path, views, holdout, seed=seed)
+    held_out = scene.select(split.held_out).loaded(_MOST_BYTES)
+    return _Photos(scene.select(split.inputs), held_out, scene.select(split.spare))
+
+
+def _config(file: Path, steps: int, seed: int) -> RefineConfig:
+    """The preset. Only results of a forward pass are enlarged first (``RefineConfig.footprint``)."""
+    config = RefineConfig.for_steps(steps, seed)
+    return config if is_forward_pass(file) else replace(config, footprint=None)
+
+
+def _refine_and_score(
+    gaussians: Gaussians, photos: _Photos, steps: int, config: RefineConfig, reporter: Reporter | None
+) -> tuple[dict[str, Any], Gaussians]:
+    """The report without output and warnings, and the refined Gaussians."""
+    near = photos.inputs.cameras.near_plane()
+    before = score(gaussians, photos.held_out, near)
+    result = refine_reported(gaussians, photos.inputs, photos.spare, steps, config, reporter or Silent())
+    after = score(result.gaussians, photos.held_out, near)
+    report = {
         "psnr": after and after[0],
         "ssim": after and after[1],
         "psnr_before_refine": before and before[0],
@@ -95,17 +127,17 @@ def refine_file(
         "psnr_inputs_before_refine": _finite(result.psnr_inputs_before),
         "num_gaussians": len(result.gaussians),
         "world_offset": result.gaussians.origin.tolist(),
-        "num_inputs": len(inputs),
-        "input_names": list(inputs.names),
-        "held_out_names": list(held_out.names),
+        "num_inputs": len(photos.inputs),
+        "input_names": list(photos.inputs.names),
+        "held_out_names": list(photos.held_out.names),
         "refine_steps": steps,
         "refine_steps_done": len(result.history),
         "refine_best_step": result.best_step,
         "early_stop": result.stopped_early,
-        "warnings": warnings,
     }
+    return report, result.gaussians
 
 
 def _finite(decibels: float) -> float | None:
-    """None for photos that are matched exactly: JSON knows no infinity."""
+    """None for infinity (photos that are matched exactly), which JSON cannot represent."""
     return decibels if math.isfinite(decibels) else None

@@ -20,7 +20,8 @@ from ilrm.model.ilrm import ILRM
 from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.extras import EXPORT_FILES, save_extras
 from ilrm.pipeline.options import ExportName, PrecisionName, RunOptions, WatchName
-from ilrm.pipeline.refine import RefineConfig, RefineResult, refine
+from ilrm.pipeline.refine import RefineConfig, RefineResult
+from ilrm.pipeline.refinement import refine_reported
 from ilrm.pipeline.scoring import save_comparisons, score
 from ilrm.pipeline.views import ViewSplit, split_views
 from ilrm.render.warm_up import kernels_in_background
@@ -201,15 +202,7 @@ class _Run:
     def _refine(self, gaussians: Gaussians, inputs: Scene, watched: Scene) -> RefineResult:
         steps = self.options.refine
         config = RefineConfig.for_steps(steps, self.options.seed)
-        with self.reporter.progress("refining", steps) as advance:
-            return refine(
-                gaussians,
-                inputs,
-                steps,
-                config=config,
-                watch=watched,
-                progress=lambda step: advance(f"loss {step.loss:.4f}  inputs {step.psnr:.2f} dB"),
-            )
+        return refine_reported(gaussians, inputs, watched, steps, config, self.reporter)
 
 
 def _watched(split: ViewSplit, watch: WatchName) -> list[int]:

@@ -31,7 +31,8 @@ from ilrm.core.scene import Scene
 from ilrm.datasets.procedural import ProceduralConfig, layout, make_scene
 from ilrm.datasets.procedural.config import Kind
 from ilrm.evaluate.geometry import SurfaceScore, compare_surfaces
-from ilrm.mesh.fusion import is_watertight, mesh_gaussians
+from ilrm.mesh.fusion import is_watertight
+from ilrm.mesh.make_mesh import mesh_gaussians
 from ilrm.mesh.tsdf import Surface
 from ilrm.model.ilrm import ILRM
 from ilrm.model.reconstruct import reconstruct

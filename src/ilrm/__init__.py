@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ilrm.core.gaussians import Gaussians
     from ilrm.evaluate import psnr, ssim
     from ilrm.mesh.files import save_surface
-    from ilrm.mesh.fusion import mesh_gaussians
+    from ilrm.mesh.make_mesh import mesh_gaussians
     from ilrm.model import ILRM, ILRMConfig
     from ilrm.model.reconstruct import reconstruct
     from ilrm.pictures.render_video import render_video
@@ -52,7 +52,7 @@ _HOMES = {
     "render": ("Rendering", "render"),
     "results": ("Result", "load_result"),
     "mesh.files": ("save_surface",),
-    "mesh.fusion": ("mesh_gaussians",),
+    "mesh.make_mesh": ("mesh_gaussians",),
     "pictures.render_video": ("render_video",),
     "scenes": ("Scene", "load_scene"),  # where a scene can be made of files
     "view": ("save_page",),

@@ -17,7 +17,7 @@ from PIL import Image
 from ilrm.cli import main
 from ilrm.core.gaussians import Gaussians
 from ilrm.pictures import frame_store
-from ilrm.pictures.camera_path import cameras_around, load_path, make_path, nearest_views
+from ilrm.pictures.camera_path import cameras_on_ring, load_path, make_path, nearest_views
 from ilrm.pictures.frames import Picture, clear_near_plane, path_depth_range, render_path
 from ilrm.pictures.options import resized
 from ilrm.scenes import load_scene
@@ -138,7 +138,7 @@ def test_splats_alone_get_cameras(result: Path, tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize("up", ["x", "y", "z", "-x", "-y", "-z"])
 def test_cameras_that_are_made_up_see_the_scene_upright(up: str) -> None:
-    cameras = cameras_around(make_gaussians(200), up).check()  # pyright: ignore[reportArgumentType]
+    cameras = cameras_on_ring(make_gaussians(200), up).check()  # pyright: ignore[reportArgumentType]
     axis = torch.zeros(3, dtype=torch.float64)
     axis["xyz".index(up[-1])] = -1.0 if up[0] == "-" else 1.0
     assert (cameras.c2w[:, :3, 1] @ axis < -0.9).all()

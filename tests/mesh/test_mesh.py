@@ -18,15 +18,15 @@ from ilrm.mesh.fusion import (
     Lattice,
     fuse_surface,
     is_watertight,
-    mesh_gaussians,
     plan,
     see_surface,
     simplify,
     without_small_pieces,
 )
+from ilrm.mesh.make_mesh import mesh_gaussians
 from ilrm.mesh.texture import bake
 from ilrm.mesh.tsdf import CHUNK, Surface, find_chunks, fuse, fuse_block, fuse_block_reference
-from ilrm.pictures.viewpoints import cameras_around
+from ilrm.pictures.viewpoints import cameras_from_all_sides
 from tests.conftest import make_cameras
 from tests.mesh.solids import cameras_on_sphere, depth_of_plane, paint, sphere
 from tests.splats.compare import gltf_issues
@@ -247,7 +247,7 @@ def test_texture_shows_the_colours(ball: Surface, ball_lattice: Lattice, tmp_pat
 def test_cameras_around_see_a_thing_from_all_sides() -> None:
     shift = Similarity(3.0, torch.eye(3, dtype=torch.float64), torch.tensor([10.0, -4, 2], dtype=torch.float64))
     thing = sphere().transform(shift)
-    surface = mesh_gaussians(thing, cameras_around(thing, size=96), voxel=0.25)
+    surface = mesh_gaussians(thing, cameras_from_all_sides(thing, size=96), voxel=0.25)
     assert is_watertight(surface)
     radius = np.linalg.norm(surface.vertices - [10, -4, 2], axis=1)
     assert np.abs(radius / 3 - 1).max() < 0.03
@@ -258,7 +258,7 @@ def test_what_cannot_be_meshed() -> None:
     with pytest.raises(GaussiansError, match="no Gaussians"):
         see_surface(ball[:0], cameras_on_sphere(2))
     with pytest.raises(GaussiansError, match="opacity"):
-        cameras_around(replace(ball, opacities=torch.full((200,), 0.1)))
+        cameras_from_all_sides(replace(ball, opacities=torch.full((200,), 0.1)))
     away = cameras_on_sphere(2)
     away.c2w[:, :3, 3] *= -1
     with pytest.raises(GaussiansError, match="No surface was found"):

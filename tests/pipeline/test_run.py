@@ -14,10 +14,12 @@ import torch
 
 import ilrm
 from ilrm.cli import main
+from ilrm.cli.mesh import Mesh
 from ilrm.cli.reconstruct import Reconstruct
 from ilrm.cli.refine import Refine
 from ilrm.core.errors import ConfigError, IlrmWarning, OutputError
 from ilrm.model import ILRM, FeedbackConfig, FootprintDecoder, ILRMConfig
+from ilrm.pipeline.meshing import mesh_file
 from ilrm.pipeline.options import RunOptions
 from ilrm.pipeline.refinement import refine_file
 from ilrm.pipeline.run import run
@@ -51,10 +53,11 @@ def test_defaults_are_the_same_everywhere() -> None:
     command = defaults(Reconstruct)
     assert command.pop("json") is False
     assert python == options == command
-    python, command = parameters(refine_file), defaults(Refine)
-    assert python.pop("reporter") is None
-    assert command.pop("json") is False
-    assert python == command
+    for function, command in ((refine_file, Refine), (mesh_file, Mesh)):
+        python, flags = parameters(function), defaults(command)
+        assert python.pop("reporter") is None
+        assert flags.pop("json") is False
+        assert python == flags
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,34 @@
-"""Arguments that several commands share, and how they become values."""
+"""Arguments that several commands share."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ilrm.core.errors import OutputError, warn
+from ilrm.core.errors import warn
 
 if TYPE_CHECKING:
     from ilrm.core.gaussians import Gaussians
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-# load_scene's own limit under a name of the command line, with one help text.
+# The parameter max_pixels of load_scene, with one help text for all commands.
 MaxPixels = Annotated[
     int,
     tyro.conf.arg(
-        help="Refuse photos of more pixels, so that a small file cannot fill the memory (8 bytes a pixel; WebP, AVIF, "
+        help="Refuse photos of more pixels, so that a small file cannot exhaust memory (8 bytes per pixel; WebP, AVIF, "
         "progressive JPEG and 16-bit TIFF count twice)."
     ),
 ]
+# Fields of commands that are not options of their library functions.
+_NOT_OPTIONS = ("input", "gaussians", "scene", "output", "json")
 
 
-def check_suffix(path: Path, suffix: str) -> None:
-    """Refuse an output file of another kind than the one we write."""
-    if path.suffix.lower() != suffix:
-        raise OutputError(f"{path} has the extension {path.suffix!r}.", expected=f"a name that ends in {suffix}")
+def library_options(command: Any) -> dict[str, Any]:
+    """The options of a command, as keyword arguments for the library function that does its work."""
+    return {field.name: getattr(command, field.name) for field in fields(command) if field.name not in _NOT_OPTIONS}
 
 
 def read_with(splats: Path, *others: Path | None) -> list[Path]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ilrm.cli.arguments import MaxPixels, Output, check_suffix
+from ilrm.cli.arguments import MaxPixels, Output
 from ilrm.cli.console import Console
-from ilrm.core.checks import check_at_least, check_size
+from ilrm.core.checks import check_at_least, check_size, check_suffix
 from ilrm.core.errors import CameraError, ConfigError, SceneError
 from ilrm.files import paths
 from ilrm.files.image_files import MAX_PIXELS

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from ilrm.cli.arguments import MaxPixels, Output, check_suffix
+from ilrm.cli.arguments import MaxPixels, Output, library_options
 from ilrm.cli.console import Console
 from ilrm.files.image_files import MAX_PIXELS
 
@@ -48,10 +48,8 @@ class Refine:
     """Print one JSON object on stdout and nothing else."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        check_suffix(self.output, ".ply")
         from ilrm.pipeline.refinement import refine_file
 
-        options = {field.name: getattr(self, field.name) for field in fields(self)[3:] if field.name != "json"}
-        report = refine_file(self.gaussians, self.scene, self.output, **options, reporter=console)
+        report = refine_file(self.gaussians, self.scene, self.output, **library_options(self), reporter=console)
         console.show("", {k: v for k, v in report.items() if not isinstance(v, list)})
         return report

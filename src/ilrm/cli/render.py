@@ -140,8 +140,8 @@ class Render:
 
     def _given(self, file: Path, gaussians: Gaussians, console: Console) -> tuple[Cameras, tuple[str, ...]]:
         """The cameras that the Gaussians were seen by, or some that are made up, with their names."""
-        from ilrm.pictures.camera_path import cameras_around
-        from ilrm.pipeline.views import given_cameras
+        from ilrm.pictures.camera_path import cameras_on_ring
+        from ilrm.pipeline.inputs import given_cameras
         from ilrm.results.beside import cameras_beside
 
         if self.cameras is not None:
@@ -150,7 +150,7 @@ class Render:
             return beside
         if not self._is_file():
             console.say(f"Beside {file} are no cameras: they are made up, with {self.up} up (--cameras, --up).")
-        made_up = cameras_around(gaussians, self.up)
+        made_up = cameras_on_ring(gaussians, self.up)
         return made_up, tuple(f"camera_{i}" for i in range(len(made_up)))
 
     def _path(self, given: Cameras, names: tuple[str, ...], gaussians: Gaussians) -> CameraPath:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
-from ilrm.cli.arguments import MaxPixels, check_suffix, read_with, warn_of_browsers
+from ilrm.cli.arguments import MaxPixels, read_with, warn_of_browsers
 from ilrm.cli.console import Console
-from ilrm.core.checks import find_device
+from ilrm.core.checks import check_suffix, find_device
 from ilrm.core.errors import ConfigError, SceneError
 from ilrm.files import claim_file, note_written
 from ilrm.files.image_files import MAX_PIXELS

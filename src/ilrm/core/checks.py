@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ilrm.core.errors import ConfigError
+from ilrm.core.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,12 @@ def check_at_least(flag: str, value: int, least: int) -> int:
     if value < least:
         raise ConfigError(f"{flag} {value} was given.", expected=f"{least} or more")
     return value
+
+
+def check_suffix(path: Path, suffix: str) -> None:
+    """Refuse an output file with another extension than the format that is written. Raises OutputError."""
+    if path.suffix.lower() != suffix:
+        raise OutputError(f"{path} has the extension {path.suffix!r}.", expected=f"a name that ends in {suffix}")
 
 
 def find_device(name: str) -> torch.device:

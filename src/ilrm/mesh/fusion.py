@@ -301,16 +301,3 @@ def is_watertight(surface: Surface) -> bool:
     edges: Any = np.sort(surface.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
     _, counts = np.unique(edges, axis=0, return_counts=True)
     return bool((counts == 2).all())
-
-
-def mesh_gaussians(
-    gaussians: Gaussians,
-    cameras: Cameras,
-    *,
-    voxel: float | None = None,
-    min_piece: float = 0.001,
-    faces: int | None = None,
-    near: float = 0.01,
-) -> Surface:
-    """A coloured surface of Gaussians (N), from depth rendered into cameras; see the steps for arguments and errors."""
-    return fuse_surface(plan(see_surface(gaussians, cameras, near=near), voxel), min_piece=min_piece, faces=faces)

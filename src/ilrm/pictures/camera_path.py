@@ -167,7 +167,7 @@ def _nerfstudio(content: dict, path: Path) -> CameraPath:
     return CameraPath(Cameras(c2w, K, width, height).check(names), fps=fps)
 
 
-def cameras_around(gaussians: Gaussians, up: Up = "-y") -> Cameras:
+def cameras_on_ring(gaussians: Gaussians, up: Up = "-y") -> Cameras:
     """Generate cameras for Gaussians without any: eight cameras of 640x480 on a ring that see most of the Gaussians.
 
     Args:

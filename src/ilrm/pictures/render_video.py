@@ -9,7 +9,7 @@ from typing import get_args
 from ilrm.core.cameras import Cameras
 from ilrm.core.errors import ConfigError, GaussiansError
 from ilrm.core.gaussians import Gaussians
-from ilrm.pictures.camera_path import CameraPath, cameras_around, load_path, make_path
+from ilrm.pictures.camera_path import CameraPath, cameras_on_ring, load_path, make_path
 from ilrm.pictures.frames import Panel, Picture, clear_near_plane, render_path
 from ilrm.pictures.options import check_output
 from ilrm.pictures.video import check_video, save_video
@@ -66,7 +66,7 @@ def render_video(
         )
     if not what or not {*what} <= {*_PANELS}:
         raise ConfigError(f"The panels {list(what)} were requested.", expected=f"one or more of {', '.join(_PANELS)}")
-    seen = cameras_around(gaussians) if cameras is None else cameras
+    seen = cameras_on_ring(gaussians) if cameras is None else cameras
     taken = _path(path, gaussians, seen, frames)
     rate = fps or taken.fps or _FPS
     size = (len(what) * taken.cameras.width, taken.cameras.height)

@@ -15,7 +15,7 @@ _FIELD_OF_VIEW = math.radians(50)
 _SHARE_IN_SIGHT = 0.95
 
 
-def cameras_around(gaussians: Gaussians, views: int = 32, size: int = 384) -> Cameras:
+def cameras_from_all_sides(gaussians: Gaussians, views: int = 32, size: int = 384) -> Cameras:
     """Cameras spread evenly over a sphere around N Gaussians, with 95 % of the opaque ones in view.
 
     They see an object from outside. The inside of a room needs the cameras of its photos.

@@ -45,7 +45,7 @@ def _save(name: ExportName, result: Result, path: Path, near: float) -> None:
         render_video(result.gaussians, result.cameras, path, frames=_PREVIEW_FRAMES, near=near)
     elif name == "mesh":
         from ilrm.mesh.files import save_surface
-        from ilrm.mesh.fusion import mesh_gaussians  # needs an extra
+        from ilrm.mesh.make_mesh import mesh_gaussians  # needs an extra
 
         save_surface(mesh_gaussians(result.gaussians, result.cameras, near=near), path)
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ilrm.core.checks import check_at_least, check_size, find_device
+from ilrm.core.checks import check_at_least, check_size, check_suffix, find_device
 from ilrm.core.errors import collect_warnings
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.reporting import Reporter, Silent
@@ -58,6 +58,7 @@ def refine_file(
     Raises:
         IlrmError: invalid input, output or options; the subclass says which.
     """
+    check_suffix(Path(output), ".ply")
     check_size(size)
     check_at_least("--steps", steps, 1)
     check_at_least("--max-pixels", max_pixels, 1)

@@ -8,31 +8,12 @@ from typing import TYPE_CHECKING
 
 from ilrm.core.checks import check_at_least
 from ilrm.core.errors import ConfigError, SceneError
-from ilrm.files.paths import is_file
 
 if TYPE_CHECKING:
-    from ilrm.core.cameras import Cameras
     from ilrm.core.scene import Scene
 
 _HOLD_OUT_FROM = 10  # with fewer photos than this, none is held out by default
 _HOLD_OUT_EVERY = 8
-
-
-def given_cameras(path: Path) -> tuple[Cameras, tuple[str, ...]]:
-    """The cameras for --cameras and their names, from a cameras.json or a scene.
-
-    Raises:
-        CameraError: a cameras.json that cannot be read.
-        SceneError: any other path that is not a scene.
-    """
-    from ilrm.results.beside import CAMERAS_FILE
-    from ilrm.scenes import load_scene
-    from ilrm.splats.cameras import load_cameras
-
-    if path.name == CAMERAS_FILE and is_file(path):
-        return load_cameras(path)
-    scene = load_scene(path, max_pixels=None)  # no photo is decoded
-    return scene.cameras, scene.names
 
 
 @dataclass(frozen=True)

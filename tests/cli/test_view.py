@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import ilrm
 from ilrm.cli import main
 from ilrm.splats import save_ply
 from tests.cli.conftest import tree
@@ -36,6 +37,16 @@ def test_photos_come_from_the_scene(result: Path, scene_folder: Path, tmp_path: 
     assert main(["view", str(bare), "--html", str(with_photos), "--photos", str(scene_folder)]) == 0
     assert plain.read_text().count("data:image/jpeg") == 0
     assert with_photos.read_text().count("data:image/jpeg") == 3
+
+
+def test_python_writes_the_page_that_the_command_writes(result: Path, scene_folder: Path, tmp_path: Path) -> None:
+    for photos in (None, scene_folder):
+        flags = [] if photos is None else ["--photos", str(photos)]
+        command, python = tmp_path / "command.html", tmp_path / "python.html"
+        assert main(["view", str(result), "--html", str(command), "--overwrite", *flags]) == 0
+        found = ilrm.load_result(result, photos=photos)
+        ilrm.save_page(found.gaussians, python, found.cameras, found.photos, found.title, found.numbers)
+        assert python.read_bytes() == command.read_bytes()
 
 
 def test_the_server_runs_until_it_is_interrupted(result: Path) -> None:

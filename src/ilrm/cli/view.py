@@ -1,4 +1,4 @@
-"""``ilrm view``: look at a result in the browser, or write a page that shows it."""
+"""``ilrm view``: looking at a result in the browser, or writing a page that shows it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import os
 import sys
 import time
 import webbrowser
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
-from ilrm.cli.arguments import MaxPixels, read_with, warn_of_browsers
+from ilrm.cli.arguments import MaxPixels
 from ilrm.cli.console import Console
-from ilrm.core.checks import check_suffix, find_device
-from ilrm.core.errors import ConfigError, SceneError
-from ilrm.files import claim_file, note_written
+from ilrm.core.checks import find_device
+from ilrm.core.errors import ConfigError
 from ilrm.files.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
     import torch
 
-    from ilrm.core.gaussians import Gaussians
     from ilrm.results import Result
 
 
@@ -31,92 +29,71 @@ class View:
     """Look at a reconstruction in the browser, until Ctrl-C.
 
     Needs no GPU. The address is printed; only this machine can open it unless --host says otherwise. With --html the
-    scene is written as one file that opens by double click, without a server or a connection.
+    scene is written as one file that opens by double click, without a server or a network connection.
     """
 
     input: tyro.conf.Positional[Path]
-    """Folder that `ilrm reconstruct` has written, or a splat file."""
+    """Folder written by `ilrm reconstruct`, or a splat file."""
     photos: Path | None = None
     """Scene that the result was made from, for thumbnails and comparisons. Default: inputs/ beside the splat file."""
     max_pixels: MaxPixels = MAX_PIXELS
     iterations: bool = False
-    """Run the network again, to choose between the states after each update layer. Needs the photos."""
+    """Run the network again, to show the states after each update layer. Needs the photos."""
     html: Path | None = None
     """Write a page to this file (.html) instead of running a server."""
     host: str = "127.0.0.1"
-    """Address to listen on. 0.0.0.0 lets other machines in: whoever reaches this one may look, without a password."""
+    """Address to listen on. With 0.0.0.0 everybody who can reach this machine has access, without a password."""
     port: int = 8080
-    """Port to listen on; 0 takes any free one."""
+    """Port to listen on; 0 uses any free one."""
     open: bool = True
     """Open the browser."""
     device: str = "auto"
     """Where depth, normals and videos are rendered: auto, cpu, cuda or cuda:N."""
     overwrite: bool = False
-    """Replace a page of the same name that this program did not write, too."""
+    """Also replace a page of the same name that this program did not write."""
     antialiased: bool = False
-    """The splats were trained anti-aliased, which their file does not say: opacity is compensated for the blur."""
+    """Treat the splats as trained anti-aliased, for files that do not say so: opacity is compensated for the blur."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        if self.html is not None:
-            check_suffix(self.html, ".html")
-            if self.iterations:
-                raise ConfigError(
-                    "--iterations and --html were both given.", fix="a page shows one state; leave one out"
-                )
         device = find_device(self.device)
-        result = self._load()
-        if self.html is not None:
-            reads = [result.path, *read_with(result.path, self.photos)]
-            claim_file(self.html, reads=reads, overwrite=self.overwrite)
-            return self._write_page(result, self.html, console)
-        layers = _layers(result, device, console) if self.iterations else []
-        self._serve(result, layers, device, console)
+        if self.html is None:
+            self._serve(device, console)
+        if self.iterations:
+            raise ConfigError("--iterations and --html were both given.", fix="a page shows one state; leave one out")
+        from ilrm.pipeline.pages import page_file
 
-    def _load(self) -> Result:
+        report = page_file(
+            self.input,
+            self.html,
+            photos=self.photos,
+            max_pixels=self.max_pixels,
+            overwrite=self.overwrite,
+            antialiased=self.antialiased,
+        )
+        gaussians = f"{report['num_gaussians']:,}"
+        console.show("", {"page": self.html, "MB": report["bytes"] / 1e6, "Gaussians": gaussians})
+        return report
+
+    def _serve(self, device: torch.device, console: Console) -> NoReturn:
         from ilrm.results import load_result
-        from ilrm.results.result import photos_of
+        from ilrm.view.page import warn_if_antialiased
+        from ilrm.view.show import open_viewer
 
-        result = load_result(self.input, self.antialiased or None)
-        warn_of_browsers(result.gaussians)
-        if self.photos is None:
-            return result
-        if result.cameras is None:
-            raise SceneError(
-                f"There is no cameras.json beside {result.path} to say which photos were inputs.",
-                fix="leave --photos out, or give the folder that `ilrm reconstruct` has written",
-            )
-        return replace(result, photos=photos_of(self.photos, result.names, result.cameras, self.max_pixels))
+        result = load_result(self.input, self.antialiased or None, photos=self.photos, max_pixels=self.max_pixels)
+        warn_if_antialiased(result.gaussians)
+        layers = []
+        if self.iterations:
+            from ilrm.view.layers import update_layers
 
-    def _write_page(self, result: Result, path: Path, console: Console) -> dict[str, Any]:
-        from ilrm.view import save_page
-
-        save_page(result.gaussians, path, result.cameras, result.photos or None, result.title, result.numbers)
-        note_written(path)
-        size = path.stat().st_size
-        console.show("", {"page": path, "MB": size / 1e6, "Gaussians": f"{len(result.gaussians):,}"})
-        offset = result.gaussians.origin.tolist()
-        return {"output": str(path), "bytes": size, "num_gaussians": len(result.gaussians), "world_offset": offset}
-
-    def _serve(
-        self, result: Result, layers: list[tuple[str, Gaussians]], device: torch.device, console: Console
-    ) -> NoReturn:
-        from ilrm.view.controls import add_controls
-        from ilrm.view.live import Viewer
-        from ilrm.view.server import serve
-
+            with console.progress("running the network", None):
+                layers = update_layers(result, device)
         try:
-            with serve(self.host, self.port, label=result.title) as server:
-                viewer = Viewer(server, result, layers, device)
-                try:
-                    add_controls(viewer)
-                    viewer.refresh()
-                    self._announce(f"http://{_reachable(self.host)}:{server.get_port()}", result, console)
-                    while True:
-                        time.sleep(3600)
-                finally:
-                    viewer.close()
+            with open_viewer(result, layers=layers, host=self.host, port=self.port, device=device) as address:
+                self._announce(address, result, console)
+                while True:
+                    time.sleep(3600)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt("the viewer has ended") from error
 
@@ -125,8 +102,8 @@ class View:
 
         if not is_private(self.host):
             console.warn(
-                f"--host {self.host} lets other machines in: whoever can reach this one on that port sees the scene "
-                "and the photos, may download them and press every button. There is no password and no encryption."
+                f"--host {self.host} lets other machines in: everybody who can reach this machine on that port can see "
+                "and download the scene and the photos, and use all controls. There is no password and no encryption."
             )
         console.show("", {"address": address, "Gaussians": f"{len(result.gaussians):,}"})
         console.say("Ctrl-C ends the viewer.")
@@ -135,20 +112,6 @@ class View:
             webbrowser.open(address)
 
 
-def _layers(result: Result, device: torch.device, console: Console) -> list[tuple[str, Gaussians]]:
-    """The states after each update layer, from the photos and weights that the result names."""
-    from ilrm.view.layers import update_layers
-
-    with console.progress("running the network", None):
-        return update_layers(result, device)
-
-
-def _reachable(host: str) -> str:
-    """The host for a link: a server that listens everywhere is reached on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
-
-
 def _has_display() -> bool:
-    """Whether a browser would have a screen: without one Python starts a browser for terminals, which blocks."""
+    """Whether there is a screen for a browser; without one Python would start a text browser, which blocks."""
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -38,9 +38,9 @@ def save_extras(names: tuple[ExportName, ...], result: Result, folder: Path, nea
 def _save(name: ExportName, result: Result, path: Path, near: float) -> None:
     assert result.cameras is not None
     if name == "html":
-        from ilrm.view import save_page  # starts a server, which not every run needs
+        from ilrm.view.page import save_result_page  # not every run needs it
 
-        save_page(result.gaussians, path, result.cameras, result.photos, result.title, result.numbers)
+        save_result_page(result, path)
     elif name == "video":
         render_video(result.gaussians, result.cameras, path, frames=_PREVIEW_FRAMES, near=near)
     elif name == "mesh":

@@ -54,9 +54,9 @@ class Result:
     mesh: Path | None = None
 
     @staticmethod
-    def load(path: Path | str, antialiased: bool | None = None) -> Result:
+    def load(path: Path | str, antialiased: bool | None = None, *, photos: Path | str | None = None) -> Result:
         """Read a result; the same as ``load_result``."""
-        return load_result(path, antialiased)
+        return load_result(path, antialiased, photos=photos)
 
     def save(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Write scene.ply, cameras.json, metrics.json and inputs/ (the photos as JPEG), all of them or none.
@@ -129,7 +129,13 @@ def _number(value: Any) -> float | None:
     return float(value)
 
 
-def load_result(path: Path | str, antialiased: bool | None = None) -> Result:
+def load_result(
+    path: Path | str,
+    antialiased: bool | None = None,
+    *,
+    photos: Path | str | None = None,
+    max_pixels: int | None = MAX_PIXELS,
+) -> Result:
     """Read a folder of results, or a splat file with the files beside it.
 
     cameras.json, metrics.json, inputs/ and mesh.glb or mesh.ply are read from the folder of the splat file if they
@@ -137,13 +143,25 @@ def load_result(path: Path | str, antialiased: bool | None = None) -> Result:
 
     Args:
         antialiased: see ``load_gaussians``.
+        photos: the scene that the result was made from, to read the input photos from instead of inputs/.
+        max_pixels: of these photos, see ``load_scene``.
 
     Raises:
         GaussiansError: no Gaussians.
+        SceneError: ``photos`` is given, but the scene lacks some of them or there is no cameras.json.
+        CameraError: the photos have another shape than the cameras.
     """
     settle(path)
     path = find_splats(path)
-    return result_of(path, load_gaussians(path, antialiased))
+    result = result_of(path, load_gaussians(path, antialiased))
+    if photos is None:
+        return result
+    if result.cameras is None:
+        raise SceneError(
+            f"There is no cameras.json beside {path} to say which photos were inputs.",
+            fix="leave --photos out, or give the folder that `ilrm reconstruct` has written",
+        )
+    return replace(result, photos=photos_of(photos, result.names, result.cameras, max_pixels))
 
 
 def result_of(path: Path, gaussians: Gaussians) -> Result:

@@ -10,9 +10,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from ilrm.core.cameras import Cameras
-from ilrm.core.errors import GaussiansError
+from ilrm.core.errors import GaussiansError, warn
 from ilrm.core.gaussians import Gaussians
 from ilrm.files import write_text
+from ilrm.results.result import Result
 from ilrm.view.client import repaired
 from ilrm.view.server import CAMERAS, serve, show_cameras, show_layout, show_splats, thumbnail
 from ilrm.view.splats import Array, Pose, ViewLayout, arrange, check_drawable, splat_arrays
@@ -94,6 +95,21 @@ def save_page(
             show_cameras(server, cameras, layout, thumbnails or [None] * len(cameras))
         page = server.scene.as_html()
     write_text(path, _dressed(page, layout if cameras is not None else None, thumbnails, title, numbers or {}))
+
+
+def save_result_page(result: Result, path: Path | str) -> None:
+    """``save_page`` of a result with its cameras, photos, title and numbers; warns if the splats are anti-aliased."""
+    warn_if_antialiased(result.gaussians)
+    save_page(result.gaussians, path, result.cameras, result.photos or None, result.title, result.numbers)
+
+
+def warn_if_antialiased(gaussians: Gaussians) -> None:
+    """Warn that browsers do not draw anti-aliased splats correctly."""
+    if gaussians.antialiased:
+        warn(
+            "the splats are anti-aliased; browsers draw thin ones too opaque, the renderings of `ilrm view` and "
+            "`ilrm render` are right"
+        )
 
 
 def _dressed(

@@ -77,6 +77,12 @@ def serve(host: str = "127.0.0.1", port: int = 0, label: str = "ilrm") -> Iterat
                 server.stop()
 
 
+def browser_address(host: str, port: int) -> str:
+    """The URL of a server on ``host``; one that listens on all addresses is opened at the loopback address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def _check_address(host: str, port: int) -> None:
     try:
         if not 0 <= port <= 65535:  # some systems accept it and wrap around

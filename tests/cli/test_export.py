@@ -11,6 +11,7 @@ import torch
 
 from ilrm.cli import main
 from ilrm.core.gaussians import Gaussians
+from ilrm.pipeline.exporting import ExportOptions, export_file
 from ilrm.scenes import load_scene
 from ilrm.splats import load_gaussians, save_ply
 from ilrm.splats.cameras import load_cameras
@@ -42,8 +43,19 @@ def test_several_formats_at_once(splats: Path, tmp_path: Path, capsys) -> None:
     assert [(Path(o["path"]).name, o["bytes"]) for o in report["outputs"]] == [
         (name, (tmp_path / name).stat().st_size) for name in names
     ]
-    assert "c.splat holds no view-dependent colour" in captured.err
+    assert "c.splat has no view-dependent colour" in captured.err
     assert all(len(load_gaussians(tmp_path / name)) == 60 for name in names)
+
+
+def test_python_writes_what_the_command_writes(splats: Path, tmp_path: Path) -> None:
+    names = ["a.spz", "b.glb", "c.ply", "d.html"]
+    command, python = ([tmp_path / folder / name for name in names] for folder in ("command", "python"))
+    flags = ["--top", "30", "--frame", "y-up", "--scale", "2", "--sh-degree", "0"]
+    assert main(["export", str(splats), *(word for path in command for word in ("-o", str(path))), *flags]) == 0
+    report = export_file(splats, python, ExportOptions(top=30, frame="y-up", scale=2.0, sh_degree=0))
+    assert [entry["path"] for entry in report["outputs"]] == [str(path) for path in python]
+    for theirs, ours in zip(command, python, strict=True):
+        assert ours.read_bytes() == theirs.read_bytes(), ours.name
 
 
 def test_people_see_counts_and_sizes(splats: Path, tmp_path: Path, capsys) -> None:

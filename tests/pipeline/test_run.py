@@ -14,11 +14,13 @@ import torch
 
 import ilrm
 from ilrm.cli import main
+from ilrm.cli.export import Export
 from ilrm.cli.mesh import Mesh
 from ilrm.cli.reconstruct import Reconstruct
 from ilrm.cli.refine import Refine
 from ilrm.core.errors import ConfigError, IlrmWarning, OutputError
 from ilrm.model import ILRM, FeedbackConfig, FootprintDecoder, ILRMConfig
+from ilrm.pipeline.exporting import ExportOptions
 from ilrm.pipeline.meshing import mesh_file
 from ilrm.pipeline.options import RunOptions
 from ilrm.pipeline.refinement import refine_file
@@ -53,6 +55,10 @@ def test_defaults_are_the_same_everywhere() -> None:
     command = defaults(Reconstruct)
     assert command.pop("json") is False
     assert python == options == command
+    command = defaults(Export)
+    assert command.pop("output") == ()
+    assert command.pop("json") is False
+    assert defaults(ExportOptions) == command
     for function, command in ((refine_file, Refine), (mesh_file, Mesh)):
         python, flags = parameters(function), defaults(command)
         assert python.pop("reporter") is None

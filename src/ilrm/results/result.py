@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ilrm.core.cameras import Cameras
+from ilrm.core.cameras import Cameras, Similarity
 from ilrm.core.errors import CameraError, SceneError, warn
 from ilrm.core.gaussians import Gaussians
 from ilrm.files import atomic_folder, paths, settle, write_bytes, write_json
@@ -83,6 +83,13 @@ class Result:
         """The same result in a local world: Gaussians and cameras relative to ``gaussians.origin``."""
         cameras = None if self.cameras is None else self.cameras.relative_to(self.gaussians.origin)
         return replace(self, gaussians=self.gaussians.local(), cameras=cameras)
+
+    def transform(self, similarity: Similarity | None) -> Result:
+        """The same result in another world frame; None changes nothing."""
+        if similarity is None:
+            return self
+        cameras = None if self.cameras is None else self.cameras.transform(similarity)
+        return replace(self, gaussians=self.gaussians.transform(similarity), cameras=cameras)
 
     @property
     def title(self) -> str:

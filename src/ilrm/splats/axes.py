@@ -41,6 +41,27 @@ def to_frame(frame: Frame, cameras: Cameras | None = None) -> Similarity:
     return Similarity(1.0, torch.stack(rows), torch.zeros(3, dtype=torch.float64))
 
 
+def to_written_axes(
+    frame: Frame, scale: float = 1.0, cameras: Cameras | None = None, prescribed: Similarity | None = None
+) -> Similarity | None:
+    """From the scene's world to the one to pass to a writer, so that a file has the wanted axes and scale.
+
+    Args:
+        frame, cameras: see ``to_frame``. "world" keeps the axes of the input, or those that the format prescribes.
+        scale: factor on the world.
+        prescribed: the axes that the writer itself applies (``Format.axes``); undone here if others are wanted.
+
+    Returns:
+        None if nothing changes.
+    """
+    if frame == "world" and scale == 1:
+        return None
+    turn = to_frame(frame, cameras)
+    if prescribed is not None and frame != "world":
+        turn = prescribed.inverse().compose(turn)
+    return Similarity(scale, turn.rotation, turn.translation)
+
+
 def _up_and_forward(cameras: Cameras | None) -> tuple[Tensor, Tensor]:
     """Orthogonal unit directions (3,), float64."""
     down, ahead = torch.eye(3, dtype=torch.float64)[1:]

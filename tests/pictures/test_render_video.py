@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import ilrm
+from ilrm.cli import main
 from ilrm.core.errors import ConfigError, GaussiansError, IlrmError, OutputError
 from ilrm.pictures.camera_path import CameraPath
-from ilrm.splats.cameras import save_cameras
+from ilrm.splats import load_gaussians, save_ply
+from ilrm.splats.cameras import load_cameras, save_cameras
 from tests.conftest import make_cameras, make_gaussians
 from tests.pictures.test_video import read
 
@@ -42,6 +44,22 @@ def test_paths_by_name_by_file_and_as_cameras(tmp_path: Path) -> None:
 def test_cameras_are_made_up_where_there_are_none(tmp_path: Path) -> None:
     assert ilrm.render_video(make_gaussians(60), None, tmp_path / "a.mp4", frames=2) == 2
     assert read(tmp_path / "a.mp4")[0].shape == (480, 640, 3)
+
+
+def test_python_renders_what_the_command_renders(tmp_path: Path) -> None:
+    save_ply(make_gaussians(60), tmp_path / "scene.ply")
+    save_cameras(CAMERAS, ["a", "b", "c"], tmp_path / "cameras.json")
+    gaussians, (cameras, _) = load_gaussians(tmp_path / "scene.ply"), load_cameras(tmp_path / "cameras.json")
+    for name, flags, options in (
+        ("a.mp4", ["--frames", "3"], {"frames": 3}),
+        ("b.gif", ["--path", "input", "--what", "rgb", "depth"], {"path": "input", "what": ("rgb", "depth")}),
+        ("c.mp4", ["--frames", "4", "--size", "33", "--stabilise"], {"frames": 4, "size": 33, "stabilised": True}),
+    ):
+        command, python = tmp_path / f"command_{name}", tmp_path / f"python_{name}"
+        arguments = ["render", str(tmp_path / "scene.ply"), "-o", str(command), "--device", "cpu", *flags]
+        assert main(arguments) == 0
+        ilrm.render_video(gaussians, cameras, python, **options)
+        assert python.read_bytes() == command.read_bytes(), name
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,14 @@ from ilrm.cli.export import Export
 from ilrm.cli.mesh import Mesh
 from ilrm.cli.reconstruct import Reconstruct
 from ilrm.cli.refine import Refine
+from ilrm.cli.render import Render
 from ilrm.core.errors import ConfigError, IlrmWarning, OutputError
 from ilrm.model import ILRM, FeedbackConfig, FootprintDecoder, ILRMConfig
 from ilrm.pipeline.exporting import ExportOptions
 from ilrm.pipeline.meshing import mesh_file
 from ilrm.pipeline.options import RunOptions
 from ilrm.pipeline.refinement import refine_file
+from ilrm.pipeline.rendering import RenderOptions
 from ilrm.pipeline.run import run
 from ilrm.results import load_result
 from ilrm.view.layers import update_layers
@@ -55,10 +57,11 @@ def test_defaults_are_the_same_everywhere() -> None:
     command = defaults(Reconstruct)
     assert command.pop("json") is False
     assert python == options == command
-    command = defaults(Export)
-    assert command.pop("output") == ()
-    assert command.pop("json") is False
-    assert defaults(ExportOptions) == command
+    for options, command in ((ExportOptions, Export), (RenderOptions, Render)):
+        flags = defaults(command)
+        flags.pop("output", None)
+        assert flags.pop("json") is False
+        assert defaults(options) == flags
     for function, command in ((refine_file, Refine), (mesh_file, Mesh)):
         python, flags = parameters(function), defaults(command)
         assert python.pop("reporter") is None

@@ -49,13 +49,23 @@ def parse_colour(name: str) -> tuple[float, float, float]:
     return red / 255, green / 255, blue / 255
 
 
-def resized(cameras: Cameras, size: str | None, *, even: bool) -> Cameras:
+def resized(cameras: Cameras, size: str | int | tuple[int, int] | None, *, even: bool) -> Cameras:
     """The same cameras with images of another size.
 
-    A single number scales the longer side. WIDTHxHEIGHT scales the image to cover that size and crops the rest.
+    A single number scales the longer side. WIDTHxHEIGHT, or (width, height), scales the image to cover that size and
+    crops the rest.
+
+    Args:
+        even: whether both sides have to be even, as for .mp4.
+
+    Raises:
+        ConfigError: an invalid size.
     """
     width, height = cameras.width, cameras.height
-    wanted = max(width, height) if size is None else parse_size(size, even=even)
+    if size is None:
+        wanted = max(width, height)
+    else:
+        wanted = parse_size(size if isinstance(size, str) else _size_text(size), even=even)
     if isinstance(wanted, int):
         factor = wanted / max(width, height)
         sides = [max(1, round(side * factor)) for side in (width, height)]
@@ -80,6 +90,10 @@ def at_most(longest: int, cameras: Cameras) -> Cameras:
     if factor >= 1:
         return cameras
     return cameras.resize(*(max(1, round(side * factor)) for side in (cameras.width, cameras.height)))
+
+
+def _size_text(size: int | tuple[int, int]) -> str:
+    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
 
 
 def _even(side: int) -> int:

@@ -17,7 +17,7 @@ from ilrm.core.errors import OutputError, SceneError
 from ilrm.core.scene import Scene
 from ilrm.datasets.layouts import Form, Item
 from ilrm.datasets.make_set import make_set
-from ilrm.datasets.parallel import Lost, choose_jobs, run_each
+from ilrm.datasets.parallel import LostWorker, choose_jobs, run_each
 from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.datasets.save_set import Outcome, save_set
 from ilrm.files import only_writer
@@ -243,7 +243,7 @@ def dies(item: int) -> int:
 @pytest.mark.slow
 def test_a_killed_process_loses_one_item_and_errors_come_back() -> None:
     answers = dict(run_each(dies, range(5), jobs=2))
-    assert answers == {0: 0, 1: Lost(-9), 2: 2, 3: 3, 4: 4}, "one thread each"
+    assert answers == {0: 0, 1: LostWorker(-9), 2: 2, 3: 3, 4: 4}, "one thread each"
     with pytest.raises(ValueError, match="our own mistake") as caught:
         list(run_each(dies, [9, 9], jobs=2))
     assert "in dies" in str(caught.value.__cause__), "the worker's traceback"

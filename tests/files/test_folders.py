@@ -16,7 +16,7 @@ import pytest
 from ilrm import files
 from ilrm.core.errors import OutputError
 from ilrm.files.manifest import MANIFEST, read_manifest
-from ilrm.files.temporary import PARTIAL, held, is_temporary, temporary_path
+from ilrm.files.temporary import PARTIAL, is_temporary, locked, temporary_path
 from tests.files.test_atomic import tree
 
 NAMES = ("scene.ply", "metrics.json", "mesh.glb", "renders/")
@@ -287,7 +287,7 @@ def test_reader_waits_for_a_swap_that_is_going_on(out: Path) -> None:
     (staging,) = (p for p in out.iterdir() if is_temporary(p.name, kind=PARTIAL))
     receive, send = os.pipe()
     if (child := os.fork()) == 0:
-        with held(staging):
+        with locked(staging):
             os.write(send, b"held")
             time.sleep(0.3)
             os._exit(0 if staging.exists() else 1)
@@ -305,7 +305,7 @@ def test_abandoned_temporaries_are_removed_and_others_kept(out: Path) -> None:
     fill(theirs, {"x": b"mine"})
     old_style = out / ".out-01234567.partial"
     fill(old_style, {"x": b"mine"})
-    with held(held_one):
+    with locked(held_one):
         files.remove_abandoned(out, out)
     assert not ours.exists()
     assert held_one.exists()

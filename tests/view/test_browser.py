@@ -431,7 +431,7 @@ def test_a_result_of_a_stranger_runs_and_fetches_nothing(watched: Watched, tmp_p
         page.get_by_text("Numbers").click()
         page.locator("input:disabled").last.wait_for()
         assert page.locator("input:disabled").last.input_value() == result.numbers["weights"]
-        viewer.tell(None, result.title, HOSTILE, color="blue")
+        viewer.notify(None, result.title, HOSTILE, color="blue")
         page.locator(".mantine-Notification-root").get_by_text("window.RAN=1").wait_for()
         wait_until(lambda: any("texture.png" in text for text in watched.said))  # the mesh has been tried
         save_page(result.gaussians, tmp_path / "page.html", result.cameras, None, result.title, result.numbers)

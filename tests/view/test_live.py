@@ -22,7 +22,7 @@ from ilrm.core.cameras import Similarity
 from ilrm.core.errors import ConfigError, GaussiansError, MissingExtraError, OutputError, SceneError
 from ilrm.results import Result
 from ilrm.splats import load_ply
-from ilrm.view.client import repaired
+from ilrm.view.client import patched_page
 from ilrm.view.controls import add_controls, comparison, count_text, edited_ply, save_flight
 from ilrm.view.live import Viewer
 from ilrm.view.server import frustum_scale, serve
@@ -265,9 +265,9 @@ def test_the_server_sends_the_repaired_client() -> None:
     own = (Path(viser.__file__).parent / "client" / "build" / "index.html").read_text("utf-8")
     with serve() as server:
         page = urlopen(f"http://127.0.0.1:{server.get_port()}/").read().decode()
-    assert page == repaired(own)
+    assert page == patched_page(own)
     assert page.index("TextDecoder.prototype.decode") < page.index("<script data-p=")
-    assert repaired("<title>Another</title>") == "<title>Another</title>"
+    assert patched_page("<title>Another</title>") == "<title>Another</title>"
     other = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)  # other servers are not changed
     assert urlopen(f"http://127.0.0.1:{other.get_port()}/").read().decode() == own
     other.stop()

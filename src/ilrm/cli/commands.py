@@ -73,8 +73,8 @@ def run(arguments: Sequence[str]) -> int:
         )
     except IlrmError as error:
         return console.fail(str(error), FAILED)
-    except SystemExit as asked:  # the help, or a message about the arguments
-        raise SystemExit(console.settle(asked.code if isinstance(asked.code, int) else FAILED)) from None
+    except SystemExit as exit_request:  # the help, or a message about the arguments
+        raise SystemExit(console.settle(exit_request.code if isinstance(exit_request.code, int) else FAILED)) from None
     except OSError as error:
         console.results.failure = error
         return console.settle(0)
@@ -82,8 +82,8 @@ def run(arguments: Sequence[str]) -> int:
     with _explained_warnings(console), redirect_warnings(console.warn):
         try:
             status = _run(command, console)
-        except SystemExit as asked:
-            _end_beside_gloo(console.settle(asked.code if isinstance(asked.code, int) else FAILED))
+        except SystemExit as exit_request:
+            _end_beside_gloo(console.settle(exit_request.code if isinstance(exit_request.code, int) else FAILED))
             raise
         status = console.settle(status)
         _end_beside_gloo(status)
@@ -113,9 +113,9 @@ def _run(command: Any, console: Console) -> int:
         return console.fail(str(error) or "interrupted, nothing written", INTERRUPTED)
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         if (where := _out_of_memory(error)) is not None:
-            return console.fail(f"Out of memory{where}; {_advice(command)}", FAILED)
+            return console.fail(f"Out of memory{where}; {_memory_advice(command)}", FAILED)
         if isinstance(error, OSError) and error.errno is not None:
-            return console.fail(_refused(error), FAILED)
+            return console.fail(_os_error_message(error), FAILED)
         raise
 
 
@@ -144,7 +144,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             )
 
 
-def _refused(error: OSError) -> str:
+def _os_error_message(error: OSError) -> str:
     """A message for an OSError that was not converted to a more specific error."""
     reason = error.strerror or str(error)
     place = f" {error.filename}" if error.filename else ""
@@ -161,7 +161,7 @@ def _out_of_memory(error: BaseException) -> str | None:
     return " on the GPU" if type(error).__name__ == "OutOfMemoryError" else None
 
 
-def _advice(command: Any) -> str:
+def _memory_advice(command: Any) -> str:
     """The state of the output, and the flags of the command that save memory."""
     kept = "nothing was written"
     if isinstance(command, Train):
@@ -195,7 +195,7 @@ class _StopCleanly:
 
     def __enter__(self) -> None:
         self.before = {}
-        self.asked = signal.SIGINT
+        self.signal_received = signal.SIGINT
         if current_thread() is main_thread():
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job may ignore it
                 self.before[signal.SIGINT] = signal.signal(signal.SIGINT, self._stop)
@@ -209,11 +209,11 @@ class _StopCleanly:
 
     def _stop(self, number: int, _: object) -> NoReturn:
         if number in (signal.SIGINT, signal.SIGTERM):
-            self.asked = number
+            self.signal_received = number
         if hasattr(signal, "SIGALRM"):  # not on Windows
             before = signal.signal(signal.SIGALRM, self._stop)
             self.before.setdefault(signal.SIGALRM, before)
             signal.setitimer(signal.ITIMER_REAL, self._AGAIN_AFTER_S)
-        if self.asked == signal.SIGTERM:
+        if self.signal_received == signal.SIGTERM:
             raise SystemExit(TERMINATED)
         raise KeyboardInterrupt

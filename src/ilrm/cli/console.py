@@ -39,13 +39,13 @@ class Stream:
 
     def write(self, text: str) -> int:
         if self.failure is None:
-            with self._noted():
+            with self._recording_failure():
                 self._write(text)
         return len(text)
 
     def flush(self) -> None:
         if self.failure is None:
-            with self._noted():
+            with self._recording_failure():
                 getattr(sys, self._name).flush()
 
     def _write(self, text: str) -> None:
@@ -56,7 +56,7 @@ class Stream:
             stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
+    def _recording_failure(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

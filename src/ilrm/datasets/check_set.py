@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ilrm.core.errors import SceneError
 from ilrm.datasets.dataset import LIST_SUFFIX, SceneRef, chunk_stages, find_scenes
-from ilrm.datasets.parallel import Lost, choose_jobs, run_each
+from ilrm.datasets.parallel import LostWorker, choose_jobs, run_each
 from ilrm.files import paths
 from ilrm.files.image_files import MAX_PIXELS
 from ilrm.files.reading import read_json
@@ -78,7 +78,7 @@ def check_set(
     scenes: dict[int, SceneReport] = {}
     for index, answer in run_each(partial(_check_ref, max_pixels), refs, choose_jobs(jobs, len(refs))):
         name = refs[index].name
-        scenes[index] = _failed(name, answer.reason) if isinstance(answer, Lost) else answer
+        scenes[index] = _failed(name, answer.reason) if isinstance(answer, LostWorker) else answer
         on_done(name, len(refs))
     return SetReport(tuple(scenes[index] for index in range(len(refs))), tuple(_repeated_paths(refs)))
 
@@ -112,7 +112,7 @@ def _check_chunks(
         if isinstance(answer, list):
             reports[file.name] = answer
         else:
-            findings.append(Finding("error", answer.reason if isinstance(answer, Lost) else answer))
+            findings.append(Finding("error", answer.reason if isinstance(answer, LostWorker) else answer))
         on_done(file.name, len(files))
     findings.sort(key=lambda finding: finding.message)
     scenes = [scene for file in files for scene in reports.get(file.name, [])]

@@ -28,7 +28,7 @@ _SECONDS_TO_TIDY_UP = 5.0
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostWorker:
     """The result for an item whose process was killed.
 
     Attributes:
@@ -43,19 +43,21 @@ class Lost:
         return f"The process that worked on it ended with status {self.exit_code}, possibly because memory ran out."
 
 
-def choose_jobs(asked: int | None, items: int) -> int:
+def choose_jobs(requested: int | None, items: int) -> int:
     """The number of processes for ``items``; by default one per core, but only if each has several items to process.
 
     Raises:
         ConfigError: fewer than one process.
     """
-    if asked is not None and asked < 1:
-        raise ConfigError(f"{asked} processes were requested.", expected="at least 1")
+    if requested is not None and requested < 1:
+        raise ConfigError(f"{requested} processes were requested.", expected="at least 1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(asked, items) if asked else min(cores, items // _ITEMS_WORTH_A_PROCESS))
+    return max(1, min(requested, items) if requested else min(cores, items // _ITEMS_WORTH_A_PROCESS))
 
 
-def run_each(work: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -> Iterator[tuple[int, Answer | Lost]]:
+def run_each(
+    work: Callable[[Item], Answer], items: Sequence[Item], jobs: int
+) -> Iterator[tuple[int, Answer | LostWorker]]:
     """Call ``work`` on every item and yield (index of the item, result) in the order of completion.
 
     A single job runs in this process. Otherwise each job is a process with one torch thread, and ``work``, the items
@@ -72,16 +74,16 @@ def run_each(work: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -
     waiting = deque(range(len(items)))
     workers: list[_Worker[Item, Answer]] = []
     try:
-        with _interrupts_held_back():
+        with _interrupts_blocked():
             workers += [_Worker(work) for _ in range(min(jobs, len(items)))]
         while any(worker.expected for worker in workers):
             ready = wait([worker.pipe for worker in workers if worker.expected])
             for worker in [worker for worker in workers if worker.pipe in ready]:
                 index, answer = worker.receive()
-                if isinstance(answer, Lost):
+                if isinstance(answer, LostWorker):
                     workers.remove(worker)
                     if waiting:
-                        with _interrupts_held_back():
+                        with _interrupts_blocked():
                             workers.append(_Worker(work))
                 elif waiting:
                     worker.give(waiting[0], items[waiting.popleft()])
@@ -112,7 +114,7 @@ class _Worker(Generic[Item, Answer]):
         self.index, self.expected = index, True
         self.pipe.send(item)
 
-    def receive(self) -> tuple[int | None, Answer | Lost | None]:
+    def receive(self) -> tuple[int | None, Answer | LostWorker | None]:
         """The item's index and its result; (None, None) for the greeting."""
         self.expected = False
         try:
@@ -124,9 +126,9 @@ class _Worker(Generic[Item, Answer]):
                     f"The worker processes do not start (exit code {self.process.exitcode}).",
                     fix="use one process (jobs 1); in a script, put the call under `if __name__ == '__main__':`",
                 ) from None
-            return self.index, Lost(self.process.exitcode)
+            return self.index, LostWorker(self.process.exitcode)
         self.greeted = True
-        if isinstance(answer, _Failure):
+        if isinstance(answer, _WorkerFailure):
             raise answer.error from RuntimeError(answer.trace)
         return self.index, answer
 
@@ -140,7 +142,7 @@ class _Worker(Generic[Item, Answer]):
 
 
 @dataclass(frozen=True)
-class _Failure:
+class _WorkerFailure:
     error: Exception
     trace: str
 
@@ -158,7 +160,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
         try:
             answer = work(item)
         except Exception as error:
-            answer = _Failure(_portable(error), traceback.format_exc())
+            answer = _WorkerFailure(_portable(error), traceback.format_exc())
         pipe.send(answer)
 
 
@@ -182,7 +184,7 @@ def _portable(error: Exception) -> Exception:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def _interrupts_blocked() -> Iterator[None]:
     """Start processes that ignore Ctrl-C: the terminal sends it to all of them, but this process ends them itself."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ilrm.core.errors import IlrmError, OutputError
 from ilrm.datasets.layouts import ChunkLayout, FolderLayout, Form, Item, SetLayout, Settings, Written, check_same
-from ilrm.datasets.parallel import Lost, choose_jobs, run_each
+from ilrm.datasets.parallel import LostWorker, choose_jobs, run_each
 from ilrm.files import only_writer
 from ilrm.scenes.save import ImageFormat
 
@@ -89,7 +89,7 @@ def save_set(
         missing = [item for item in items if not there[item.name]]
         for index, answer in run_each(partial(_write, layout.write), missing, choose_jobs(jobs, len(missing))):
             item = missing[index]
-            done(Outcome(item.name, item.origin, reason=answer.reason) if isinstance(answer, Lost) else answer)
+            done(Outcome(item.name, item.origin, reason=answer.reason) if isinstance(answer, LostWorker) else answer)
         layout.close()
     return [outcomes[item.name] for item in items]
 

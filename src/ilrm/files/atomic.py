@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ilrm.core.errors import OutputError
 from ilrm.files.paths import absolute
-from ilrm.files.temporary import Held, lock, temporary_path
+from ilrm.files.temporary import LockedElsewhere, lock, temporary_path
 
 _FIXES = {
     errno.ENOSPC: "free some space, or write to another disk",
@@ -38,7 +38,7 @@ def output_error(error: OSError, path: Path | str) -> OutputError:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def as_output_error(path: Path) -> Iterator[None]:
     """Convert an OSError raised in the body into an OutputError about ``path``."""
     try:
         yield
@@ -47,10 +47,10 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def parents_made(path: Path) -> Iterator[None]:
+def with_parents(path: Path) -> Iterator[None]:
     """Create the missing folders above ``path``; remove them again if the body fails."""
     missing = [folder for folder in path.parents if not folder.exists()]
-    with explained(path):
+    with as_output_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
@@ -72,15 +72,15 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         OutputError: the file cannot be written. Any OSError of the body is assumed to be about this file.
     """
     target = absolute(path)
-    with explained(target):
+    with as_output_error(target):
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if target.exists() and not target.is_file():
             raise OutputError(f"Cannot write {target}: it is a device, not a file.", fix="give a file name")
-    with parents_made(target):
-        temporary, handle = _touched(target)
+    with with_parents(target):
+        temporary, handle = _create_temporary(target)
         try:
-            with explained(target):
+            with as_output_error(target):
                 yield temporary
                 os.replace(temporary, target)
         finally:
@@ -90,14 +90,14 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
                 os.close(handle)
 
 
-def _touched(target: Path) -> tuple[Path, int | None]:
+def _create_temporary(target: Path) -> tuple[Path, int | None]:
     """Create and lock an empty temporary file, so that an unwritable folder fails before the work starts."""
-    with explained(target):
+    with as_output_error(target):
         while True:
             temporary = temporary_path(target.with_name(target.stem), suffix=target.suffix)
             temporary.touch(exist_ok=False)
             # Between touch and lock another process may take the file for abandoned and remove it: try again.
-            with suppress(Held, FileNotFoundError):
+            with suppress(LockedElsewhere, FileNotFoundError):
                 handle = lock(temporary)
                 if temporary.exists():
                     return temporary, handle
@@ -106,7 +106,7 @@ def _touched(target: Path) -> tuple[Path, int | None]:
 def check_writable(folder: Path | str) -> None:
     """Check that files can be created in a folder, which is created if necessary. Raises OutputError."""
     probe = temporary_path(absolute(folder) / "probe")
-    with parents_made(probe), explained(Path(folder)):
+    with with_parents(probe), as_output_error(Path(folder)):
         probe.touch(exist_ok=False)
         probe.unlink()
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ilrm.core.errors import OutputError
-from ilrm.files.atomic import atomic_file, explained, write_text
+from ilrm.files.atomic import as_output_error, atomic_file, write_text
 from ilrm.files.manifest import MANIFEST, Entry, foreign, manifest_text, read_manifest, state
 from ilrm.files.paths import absolute
 from ilrm.files.swap import settle
@@ -49,7 +49,7 @@ def check_apart(output: Path | str, reads: Iterable[Path | str]) -> None:
 def check_folder(output: Path | str) -> None:
     """Refuse an output folder that is a file. Raises OutputError."""
     target = absolute(output)
-    with explained(target):
+    with as_output_error(target):
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
 
@@ -81,7 +81,7 @@ def claim_file(path: Path | str, *, reads: Iterable[Path | str] = (), overwrite:
     target = absolute(path)
     settle(target.parent)
     remove_abandoned(target.parent, target.with_name(target.stem))
-    with explained(target):
+    with as_output_error(target):
         if overwrite or not target.is_file():  # folders and devices are refused by atomic_file
             return
         if state(target.parent, target.name, read_manifest(target.parent)) == "ours":
@@ -110,7 +110,7 @@ def note_written(path: Path | str) -> None:
     """Record a file that was just written in the manifest of its folder, if there is one. Raises OutputError."""
     target = absolute(path)
     if target.is_file() and (target.parent / MANIFEST).is_file():
-        with explained(target):
+        with as_output_error(target):
             files = {**read_manifest(target.parent), target.name: (Entry.of(target),)}
         write_text(target.parent / MANIFEST, manifest_text(files))
 
@@ -142,7 +142,7 @@ def claim_names(folder: Path, names: Iterable[str]) -> None:
         OutputError: names the first of them.
     """
     files = read_manifest(folder)
-    with explained(folder):
+    with as_output_error(folder):
         found = foreign(folder, names, files)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

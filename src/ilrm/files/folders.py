@@ -10,19 +10,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ilrm.core.errors import OutputError
-from ilrm.files.atomic import explained, output_error, parents_made
+from ilrm.files.atomic import as_output_error, output_error, with_parents
 from ilrm.files.claims import check_folder, claim_names
 from ilrm.files.manifest import MANIFEST, Entry, Files, files_at, manifest_text, read_manifest, state
 from ilrm.files.paths import absolute
 from ilrm.files.swap import NEW, Swap, carry_out, settle
 from ilrm.files.temporary import (
     KEPT,
-    Held,
-    held,
-    in_work,
+    LockedElsewhere,
+    is_being_written,
     is_temporary,
+    locked,
     remove_abandoned,
-    remove_unless_held,
+    remove_unless_locked,
     temporary_path,
 )
 
@@ -56,80 +56,80 @@ def atomic_folder(
     """
     target, names = absolute(path), tuple(names)
     with ExitStack() as stack:
-        existed = _opened(target, stack)
+        existed = _prepare_target(target, stack)
         if existed and not overwrite:
             claim_names(target, names)
         # Staged inside an existing folder: its parent may be another disk, where a rename fails, or not writable.
         staging = temporary_path(target / target.name if existed else target)
-        stack.enter_context(parents_made(staging))
+        stack.enter_context(with_parents(staging))
         stack.callback(_remove_staging, staging)
-        with explained(target):
-            stack.enter_context(held(staging, lambda folder: (folder / NEW).mkdir(parents=True)))
+        with as_output_error(target):
+            stack.enter_context(locked(staging, lambda folder: (folder / NEW).mkdir(parents=True)))
         try:
             yield staging / NEW
-            _move_in(staging, target, names, former, overwrite)
+            _install(staging, target, names, former, overwrite)
         except OutputError as error:
-            raise _about(target, staging / NEW, error) from error
+            raise _reworded_for(target, staging / NEW, error) from error
         except OSError as error:
             if error.errno not in _DISK and not _lies_in(error.filename, staging):
                 raise  # an error of something that the body reads
             raise output_error(error, target) from error
 
 
-def _opened(target: Path, stack: ExitStack) -> bool:
+def _prepare_target(target: Path, stack: ExitStack) -> bool:
     """Whether the folder exists; if so, it stays locked until the stack unwinds. Raises OutputError."""
     check_folder(target)
-    with explained(target):
+    with as_output_error(target):
         existed = target.is_dir()
         if existed and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     if existed:
-        stack.enter_context(_alone(target))
+        stack.enter_context(_exclusive_access(target))
         settle(target)
         remove_abandoned(target, target)
-    if in_work(target.parent, target):
-        raise _in_use(target)
+    if is_being_written(target.parent, target):
+        raise _in_use_error(target)
     remove_abandoned(target.parent, target)
     return existed
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _exclusive_access(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
-            with explained(folder):
-                stack.enter_context(held(folder))
-        except Held as error:
-            raise _in_use(folder) from error
+            with as_output_error(folder):
+                stack.enter_context(locked(folder))
+        except LockedElsewhere as error:
+            raise _in_use_error(folder) from error
         yield
 
 
-def _in_use(folder: Path) -> OutputError:
+def _in_use_error(folder: Path) -> OutputError:
     return OutputError(f"Another process is writing to {folder}.", fix="wait until it ends, or stop it")
 
 
-def _move_in(
+def _install(
     staging: Path, target: Path, names: tuple[str, ...], former: Callable[[str], bool], overwrite: bool
 ) -> None:
     new = staging / NEW
-    with explained(target), ExitStack() as stack:
+    with as_output_error(target), ExitStack() as stack:
         fresh = [name.removeprefix(f"{NEW}/") for name in files_at(staging, NEW)]
         written: Files = {name: (Entry.of(new / name),) for name in fresh}
         if staging.parent != target:  # the target did not exist: a single rename does it
             (new / MANIFEST).write_text(manifest_text(written), "utf-8")
-            if _moved(new, target):
+            if _try_rename(new, target):
                 return
             # Another process created the target meanwhile: stage inside it and swap, as for any existing folder.
-            stack.enter_context(_alone(target))
+            stack.enter_context(_exclusive_access(target))
             inside = temporary_path(target / target.name)
             stack.callback(_remove_staging, inside)
-            stack.enter_context(held(inside, lambda folder: folder.mkdir()))
+            stack.enter_context(locked(inside, lambda folder: folder.mkdir()))
             os.rename(new, inside / NEW)
             staging = inside
         files = read_manifest(target)
         if not overwrite:
             claim_names(target, (*names, *fresh))
-        retired = _retired(target, files, fresh, names, former)
+        retired = _files_to_retire(target, files, fresh, names, former)
         gone = {*retired, *fresh}
         kept = {name: them for name, them in files.items() if name not in gone and os.path.lexists(target / name)}
         (staging / NEW / MANIFEST).write_text(manifest_text({**kept, **written}), "utf-8")
@@ -138,13 +138,13 @@ def _move_in(
         carry_out(Swap(staging, retired, [*fresh, MANIFEST]))
 
 
-def _retired(
+def _files_to_retire(
     target: Path, files: Files, fresh: list[str], names: tuple[str, ...], former: Callable[[str], bool]
 ) -> dict[str, Entry | None]:
     """The files to remove from the folder: ours with these names, and any that a new file replaces."""
     retired: dict[str, Entry | None] = {}
     for name in files:
-        if (_is_among(name, names) or former(name)) and state(target, name, files) == "ours":
+        if (_is_covered_by(name, names) or former(name)) and state(target, name, files) == "ours":
             retired[name] = Entry.of(target / name)
     for name in fresh:
         path = target / name
@@ -155,11 +155,11 @@ def _retired(
     return retired
 
 
-def _is_among(name: str, names: tuple[str, ...]) -> bool:
+def _is_covered_by(name: str, names: tuple[str, ...]) -> bool:
     return any(name.startswith(there) if there.endswith("/") else name == there for there in names)
 
 
-def _moved(folder: Path, target: Path) -> bool:
+def _try_rename(folder: Path, target: Path) -> bool:
     """Rename a folder; False if another process has meanwhile created a folder of that name that is not empty."""
     try:
         os.rename(folder, target)
@@ -180,7 +180,7 @@ def _remove_staging(staging: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _about(target: Path, temporary: Path, error: OutputError) -> OutputError:
+def _reworded_for(target: Path, temporary: Path, error: OutputError) -> OutputError:
     """The same error with the path that the user gave in place of the temporary one."""
     problem = error.problem.replace(str(temporary), str(target)).replace(str(temporary.parent), str(target))
     return OutputError(problem, expected=error.expected, fix=error.fix)
@@ -196,11 +196,11 @@ def only_writer(folder: Path | str) -> Iterator[None]:
         OutputError: the folder cannot be written, or another process is writing to it.
     """
     folder = Path(folder)
-    with explained(folder):
+    with as_output_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    with _alone(folder):
+    with _exclusive_access(folder):
         settle(folder)
         remove_abandoned(folder)
         yield
@@ -223,17 +223,17 @@ def resumable_folder(path: Path | str, fingerprint: str) -> Iterator[Path]:
         OutputError: the folder cannot be written, or another process is writing the same output.
     """
     target = absolute(path)
-    with explained(target):
+    with as_output_error(target):
         holder = target if target.is_dir() else target.parent
     settle(holder)
     folder = temporary_path(holder / target.name, KEPT, draw=fingerprint[:8])
-    with parents_made(folder):
+    with with_parents(folder):
         try:
             with only_writer(folder):
                 yield folder
         except OutputError as error:
             _remove_if_empty(folder)
-            raise _about(target, folder, error) from error
+            raise _reworded_for(target, folder, error) from error
         except BaseException:
             _remove_if_empty(folder)  # one with finished parts stays for the next call
             raise
@@ -241,7 +241,7 @@ def resumable_folder(path: Path | str, fingerprint: str) -> Iterator[Path]:
         for place in finished:
             for entry in place.iterdir():
                 if is_temporary(entry.name, target, KEPT):
-                    remove_unless_held(entry)
+                    remove_unless_locked(entry)
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -31,12 +31,12 @@ def exists(path: Path | str) -> bool:
 
 def is_file(path: Path | str) -> bool:
     """Whether the path is a file; links are followed. Raises AccessError."""
-    return _is(stat.S_ISREG, path)
+    return _has_kind(stat.S_ISREG, path)
 
 
 def is_dir(path: Path | str) -> bool:
     """Whether the path is a folder; links are followed. Raises AccessError."""
-    return _is(stat.S_ISDIR, path)
+    return _has_kind(stat.S_ISDIR, path)
 
 
 def is_visible_file(path: Path | str) -> bool:
@@ -59,7 +59,7 @@ def entries(folder: Path | str, pattern: str = "*") -> list[Path]:
     try:
         names = os.listdir(folder)
     except (OSError, ValueError) as error:
-        if _says_absent(error):
+        if _means_absent(error):
             return []
         raise access_error(folder, error) from error
     return [Path(folder) / name for name in sorted(names) if fnmatchcase(name, pattern)]
@@ -120,7 +120,7 @@ def access_error(path: Path | str, error: OSError | ValueError) -> AccessError:
     )
 
 
-def _is(kind: Callable[[int], bool], path: Path | str) -> bool:
+def _has_kind(kind: Callable[[int], bool], path: Path | str) -> bool:
     status = _status(path)
     return status is not None and kind(status.st_mode)
 
@@ -130,10 +130,10 @@ def _status(path: Path | str) -> os.stat_result | None:
     try:
         return os.stat(path)
     except (OSError, ValueError) as error:
-        if _says_absent(error):
+        if _means_absent(error):
             return None
         raise access_error(path, error) from error
 
 
-def _says_absent(error: OSError | ValueError) -> bool:
+def _means_absent(error: OSError | ValueError) -> bool:
     return isinstance(error, ValueError) or error.errno in _ABSENT

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from ilrm.core.errors import OutputError
 from ilrm.files.manifest import Entry, inner_name
-from ilrm.files.temporary import PARTIAL, Held, held_patiently, is_temporary
+from ilrm.files.temporary import PARTIAL, LockedElsewhere, is_temporary, locked_within
 
 NEW, OLD, JOURNAL = "new", "old", "journal.json"
 _PATIENCE_S = 60.0  # a swap is a few renames; a process that takes longer is suspended or hangs
@@ -133,13 +133,13 @@ def settle(path: Path | str) -> None:
 
 def _settle(staging: Path) -> None:
     try:
-        with held_patiently(staging, _PATIENCE_S):
+        with locked_within(staging, _PATIENCE_S):
             if not (staging / JOURNAL).exists():  # another process completed it meanwhile
                 return
             swap = _read(staging)
             swap.forward()
             swap.finish()
-    except Held as error:
+    except LockedElsewhere as error:
         raise OutputError(f"Another process is writing to {staging.parent}.", fix="wait until it ends") from error
     except OSError as error:
         if error.errno == errno.ENOENT and not staging.exists():

@@ -54,7 +54,7 @@ def _check(stem: str, draw: str) -> str:
     return hashlib.blake2s(b"ilrm " + os.fsencode(stem) + draw.encode(), digest_size=4).hexdigest()
 
 
-class Held(Exception):
+class LockedElsewhere(Exception):
     """The lock is held by another process, which is therefore alive."""
 
 
@@ -65,7 +65,7 @@ def lock(path: Path) -> int | None:
         a file descriptor to close, or None if the system or the file system has no locks.
 
     Raises:
-        Held: another process has the lock.
+        LockedElsewhere: another process has the lock.
         OSError: the path cannot be opened.
     """
     try:
@@ -77,7 +77,7 @@ def lock(path: Path) -> int | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
-        raise Held(path) from error
+        raise LockedElsewhere(path) from error
     except OSError:
         os.close(handle)
         return None
@@ -85,8 +85,8 @@ def lock(path: Path) -> int | None:
 
 
 @contextmanager
-def held(path: Path, make: Callable[[Path], object] | None = None) -> Iterator[None]:
-    """Hold the lock of a path during the body; ``make`` creates the path first. Raises Held, OSError."""
+def locked(path: Path, make: Callable[[Path], object] | None = None) -> Iterator[None]:
+    """Hold the lock of a path during the body; ``make`` creates the path first. Raises LockedElsewhere, OSError."""
     if make is not None:
         make(path)
     handle = lock(path)
@@ -98,14 +98,14 @@ def held(path: Path, make: Callable[[Path], object] | None = None) -> Iterator[N
 
 
 @contextmanager
-def held_patiently(path: Path, seconds: float) -> Iterator[None]:
-    """As ``held``, but waits up to ``seconds`` for another process. Raises Held after that."""
+def locked_within(path: Path, seconds: float) -> Iterator[None]:
+    """As ``locked``, but waits up to ``seconds`` for another process. Raises LockedElsewhere after that."""
     until = time.monotonic() + seconds
     while True:
         try:
             handle = lock(path)
             break
-        except Held:
+        except LockedElsewhere:
             if time.monotonic() > until:
                 raise
             time.sleep(_POLL_S)
@@ -116,13 +116,13 @@ def held_patiently(path: Path, seconds: float) -> Iterator[None]:
             os.close(handle)
 
 
-def in_work(folder: Path, target: Path) -> bool:
+def is_being_written(folder: Path, target: Path) -> bool:
     """Whether another process is writing ``target``: it has a locked temporary folder for it in ``folder``."""
     for entry in _temporaries(folder, target, PARTIAL):
         with suppress(OSError):
             try:
                 handle = lock(entry)
-            except Held:
+            except LockedElsewhere:
                 return True
             if handle is not None:
                 os.close(handle)
@@ -137,12 +137,12 @@ def remove_abandoned(folder: Path, target: Path | None = None) -> None:
     """
     for entry in _temporaries(folder, target, PARTIAL):
         if not (entry / "journal.json").exists():
-            remove_unless_held(entry)
+            remove_unless_locked(entry)
 
 
-def remove_unless_held(entry: Path) -> None:
+def remove_unless_locked(entry: Path) -> None:
     """Remove a temporary file or folder unless a process has locked it."""
-    with suppress(OSError, Held), held(entry):
+    with suppress(OSError, LockedElsewhere), locked(entry):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 

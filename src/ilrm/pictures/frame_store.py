@@ -145,7 +145,7 @@ def render_to(
         note_written(output)
         return {**report, "files": [output.name], "num_gaussians": len(gaussians)}
     with resumable_folder(output, shot.fingerprint(gaussians)) as kept:
-        store = _Store(kept, stems, gaussians, shot)
+        store = _FrameFolder(kept, stems, gaussians, shot)
         report["reused"] = store.reused
         with store.explained(), reporter.progress("rendering", frames) as advance:
             if suffix:
@@ -158,7 +158,7 @@ def render_to(
     return {**report, "files": files, "num_gaussians": len(gaussians)}
 
 
-class _Store:
+class _FrameFolder:
     """The frames of a shot as PNG files in a folder; existing ones are not rendered again."""
 
     def __init__(self, folder: Path, stems: list[str], gaussians: Gaussians, shot: Shot) -> None:
@@ -202,7 +202,7 @@ class _Store:
             ) from None
 
 
-def _fill(output: Path, store: _Store, advance: Advance, overwrite: bool) -> None:
+def _fill(output: Path, store: _FrameFolder, advance: Advance, overwrite: bool) -> None:
     """Write a folder of PNG files; our frames of an earlier, longer render are removed."""
     names = [file.name for file in store.files]
     with atomic_folder(output, names, former=_is_numbered, overwrite=overwrite) as folder:

@@ -74,7 +74,7 @@ def load_cameras(path: Path | str) -> tuple[Cameras, tuple[str, ...]]:
     content = read_json(path, CameraError)
     try:
         frames = content if isinstance(content, list) else content["frames"]
-        views = [_trained(frame) if "position" in frame else _opencv(frame) for frame in frames]
+        views = [_inria_camera(frame) if "position" in frame else _opencv_camera(frame) for frame in frames]
         if not views:
             raise ValueError("it lists no cameras")
         c2w = torch.stack([view[0] for view in views])
@@ -103,12 +103,12 @@ def find_names(names: Sequence[str], photos: Sequence[str]) -> list[int | None]:
 _View = tuple[Tensor, Tensor, tuple[int, int]]  # c2w (4, 4), K (3, 3), size
 
 
-def _opencv(frame: dict[str, Any]) -> _View:
+def _opencv_camera(frame: dict[str, Any]) -> _View:
     w2c = torch.tensor(frame["w2c"], dtype=torch.float64).reshape(4, 4)
     return torch.linalg.inv(w2c), _intrinsics(frame, frame["cx"], frame["cy"]), image_size(frame["w"], frame["h"])
 
 
-def _trained(frame: dict[str, Any]) -> _View:
+def _inria_camera(frame: dict[str, Any]) -> _View:
     """A camera of INRIA's trainer: its rotation is camera-to-world, its principal point is the image centre."""
     width, height = image_size(frame["width"], frame["height"])
     c2w = torch.eye(4, dtype=torch.float64)

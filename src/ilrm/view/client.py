@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ilrm.view.gate import Gate, refusal
-from ilrm.view.inbox import FirstOnly, Inbox
+from ilrm.view.inbox import FirstErrorHandler, Inbox
 
 _TITLE = "<title>Viser</title>"
 _ONE_AT_A_TIME = threading.Lock()
@@ -109,7 +109,7 @@ _NOTICES = """
 """
 
 
-def repaired(page: str, head: str = _TITLE) -> str:
+def patched_page(page: str, head: str = _TITLE) -> str:
     """viser's page with the patches, and with ``head`` (title and styles) in place of its title."""
     scripts = f"<script>{_SORTER_FROM_FILES}{_CODE}{_ADDRESSES_OF_PICTURES}{_FRUSTUMS}\n</script>"
     # str.replace, because re.sub would interpret backslashes in the title.
@@ -117,7 +117,7 @@ def repaired(page: str, head: str = _TITLE) -> str:
 
 
 @contextlib.contextmanager
-def served_from(folder: Path, gate: Gate, inbox: Inbox) -> Iterator[threading.Event]:
+def patched_servers(folder: Path, gate: Gate, inbox: Inbox) -> Iterator[threading.Event]:
     """Patch the viser servers that are started in the body.
 
     They send a patched client, which is written to ``folder``, admit only requests that pass the gate, and decode
@@ -130,7 +130,7 @@ def served_from(folder: Path, gate: Gate, inbox: Inbox) -> Iterator[threading.Ev
     from viser import infra
 
     build = Path(str(viser.__file__)).parent / "client" / "build" / "index.html"
-    (folder / "index.html").write_text(repaired(build.read_text("utf-8")), "utf-8")
+    (folder / "index.html").write_text(patched_page(build.read_text("utf-8")), "utf-8")
     ours, guarded = threading.local(), threading.Event()
 
     class Server(infra.WebsockServer):
@@ -177,5 +177,5 @@ def served_from(folder: Path, gate: Gate, inbox: Inbox) -> Iterator[threading.Ev
 def _quiet() -> logging.Logger:
     """A separate logger for connections, so that port scans do not fill the terminal."""
     logger = logging.Logger("ilrm.view", logging.ERROR)
-    logger.addHandler(FirstOnly())
+    logger.addHandler(FirstErrorHandler())
     return logger

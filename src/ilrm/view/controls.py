@@ -42,7 +42,7 @@ def add_controls(viewer: Viewer) -> None:
 
     @shown.on_update
     def _(_: object) -> None:
-        with viewer.turn:
+        with viewer.state_lock:
             viewer.show(shown.value)
 
     if len(session.names) > 1:
@@ -50,7 +50,7 @@ def add_controls(viewer: Viewer) -> None:
 
         @state.on_update
         def _(_: object) -> None:
-            with viewer.turn:
+            with viewer.state_lock:
                 session.choose(state.value)
                 changed()
 
@@ -70,7 +70,9 @@ def count_text(session: Session) -> str:
     return f"**{left:,}** of {total:,} Gaussians"
 
 
-def _told(viewer: Viewer, action: Callable[[viser.ClientHandle], None]) -> Callable[[viser.GuiEvent[Any]], None]:
+def _with_errors_shown(
+    viewer: Viewer, action: Callable[[viser.ClientHandle], None]
+) -> Callable[[viser.GuiEvent[Any]], None]:
     """A callback that shows a user's error to the visitor who caused it."""
 
     def callback(event: viser.GuiEvent[Any]) -> None:
@@ -79,7 +81,7 @@ def _told(viewer: Viewer, action: Callable[[viser.ClientHandle], None]) -> Calla
         try:
             action(event.client)
         except IlrmError as error:
-            viewer.tell(event.client, "This did not work", str(error))
+            viewer.notify(event.client, "This did not work", str(error))
 
     return callback
 
@@ -102,7 +104,7 @@ def _add_edit(viewer: Viewer, changed: Callable[[], None]) -> None:
         return Box(torch.as_tensor(np.array(gizmo.position), dtype=torch.float64), rotation, start.size * share)
 
     def update(_: object = None) -> None:
-        with viewer.turn:
+        with viewer.state_lock:
             gizmo.visible = outline.visible = crop.value
             for edge in edges:
                 edge.visible = crop.value
@@ -124,7 +126,9 @@ def _add_edit(viewer: Viewer, changed: Callable[[], None]) -> None:
             edge.value = 1.0
         update()
 
-    save.on_click(_told(viewer, lambda client: _send(client, "edited.ply", edited_ply(session, viewer.origin))))
+    save.on_click(
+        _with_errors_shown(viewer, lambda client: _send(client, "edited.ply", edited_ply(session, viewer.origin)))
+    )
 
 
 def _send(client: viser.ClientHandle, name: str, content: bytes) -> None:
@@ -185,18 +189,20 @@ def _add_inputs(viewer: Viewer) -> None:
 
     @wanted.on_update
     def _(_: object) -> None:
-        with viewer.turn:
+        with viewer.state_lock:
             viewer.show_frustums(wanted.value)
 
     command = gui.add_command("Hide or show the frustums", hotkey="C")
 
     @command.on_trigger
     def _(_: object) -> None:
-        with viewer.turn:
+        with viewer.state_lock:
             wanted.value = not wanted.value
 
     which.on_update(lambda _: viewer.work.submit("comparison", compare))
-    go.on_click(_told(viewer, lambda client: viewer.fly_to(client, viewer.layout.poses[names.index(which.value)])))
+    go.on_click(
+        _with_errors_shown(viewer, lambda client: viewer.fly_to(client, viewer.layout.poses[names.index(which.value)]))
+    )
     viewer.listeners["comparison"] = compare
 
 
@@ -221,16 +227,16 @@ def _add_record(viewer: Viewer) -> None:
         screenshot = gui.add_button("Screenshot")
         add = gui.add_button("Add keyframe", hint="The current camera")
         clear = gui.add_button("Remove keyframes")
-        told = gui.add_markdown("No keyframes")
+        count_label = gui.add_markdown("No keyframes")
         seconds = gui.add_slider("Seconds", 1.0, 60.0, 1.0, 6.0)
         preview = gui.add_button("Fly along")
         save = gui.add_button("Save video")
         progress = gui.add_progress_bar(0.0, visible=False)
 
     def keep(client: viser.ClientHandle | None) -> None:
-        with viewer.turn:
+        with viewer.state_lock:
             viewer.keyframes = [] if client is None else [*viewer.keyframes, pose_of(client.camera)]
-            told.content = f"{len(viewer.keyframes)} keyframes" if viewer.keyframes else "No keyframes"
+            count_label.content = f"{len(viewer.keyframes)} keyframes" if viewer.keyframes else "No keyframes"
 
     def film(client: viser.ClientHandle) -> None:
         progress.visible, save.disabled = True, True
@@ -244,13 +250,15 @@ def _add_record(viewer: Viewer) -> None:
         finally:
             progress.visible, save.disabled = False, False
 
-    screenshot.on_click(_told(viewer, lambda client: _send(client, "view.png", screenshot_png(client))))
-    add.on_click(_told(viewer, keep))
+    screenshot.on_click(_with_errors_shown(viewer, lambda client: _send(client, "view.png", screenshot_png(client))))
+    add.on_click(_with_errors_shown(viewer, keep))
     clear.on_click(lambda _: keep(None))
     preview.on_click(
-        _told(viewer, lambda client: viewer.fly_along(client, _way(viewer, round(seconds.value * 20)), 0.05))
+        _with_errors_shown(
+            viewer, lambda client: viewer.fly_along(client, _keyframe_path(viewer, round(seconds.value * 20)), 0.05)
+        )
     )
-    save.on_click(_told(viewer, film))
+    save.on_click(_with_errors_shown(viewer, film))
 
 
 def screenshot_png(client: viser.ClientHandle) -> bytes:
@@ -270,7 +278,7 @@ def screenshot_png(client: viser.ClientHandle) -> bytes:
     return buffer.getvalue()
 
 
-def _way(viewer: Viewer, frames: int) -> list[Any]:
+def _keyframe_path(viewer: Viewer, frames: int) -> list[Any]:
     if len(viewer.keyframes) < 2:
         raise ConfigError(
             f"The path has {len(viewer.keyframes)} keyframes.",
@@ -299,7 +307,7 @@ def save_flight(
     width, height = (VIDEO_SIDE, VIDEO_SIDE / aspect) if aspect >= 1 else (VIDEO_SIDE * aspect, VIDEO_SIDE)
     width, height = 2 * round(width / 2), 2 * max(round(height / 2), 1)
     kind = PICTURES.get(viewer.mode, "colour")
-    way = _way(viewer, frames)
+    way = _keyframe_path(viewer, frames)
 
     def pictures() -> Iterator[Array]:
         for i, pose in enumerate(way):

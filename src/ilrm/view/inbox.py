@@ -119,17 +119,17 @@ class Inbox:
                 raise ValueError(f"the control {control.label} cannot have this value")
 
 
-class FirstOnly(logging.Handler):
+class FirstErrorHandler(logging.Handler):
     """Prints one line when the first connection is closed for an invalid message, and nothing afterwards."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self._told = False
+        self._has_reported = False
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if self._told or error is None or record.getMessage() != "connection handler failed":
+        if self._has_reported or error is None or record.getMessage() != "connection handler failed":
             return  # failed handshakes of other programs are not worth a line
-        self._told = True
+        self._has_reported = True
         reason = repr(str(error) or type(error).__name__)[:200]
         print(f"viewer: closed a connection that sent an invalid message: {reason}", file=sys.stderr)

@@ -65,7 +65,7 @@ class Viewer:
         self.work = LatestWorker(self._failed)
         # viser calls back from several threads in any order. Callbacks that change state take this lock and read the
         # controls while they hold it, so that the last one applies the current values of all controls.
-        self.turn = threading.RLock()
+        self.state_lock = threading.RLock()
         self.listeners: dict[str, Callable[[], None]] = {}  # further functions to call on a redraw, by name
         self._arrays: tuple[str, SplatArrays] | None = None
         show_layout(server, self.layout)
@@ -79,7 +79,7 @@ class Viewer:
             self.all_frustums, self.frustums = show_cameras(server, result.cameras, self.layout, photos)
         for i, frustum in enumerate(self.frustums):
             frustum.on_click(lambda event, i=i: self.fly_to(event.client, self.layout.poses[i]))
-        server.on_client_connect(self._welcome)
+        server.on_client_connect(self._on_connect)
 
     @property
     def modes(self) -> list[str]:
@@ -111,7 +111,7 @@ class Viewer:
         self.refresh()
 
     def _draw_scene(self) -> None:
-        with self.turn:
+        with self.state_lock:
             keep, arrays, mode = self.session.keep().numpy(), self.arrays, self.mode
         any_left = bool(keep.any())
         self._splats.visible = mode == "splats" and any_left
@@ -151,13 +151,13 @@ class Viewer:
         """The session rendered by our own renderer, (H, W, 3) uint8."""
         return picture(self.session.shown().to(self.device), camera, kind, self.layout.near)
 
-    def _welcome(self, client: viser.ClientHandle) -> None:
+    def _on_connect(self, client: viser.ClientHandle) -> None:
         client.camera.on_update(lambda _: self._moved(client))
         self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
 
     def _moved(self, client: viser.ClientHandle) -> None:
         """Update our own rendering after a visitor's camera has moved, if the mode has one."""
-        with self.turn:
+        with self.state_lock:
             if self.mode in PICTURES:
                 self.work.submit(f"picture {client.client_id}", lambda: self._draw_picture(client))
 
@@ -180,14 +180,14 @@ class Viewer:
                 client.camera.fov = pose.fov
             time.sleep(seconds_apart)
 
-    def tell(self, client: viser.ClientHandle | None, title: str, body: str, color: Any = "red") -> None:
+    def notify(self, client: viser.ClientHandle | None, title: str, body: str, color: Any = "red") -> None:
         """Show a notification to one visitor, or to all."""
         for each in [client] if client is not None else self.server.get_clients().values():
             each.add_notification(title, body, color=color, auto_close_seconds=None if color == "red" else 5)
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, IlrmError):
-            self.tell(None, "This did not work", str(error))
+            self.notify(None, "This did not work", str(error))
         else:
             traceback.print_exception(error)  # a bug
 

@@ -14,7 +14,7 @@ from ilrm.core.errors import GaussiansError, warn
 from ilrm.core.gaussians import Gaussians
 from ilrm.files import write_text
 from ilrm.results.result import Result
-from ilrm.view.client import repaired
+from ilrm.view.client import patched_page
 from ilrm.view.server import CAMERAS, serve, show_cameras, show_layout, show_splats, thumbnail
 from ilrm.view.splats import Array, Pose, ViewLayout, arrange, check_drawable, splat_arrays
 
@@ -128,7 +128,7 @@ def _dressed(
         f'<details id="ilrm-card" open><summary>{name}</summary><table>{rows}</table>{strip}'
         f"<p>Drag to rotate, drag with the right button to move, scroll to zoom.{more}</p></details>{script}"
     )
-    page = repaired(page, f"<title>{name}</title>{_STYLE}")
+    page = patched_page(page, f"<title>{name}</title>{_STYLE}")
     body_end = page.rindex("</body>")
     return page[:body_end] + card + page[body_end:]
 

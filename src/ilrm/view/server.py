@@ -17,7 +17,7 @@ import numpy as np
 from ilrm.core.cameras import Cameras
 from ilrm.core.errors import OutputError
 from ilrm.core.gaussians import matrix_to_quaternion
-from ilrm.view.client import served_from
+from ilrm.view.client import patched_servers
 from ilrm.view.splats import Array, SplatArrays, ViewLayout
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def serve(host: str = "127.0.0.1", port: int = 0, label: str = "ilrm") -> Iterat
     inbox = Inbox(Message)
     with tempfile.TemporaryDirectory(prefix="ilrm-view-") as folder:
         # viser prints a banner with its address; the caller announces it instead.
-        with contextlib.redirect_stdout(io.StringIO()), served_from(Path(folder), Gate(host), inbox) as guarded:
+        with contextlib.redirect_stdout(io.StringIO()), patched_servers(Path(folder), Gate(host), inbox) as guarded:
             server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
         inbox.controls = server.gui._gui_input_handle_from_uuid
         try:

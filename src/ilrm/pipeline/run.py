@@ -157,21 +157,7 @@ class _Run:
             "ssim": after and after[1],
             "psnr_before_refine": before and before[0],
             "ssim_before_refine": before and before[1],
-            "seconds": self.seconds,
-            "peak_memory_gb": None if (peak := peak_memory(self.device)) is None else round(peak / 1e9, 3),
-            "num_gaussians": len(gaussians),
-            "world_offset": gaussians.origin.tolist(),
-            "num_inputs": len(inputs),
-            "input_names": list(inputs.names),
-            "held_out_names": list(held_out.names),
-            "width": scene.cameras.width,
-            "height": scene.cameras.height,
-            "weights": options.weights,
-            "device": str(self.device),
-            "precision": options.precision,
-            "seed": options.seed,
-            "feedback": feedback,
-            "refine_steps": options.refine,
+            **self._report(gaussians, inputs, held_out, feedback),
             **_refine_report(refined, options.watch),
             "warnings": self.warnings,
             "files": {},
@@ -184,6 +170,26 @@ class _Run:
             # Without held-out views, the inputs are rendered for comparison; scores on inputs would be misleading.
             self._write(result, gaussians, held_out if split.held_out else inputs, near, folder)
         return result
+
+    def _report(self, gaussians: Gaussians, inputs: Scene, held_out: Scene, feedback: int) -> dict[str, Any]:
+        options, peak = self.options, peak_memory(self.device)
+        return {
+            "seconds": self.seconds,
+            "peak_memory_gb": None if peak is None else round(peak / 1e9, 3),
+            "num_gaussians": len(gaussians),
+            "world_offset": gaussians.origin.tolist(),
+            "num_inputs": len(inputs),
+            "input_names": list(inputs.names),
+            "held_out_names": list(held_out.names),
+            "width": inputs.cameras.width,
+            "height": inputs.cameras.height,
+            "weights": options.weights,
+            "device": str(self.device),
+            "precision": options.precision,
+            "seed": options.seed,
+            "feedback": feedback,
+            "refine_steps": options.refine,
+        }
 
     def _write(self, result: Result, gaussians: Gaussians, shown: Scene, near: float, folder: Path) -> None:
         with self._stage("write"):

@@ -15,8 +15,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-# OpenMP's threads spin while they wait for each other, unless told otherwise before torch is loaded. On a CPU that
-# does anything else at the same time that costs far more than it saves.
+# By default OpenMP threads spin while they wait for each other. On a CPU that also does other work, this costs far more
+# than it saves. The setting takes effect only if it is made before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ _HOMES = {
     "mesh.files": ("save_surface",),
     "mesh.make_mesh": ("mesh_gaussians",),
     "pictures.render_video": ("render_video",),
-    "scenes": ("Scene", "load_scene"),  # where a scene can be made of files
+    "scenes": ("Scene", "load_scene"),  # not scenes.load: only the package registers the readers
     "view": ("save_page",),
 }
 
@@ -90,11 +90,10 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """This package, whose names are imported when they are first used.
+    """The class of this package, which imports each public name on first use.
 
-    The command can so be interrupted, and can say what is wrong, before torch is there. The names are properties
-    because one of them, ``render``, is a package, too: importing that sets the attribute, which has to stay the
-    function.
+    The command can therefore be interrupted, and can report errors, before torch is loaded. The names are properties
+    because ``render`` is also a subpackage. Importing the subpackage would otherwise replace the function.
     """
 
     def __getattr__(self, name: str) -> object:

@@ -172,11 +172,11 @@ class Train:
             "best_validation_psnr": _finite(result.best_psnr),
         }
         if result.stopped_by == "signal":
-            told = f"stopped after step {result.step} of {config.steps}; the same command continues from there"
+            outcome = f"stopped after step {result.step} of {config.steps}; the same command continues from there"
             if result.signal == signal.SIGTERM:
-                console.say(f"ilrm: {told}")
+                console.say(f"ilrm: {outcome}")
                 raise SystemExit(128 + signal.SIGTERM)
-            raise KeyboardInterrupt(told)
+            raise KeyboardInterrupt(outcome)
         console.show("", report)
         if result.steps_now == 0:
             console.say(f"The run already had all of its {config.steps} steps; --steps N makes it longer.")

@@ -96,8 +96,8 @@ def check_same(where: Path, there: Mapping[str, object], asked: Mapping[str, obj
         listed = "; ".join(f"{name} is {there.get(name)} there, {asked.get(name)} here" for name in differing)
         raise OutputError(
             f"{where} was made in another way: {listed}.",
-            expected="the same settings as those of what is there already",
-            fix="choose another folder, or remove what is there",
+            expected="the same settings as the data already in the folder",
+            fix="choose another folder, or remove the data in it",
         )
 
 

@@ -41,7 +41,7 @@ class Storage(NamedTuple):
         start: offset of the zip entry's header, or of the values themselves if ``no_header``.
         size: bytes of the values.
         dtype: of the values.
-        no_header: the legacy layout, which is no zip file.
+        no_header: the legacy layout, which is not a zip file.
         inflated: the values, if the file stores them compressed.
     """
 

@@ -156,12 +156,12 @@ def clean_rotation(c2w: np.ndarray) -> np.ndarray:
 def _scene_size(sizes: Sequence[Size], max_side: int | None, size: Size | None) -> Size:
     if size is not None:
         if min(size) < 1:
-            raise SceneError(f"The size {size[0]}x{size[1]} was asked for.", expected="at least 1x1 pixel")
+            raise SceneError(f"The requested size is {size[0]}x{size[1]}.", expected="at least 1x1 pixel")
         return size
     width, height = Counter(sizes).most_common(1)[0][0]
     if max_side is None or max(width, height) <= max_side:
         return width, height
     if max_side < 1:
-        raise SceneError(f"A longest side of {max_side} was asked for.", expected="at least 1 pixel")
+        raise SceneError(f"The requested longest side is {max_side}.", expected="at least 1 pixel")
     factor = max_side / max(width, height)
     return max(1, round(width * factor)), max(1, round(height * factor))

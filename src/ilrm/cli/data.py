@@ -43,8 +43,8 @@ class Make:
     seed: int = 0
     """Seed of the first scene; the others have the following numbers."""
     form: Literal["folders", "chunks", "json"] = "folders"
-    """folders: one folder per scene with transforms.json and exact depth; chunks: pixelSplat chunks; json: one folder
-    per scene with opencv_cameras.json, and a list of them."""
+    """folders: one folder per scene with transforms.json and exact depth; chunks: pixelSplat chunks;
+    json: one folder per scene with opencv_cameras.json, and a list of them."""
     kind: Literal["room", "open", "mixed"] = "mixed"
     """Closed rooms, open ground, or a mix of both."""
     baseline: tuple[float, float] | None = None

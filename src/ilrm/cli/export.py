@@ -19,8 +19,8 @@ Outputs = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(a
 class Export:
     """Convert splats; the extension of the output determines the format.
 
-    .ply, .compressed.ply, .splat, .spz, .glb (glTF with KHR_gaussian_splatting; `ilrm mesh` makes meshes), .sog;
-    .html is the page of `ilrm view --html`, which opens by double click.
+    Formats: .ply, .compressed.ply, .splat, .spz, .sog and .glb (glTF with KHR_gaussian_splatting; for meshes see
+    `ilrm mesh`), and .html, the page of `ilrm view --html`.
     Gaussians are filtered first, in the units and axes of the input, then rotated and scaled.
     """
 
@@ -46,7 +46,8 @@ class Export:
     sh_degree: Literal[0, 1, 2, 3] | None = None
     """Drop spherical harmonics above this degree."""
     frame: Literal["world", "opengl", "y-up", "z-up"] = "world"
-    """Axes of the numbers in the file. world: as in the input (.spz and .glb: in the axes that the format prescribes);
+    """Axes of the numbers in the file.
+    world: as in the input (.spz and .glb: in the axes that the format prescribes);
     opengl: y and z flipped; y-up, z-up: upright, by the cameras.json beside the input if there is one."""
     scale: float = 1.0
     """Enlarge the world by this factor."""

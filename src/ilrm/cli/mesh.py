@@ -25,11 +25,11 @@ class Mesh:
     output: Output
     """File to write; its extension (.glb, .ply, .obj) determines the format."""
     cameras: Path | None = None
-    """A scene or a cameras.json, in the world of the Gaussians, for rendering depth. Default: cameras.json beside the
-    splat file; without one, cameras on a sphere, which see objects but not the inside of rooms."""
+    """A scene or a cameras.json, in the world of the Gaussians, for rendering depth.
+    Default: cameras.json beside the splat file; without one, cameras on a sphere (for objects, not for rooms)."""
     voxel: float | None = None
-    """Distance between lattice points in world units. Default: 1.5 to 4 pixels on the surface, depending on how well
-    the views agree."""
+    """Distance between lattice points in world units.
+    Default: 1.5 to 4 pixels on the surface, depending on how well the views agree."""
     faces: int | None = None
     """Simplify to about this many faces."""
     min_piece: float = 0.001

@@ -18,9 +18,9 @@ from ilrm.pipeline.options import ExportName, PrecisionName, WatchName
 class Reconstruct:
     """Turn posed photos into 3D Gaussians.
 
-    Writes scene.ply (in the photos' own world frame), viewer.html (opens by double click), preview.mp4, metrics.json,
-    cameras.json, inputs/ (the input photos) and renders/ (each held-out view rendered, alone and beside its photo).
-    Either all of them are written or none.
+    Writes scene.ply (in the photos' own world frame), viewer.html (opens with a double click), preview.mp4,
+    metrics.json, cameras.json, inputs/ (the input photos) and renders/ (each held-out view rendered, alone and beside
+    its photo). Either all of them are written or none.
     """
 
     input: tyro.conf.Positional[Path]
@@ -30,8 +30,8 @@ class Reconstruct:
     views: int | None = None
     """Number of input photos; by default as many as reasonable in memory and time. More photos improve the result."""
     holdout: int | None = None
-    """Hold out every N-th photo for evaluation; 0 holds out none. Default: the test photos that the scene itself
-    declares, else 8 if there are 10 photos or more."""
+    """Hold out every N-th photo for evaluation; 0 holds out none.
+    Default: the test photos that the scene itself declares, else 8 if there are 10 photos or more."""
     weights: str = "ilrm-small"
     """Name, file or folder of the weights, or a hub id."""
     feedback: int | None = None
@@ -41,8 +41,8 @@ class Reconstruct:
     export: tuple[ExportName, ...] = ("html", "video")
     """What to write beside scene.ply; without a name, nothing."""
     watch: WatchName = "spare"
-    """Photos that stop the refinement when they get worse: spare ones (neither input nor held out), the held-out ones
-    (their score is then no longer independent), or none."""
+    """Photos that stop the refinement when they get worse: spare, held-out or none.
+    Spare photos are neither input nor held out. Watched held-out photos no longer give an independent score."""
     size: int = 256
     """Longer side of the photos in pixels; larger ones are reduced."""
     max_pixels: MaxPixels = MAX_PIXELS

@@ -25,12 +25,12 @@ class Render:
     output: Output
     """A video (.mp4), a preview (.webp, .gif), a folder for PNG files, or a .png for a single frame."""
     path: str = "auto"
-    """auto, orbit, interpolate, spiral, wobble, input (the cameras themselves; also poses), or a path file:
-    a cameras.json or nerfstudio's camera_path.json. auto is an orbit if the cameras surround something, else a
-    spiral."""
+    """auto, orbit, interpolate, spiral, wobble, input (or poses: the cameras themselves), or a path file.
+    auto is an orbit if the cameras surround something, else a spiral.
+    A path file is a cameras.json or nerfstudio's camera_path.json."""
     cameras: Path | None = None
-    """A scene or a cameras.json, in the world of the Gaussians. Default: cameras.json beside the splat file; without
-    one, cameras are generated."""
+    """A scene or a cameras.json, in the world of the Gaussians.
+    Default: cameras.json beside the splat file; without one, cameras are generated."""
     frames: int | None = None
     """Number of frames. Default: 120; 16 per camera for interpolate; input and path files give their number."""
     fps: float | None = None

@@ -40,8 +40,8 @@ class Train:
     The same command continues a run that was stopped, from OUT/last. OUT/weights is the network so far, for every
     other command's --weights. Ctrl-C finishes the step, saves and stops; a second one stops at once.
 
-    Several devices: --devices 8. Several nodes: torchrun --nnodes 2 --nproc-per-node 8 -m ilrm.cli train ... --nodes 2
-    --devices 8 on each, or the same through srun with one task a device.
+    Several devices: --devices 8. Several nodes: run this on each, or start the same with srun, one task per device:
+    torchrun --nnodes 2 --nproc-per-node 8 -m ilrm.cli train ... --nodes 2 --devices 8
     """
 
     preset: tyro.conf.Positional[str]

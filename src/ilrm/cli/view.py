@@ -29,7 +29,7 @@ class View:
     """Look at a reconstruction in the browser, until Ctrl-C.
 
     Needs no GPU. The address is printed; only this machine can open it unless --host says otherwise. With --html the
-    scene is written as one file that opens by double click, without a server or a network connection.
+    scene is written as one file that opens with a double click, without a server or a network connection.
     """
 
     input: tyro.conf.Positional[Path]
@@ -46,7 +46,7 @@ class View:
     port: int = 8080
     """Port to listen on; 0 uses any free one."""
     open: bool = True
-    """Open the browser."""
+    """Whether to open the browser."""
     device: str = "auto"
     """Where depth, normals and videos are rendered: auto, cpu, cuda or cuda:N."""
     overwrite: bool = False

@@ -1,4 +1,4 @@
-"""A scene as a single .html file that opens by double click, without a server or a network connection."""
+"""A scene as a single .html file that opens with a double click, without a server or a network connection."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from PIL import Image
 from ilrm.core.errors import ConfigError
 from ilrm.datasets.make_set import make_set
 from ilrm.datasets.procedural import ProceduralBatch, ProceduralConfig, furniture, make_batch, photographic, photos
+from ilrm.datasets.procedural.batch import _make_group
 from ilrm.datasets.procedural.layout import sample_world
 from ilrm.datasets.procedural.table import COLUMNS, WIDTH, Fetched, place
 from tests.datasets.test_procedural import _look_up, _project, _unproject
@@ -72,6 +73,21 @@ def test_a_seed_gives_the_same_bits_in_any_batch_also_beside_plain_scenes() -> N
     for name in ProceduralBatch.__dataclass_fields__:
         assert torch.equal(getattr(alone, name)[0], getattr(among, name)[1]), name
     assert not torch.equal(alone.images, make_batch([5], PLAIN).images)
+
+
+def test_worlds_rendered_together_are_those_rendered_alone() -> None:
+    """As on a GPU, where several worlds share their tables."""
+    together, alone = _make_group([3, 4, 5], SMALL, torch.device("cpu")), make_batch([3, 4, 5], SMALL)
+    torch.testing.assert_close(together.depth, alone.depth, rtol=1e-4, atol=1e-4)
+    assert ((together.images - alone.images).abs() < 1e-3).float().mean() > 0.999
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_makes_the_same_scenes() -> None:
+    here, there = make_batch([0, 1, 4], SMALL), make_batch([0, 1, 4], SMALL, "cuda")
+    assert (here.images - there.images.cpu()).abs().median() < 1e-3
+    assert ((here.depth - there.depth.cpu()).abs() < 1e-3 * here.depth).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("kind", ["room", "open"])

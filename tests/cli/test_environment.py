@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ilrm.cli import main
-from ilrm.cli.commands import Command, _advice
+from ilrm.cli.commands import Command, _memory_advice
 from tests.cli.conftest import tree
 from tests.conftest import PATIENCE_S
 
@@ -129,7 +129,7 @@ def commands() -> list[type]:
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: f"{command.__module__}.{command.__name__}")
 def test_advice_about_memory_names_flags_that_the_command_has(command: type) -> None:
-    advice = _advice(object.__new__(command))
+    advice = _memory_advice(object.__new__(command))
     flags = [word.strip(",.") for word in advice.split() if word.startswith("--")]
     for flag in flags:
         assert flag[2:].replace("-", "_") in command.__dataclass_fields__

@@ -46,7 +46,7 @@ Preset = Callable[[Path | None], TrainConfig]
 
 # Procedural scenes that validate; training counts up from ``Procedural.first_seed``, which is larger.
 _VALIDATION_SEED = 5_000_000
-# Captures that ``mixed-small`` validates on and never trains on: places and things that none of the others shows.
+# Captures that ``mixed-small`` validates on and never trains on. None of the others shows the same place or thing.
 HELD_OUT = ("lewis_a", "lewis_b", "skull_flash", "skull_flash_b", "viking")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from ilrm.core.errors import ConfigError
 from ilrm.datasets.make_set import make_set
 from ilrm.datasets.procedural import ProceduralBatch, ProceduralConfig, furniture, make_batch, photographic, photos
-from ilrm.datasets.procedural.batch import _make_group
+from ilrm.datasets.procedural.batch import _cast_group, describe
 from ilrm.datasets.procedural.layout import sample_world
 from ilrm.datasets.procedural.table import COLUMNS, WIDTH, Fetched, place
 from tests.datasets.test_procedural import _look_up, _project, _unproject
@@ -77,7 +77,8 @@ def test_a_seed_gives_the_same_bits_in_any_batch_also_beside_plain_scenes() -> N
 
 def test_worlds_rendered_together_are_those_rendered_alone() -> None:
     """As on a GPU, where several worlds share their tables."""
-    together, alone = _make_group([3, 4, 5], SMALL, torch.device("cpu")), make_batch([3, 4, 5], SMALL)
+    described, alone = [describe(seed, SMALL) for seed in (3, 4, 5)], make_batch([3, 4, 5], SMALL)
+    together = _cast_group(described, SMALL, torch.device("cpu"))
     torch.testing.assert_close(together.depth, alone.depth, rtol=1e-4, atol=1e-4)
     assert ((together.images - alone.images).abs() < 1e-3).float().mean() > 0.999
 
@@ -203,7 +204,8 @@ def laid_on(points: torch.Tensor, row: np.ndarray, footprint: float = 1e-3) -> t
     """(R, 3) displayed colours of points (R, 3) of that cube under a photo."""
     rows = torch.from_numpy(row)[None].expand(len(points), -1)
     surface, pixel = box_surface(len(points)), torch.full((len(points),), footprint)
-    return photos.lay_on(torch.zeros(3, len(points)), rows, surface, points.T, pixel).T ** (1 / 2.2)
+    shown = photos.load(torch.device("cpu"))
+    return photos.lay_on(shown, torch.zeros(3, len(points)), rows, surface, points.T, pixel).T ** (1 / 2.2)
 
 
 def once(tile: int) -> np.ndarray:
@@ -253,7 +255,17 @@ def test_panoramas_stand_in_their_directions() -> None:
 def test_surfaces_without_a_photo_keep_their_paint() -> None:
     albedo = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
     rows = torch.from_numpy(photos.no_photo())[None].repeat(5, 1)
-    assert torch.equal(photos.lay_on(albedo, rows, box_surface(5), torch.zeros(3, 5), torch.ones(5)), albedo)
+    shown = photos.load(torch.device("cpu"))
+    assert torch.equal(photos.lay_on(shown, albedo, rows, box_surface(5), torch.zeros(3, 5), torch.ones(5)), albedo)
+
+
+def test_a_gpu_looks_up_every_photo_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ProceduralConfig(views=2, width=40, height=32, style="photographic")
+    expected = make_batch([1, 4], config)
+    monkeypatch.setattr(photos, "may_ask", lambda values: False)
+    found = make_batch([1, 4], config)
+    assert torch.equal(found.depth, expected.depth)
+    torch.testing.assert_close(found.images, expected.images)
 
 
 def test_columns_stand_where_they_are_looked_up() -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 
 from ilrm.core.cameras import Cameras
-from ilrm.core.errors import ConfigError
+from ilrm.core.compiling import CompiledOnGPU
+from ilrm.core.errors import ConfigError, IlrmWarning
 from ilrm.core.scene import Scene
-from ilrm.datasets.procedural import ProceduralBatch, ProceduralConfig, make_batch, make_scene
+from ilrm.datasets.procedural import ProceduralBatch, ProceduralConfig, cast, describe, make_batch, make_scene
 from ilrm.datasets.procedural.casting import GROUND, Geometry, nearest, visibility
-from ilrm.datasets.procedural.layout import sample_world
+from ilrm.datasets.procedural.layout import MOST, sample_world
+from ilrm.datasets.procedural.rendering import Lighting, radiance, sizes_of_radiance
+from ilrm.datasets.procedural.worlds import Worlds
 
 SMALL = ProceduralConfig(views=3, width=32, height=32, points=64)
 MATTE = ProceduralConfig(views=4, width=96, height=96, specular=0.0, baseline=(0.1, 0.3), points=256)
@@ -259,6 +264,78 @@ def test_cuda_makes_the_same_scenes() -> None:
     here, there = make_batch([0, 1], SMALL), make_batch([0, 1], SMALL, "cuda")
     assert (here.images - there.images.cpu()).abs().median() < 1e-3
     assert ((here.depth - there.depth.cpu()).abs() < 1e-3 * here.depth).float().mean() > 0.99
+
+
+def few_rays(device: str = "cpu", views: int = 2, rays: int = 64, style: Any = "plain") -> tuple[Any, ...]:
+    """Arguments of ``radiance``, for this many views of a world and rays of a view."""
+    described = [describe(1, ProceduralConfig(views=1, style=style))] * views
+    worlds = Worlds.stack([scene.world for scene in described], torch.device(device))
+    origins = torch.stack([torch.from_numpy(scene.c2w[0, :3, 3:]) for scene in described]).to(device)
+    directions = torch.randn(views, 3, rays, generator=torch.Generator().manual_seed(0)).to(device)
+    return worlds, origins, directions, torch.full((views,), 0.01, device=device), Lighting(True, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "sizes"), [("eager", [(2, 64), (3, 100)]), ("aot_eager", [(2, 64)])])
+@torch.no_grad()
+def test_the_caster_is_one_graph(backend: str, sizes: list[tuple[int, int]]) -> None:
+    """Traced as on a GPU, but not translated, which needs a compiler; once for all numbers of views and rays."""
+    varies = len(sizes) > 1
+    fast = CompiledOnGPU(radiance, sizes_of_radiance if varies else None)
+    torch._dynamo.utils.counters.clear()
+    for views, rays in sizes:
+        arguments = few_rays("cpu", views, rays, "photographic" if varies else "plain")
+        for ours, theirs in zip(fast.compiled(backend, *arguments), radiance(*arguments), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@torch.no_grad()
+def test_primitives_that_a_world_lacks_are_not_seen() -> None:
+    worlds, *rays = few_rays()
+    packed = [describe(1, ProceduralConfig(views=1)).world] * 2
+    padded = Worlds.stack(packed, torch.device("cpu"), MOST)
+    assert padded.geometry.primitives == sum(MOST) > worlds.geometry.primitives
+    light, depth, _ = radiance(worlds, *rays)
+    light_there, depth_there, _ = radiance(padded, *rays)
+    torch.testing.assert_close(light_there, light)
+    torch.testing.assert_close(depth_there, depth)
+
+
+@pytest.mark.parametrize("style", ["plain", "photographic"])
+def test_the_caster_makes_nothing_on_the_host(style: str) -> None:
+    light, depth, index = radiance(*few_rays("meta", style=style))
+    assert {x.device.type for x in (light, depth, index)} == {"meta"}
+
+
+def test_without_a_compiler_the_function_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        def run(*_: Any) -> Any:
+            raise RuntimeError("no C compiler was found\nand more")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    calls: list[int] = []
+
+    def double(x: int) -> int:
+        calls.append(x)
+        return 2 * x
+
+    fast, gpu = CompiledOnGPU(double), torch.device("cuda")
+    with pytest.warns(IlrmWarning, match="double runs without torch.compile: no C compiler was found$"):
+        assert fast(gpu, 3) == 6
+    assert fast(gpu, 4) == 8  # and is not tried again
+    assert CompiledOnGPU(double)(torch.device("cpu"), 5) == 10
+    assert calls == [3, 4, 5]
+
+
+def test_described_scenes_travel_and_give_the_same_bits() -> None:
+    whole = make_batch([3, 8], SMALL)
+    described = pickle.loads(pickle.dumps([describe(seed, SMALL) for seed in (3, 8)]))
+    found = cast(described, SMALL)
+    for name in ("images", "depth", "c2w", "K", "points", "points_rgb"):
+        assert torch.equal(getattr(found, name), getattr(whole, name)), name
 
 
 def test_the_bundled_capture_is_eight_inputs_and_four_held_out() -> None:

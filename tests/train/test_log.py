@@ -92,6 +92,7 @@ def test_only_active_terms_have_columns() -> None:
     assert active_terms(LossConfig()) == ("mse",)
     assert active_terms(LossConfig(perceptual="vgg", depth=0.1)) == ("mse", "perceptual", "depth")
     assert active_terms(LossConfig(perceptual="vgg", perceptual_weight=0.0)) == ("mse",)
+    assert active_terms(LossConfig(iterations=1.0, closer=0.2)) == ("mse", "iterations", "closer")
 
 
 def scalars(folder: Path) -> dict[str, list[int]]:

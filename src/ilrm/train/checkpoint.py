@@ -26,18 +26,20 @@ from ilrm.core.errors import ConfigError, WeightsError
 from ilrm.core.typed_config import build, check_range
 from ilrm.files import atomic_file
 from ilrm.files.paths import is_dir
-from ilrm.train.config import TrainConfig
+from ilrm.train.config import NORMS_KEPT, TrainConfig
 from ilrm.train.optim import Average
 from ilrm.train.serialise import from_dict, to_dict
 
 FORMAT = 1
+# The file that a run goes on from.
+LAST = "last"
 _METADATA_KEY = "ilrm_checkpoint"
 _DIGEST_KEY = "sha256"
 _ANOTHER = "copy another checkpoint of the run (best, step_N) over it, or start anew in another folder"
 # What may change when a run is continued: how far it goes, how it is split over processes, what is written.
 _FREE = {
     *("steps", "accumulate", "compile", "workers", "save_every", "keep_every", "validate_every", "validation_scenes"),
-    *("validation", "broken_share", "non_finite", "compute.checkpoint", "compute.attention"),
+    *("validation", "broken_share", "non_finite", "patience", "read_every", "compute.checkpoint", "compute.attention"),
 }
 
 
@@ -52,6 +54,9 @@ class Progress:
             damaged data.
         skipped: steps whose update was left out because loss or gradient were not finite.
         best_psnr: of all validations, in dB.
+        stale: validations since the best one.
+        outliers: steps whose update was left out because the gradient norm stood out.
+        norms: the last gradient norms, where those that stand out are left out.
     """
 
     step: int = 0
@@ -61,9 +66,15 @@ class Progress:
     broken: int = 0
     skipped: int = 0
     best_psnr: float | None = None
+    stale: int = 0
+    outliers: int = 0
+    norms: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        check_range(self, 0, 2**63 - 1, "step", "seconds", "seen", "unusable", "broken", "skipped")
+        names = ("step", "seconds", "seen", "unusable", "broken", "skipped", "stale", "outliers", "norms")
+        check_range(self, 0, 2**63 - 1, *names)
+        if len(self.norms) > NORMS_KEPT:
+            raise ConfigError(f"There are {len(self.norms)} norms.", expected=f"{NORMS_KEPT} at most")
 
 
 @dataclass(frozen=True)

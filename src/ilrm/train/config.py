@@ -23,6 +23,8 @@ _LARGEST_SEED = 2**63 - 1
 _MOST_CLOSER, _MOST_ITERATIONS = 8, 100
 # Sets the draw of a step's shape apart from all draws of its samples.
 _SHAPE = 101
+# Gradient norms whose median says which stand out.
+NORMS_KEPT = 64
 
 
 # --- which views of a sequence are inputs and targets ---------------------------------------------------------------
@@ -282,6 +284,8 @@ class OptimiserConfig:
     Attributes:
         schedule: "one_cycle" (the released code: peak/25 -> peak in 1 % of the steps -> peak/25e4, cosine),
             "cosine" (the paper: linear warm-up over ``warm_up`` steps, cosine to 0) or "constant" (after the warm-up).
+        outlier: a step whose gradient norm is above ``outlier`` times the median of the last 64 is left out and
+            counted; 0 leaves none out.
     """
 
     peak: float = 2e-4
@@ -292,9 +296,12 @@ class OptimiserConfig:
     warm_up: int = 2500
     clip: float = 1.0
     ema: float = 0.0
+    outlier: float = 0.0
 
     def __post_init__(self) -> None:
         check_finite(self)
+        if self.outlier != 0 and self.outlier <= 1:
+            raise ConfigError(f"optimiser.outlier = {self.outlier}.", expected="above 1, or 0 to leave no step out")
         check_range(self, 0, _MOST_STEPS, "warm_up")
         for name in ("peak", "eps", "clip"):
             if getattr(self, name) <= 0:
@@ -342,6 +349,11 @@ class TrainConfig:
         validate_every: steps between validations on ``validation_scenes`` fixed samples.
         broken_share: more broken items than this share of all seen stop the run.
         non_finite: so many non-finite steps in a row stop the run.
+        patience: so many validations in a row without a better PSNR stop the run; 0 for never.
+        term_norms: steps between measurements of the gradient norm of each loss term; 0 for none. A measured step
+            takes one more backward pass for each term.
+        read_every: steps between readings of losses and counters from the device; None is 1 on the CPU, 20 on a GPU.
+            Above 1, the CPU takes the GPU's way too, with an optimiser that rounds differently.
     """
 
     name: str
@@ -365,6 +377,9 @@ class TrainConfig:
     validation_scenes: int = 4
     broken_share: float = 0.02
     non_finite: int = 5
+    patience: int = 0
+    term_norms: int = 0
+    read_every: int | None = None
 
     def __post_init__(self) -> None:
         starts = [stage.start for stage in self.stages]
@@ -372,6 +387,9 @@ class TrainConfig:
             raise ConfigError(f"Stages start at steps {starts}.", expected="0 and then ever later ones")
         check_range(self, 1, _MOST_STEPS, "steps")
         check_range(self, 0, _MOST_STEPS, "save_every", "keep_every", "validate_every", "accumulate", "non_finite")
+        check_range(self, 0, _MOST_STEPS, "patience", "term_norms")
+        if self.read_every is not None:
+            check_range(self, 1, _MOST_STEPS, "read_every")
         check_range(self, 0, _LARGEST_SEED, "seed")
         check_range(self, 0, _MOST_VIEWS, "workers", "validation_scenes")
         check_range(self, 0, 1, "broken_share")
@@ -379,6 +397,11 @@ class TrainConfig:
             raise ConfigError(
                 f"accumulate = {self.accumulate}, validation_scenes = {self.validation_scenes}.",
                 expected="both at least 1",
+            )
+        if self.patience and (self.validation is None or self.validate_every == 0):
+            raise ConfigError(
+                f"patience = {self.patience} counts validations, and this run has none.",
+                fix="set patience to 0, or give it a validation stage and validate_every",
             )
         if self.loss.matching > 0 and not (self.model.matching and self.model.matching.channels):
             raise ConfigError(

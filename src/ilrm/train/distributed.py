@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ilrm.core.errors import ConfigError, IlrmError, MissingExtraError
 
@@ -144,6 +144,18 @@ def _shard(module: nn.Module, mesh: Any) -> nn.Module:
             fully_shard(layer, mesh=mesh["data_parallel"])
     # The root too gives its weights back after each forward pass: between two they may be exchanged for averaged ones.
     return fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)  # pyright: ignore
+
+
+def mean_of_all(fabric: Fabric, values: Tensor) -> Tensor:
+    """The mean over all processes, on the device; nothing waits for it.
+
+    Fabric's own reduction has a barrier before it, at which NCCL makes the host wait for the device.
+    """
+    if fabric.world_size == 1:
+        return values
+    total = values.clone()
+    torch.distributed.all_reduce(total)
+    return total / fabric.world_size
 
 
 def gather(fabric: Fabric, value: T) -> list[T]:

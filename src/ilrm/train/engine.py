@@ -15,12 +15,12 @@ from types import FrameType
 from ilrm.core.errors import OutputError
 from ilrm.core.precision import exact_fp32
 from ilrm.files import check_writable, paths
-from ilrm.train.checkpoint import Checkpoint, check_same_run, read_checkpoint
+from ilrm.train.checkpoint import LAST, Checkpoint, check_same_run, read_checkpoint
 from ilrm.train.config import TrainConfig
 from ilrm.train.data.loader import worker_deaths_explained
 from ilrm.train.distributed import StrategyName, launch, together
 from ilrm.train.log import StepRecord
-from ilrm.train.run import CONFIG, LAST, Run, StoppedBy
+from ilrm.train.run import CONFIG, Run, StoppedBy
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class TrainResult:
         step: optimiser steps done, over all calls.
         steps_now: in this call.
         seconds: spent on the run over all calls, without start-up.
-        stopped_by: "steps" (the run is complete), "minutes", or "signal" (Ctrl-C or SIGTERM).
+        stopped_by: "steps" (the run is complete), "minutes", "signal" (Ctrl-C or SIGTERM), or "validation" (as many
+            validations as ``config.patience`` in a row were no better).
         signal: its number.
         last: the record of the last step; None if there was nothing left to do.
         best_psnr: of all validations, in dB.
@@ -69,7 +70,7 @@ def train(
         minutes: stop, with a checkpoint, before this call has lasted so long.
         devices, nodes: there is one process for each device of each node; see ``ilrm.train.distributed``.
         strategy: "auto" is one process, or DDP.
-        on_step: called in the first process after every step.
+        on_step: called in the first process for every step, once its numbers are read (see ``config.read_every``).
 
     Raises:
         ConfigError: ``output`` holds another run; a batch that does not divide into the processes.
@@ -85,23 +86,36 @@ def train(
         together(fabric, lambda: _open_output(output), first_only=True)
         stored = together(fabric, lambda: _stored(output, config))
         run = Run(fabric, config, output, stored)
-        first_step, record, stopped_by = run.progress.step, None, "steps"
+        first_step, record = run.progress.step, None
+        stopped_by: StoppedBy = "validation" if run.has_no_patience and first_step < config.steps else "steps"
         # Gradients are computed outside of the network's own context.
         exact = exact_fp32() if config.precision == "fp32" else nullcontext()
         with worker_deaths_explained(), closing(run), exact, _Signals() as signals:
-            if first_step < config.steps:
+            if first_step < config.steps and stopped_by == "steps":
                 run.open()
-            while run.progress.step < config.steps and stopped_by == "steps":
-                record = run.step()
-                stopped_by = run.agree_to_stop(signals.asked is not None, time.monotonic() + run.reserve > deadline)
-                complete, step = run.progress.step == config.steps, run.progress.step
+            while run.steps_taken < config.steps and stopped_by == "steps":
+                run.step()
+                step, complete = run.steps_taken, run.steps_taken == config.steps
                 keep, validates = _due(step, config.keep_every), complete or _due(step, config.validate_every)
-                if validates or stopped_by != "steps" or keep or _due(step, config.save_every):
+                saves = validates or keep or _due(step, config.save_every)
+                asked, late = signals.asked is not None, time.monotonic() + run.reserve > deadline
+                # Several processes agree where they read, which is after the same steps in all of them.
+                if not (saves or run.must_read or (fabric.world_size == 1 and (asked or late))):
+                    continue
+                records = run.read()
+                record = records[-1]
+                late = time.monotonic() + run.reserve > deadline
+                stopped_by = run.agree_to_stop(signals.asked is not None, late)
+                if saves or stopped_by != "steps":
                     run.save(best=False, keep=keep)
-                if validates and run.validate():  # after saving: what fails here costs no step
-                    run.save(best=True, keep=keep)
-                if on_step is not None and fabric.is_global_zero:
-                    on_step(record)
+                if validates:  # after saving: what fails here costs no step
+                    better = run.validate()
+                    if better or config.patience:
+                        run.save(best=better, keep=keep)
+                    if run.has_no_patience and stopped_by == "steps" and not complete:
+                        stopped_by = "validation"
+                for read in records if on_step is not None and fabric.is_global_zero else ():
+                    on_step(read)  # pyright: ignore[reportOptionalCall]
         return TrainResult(
             step=run.progress.step,
             steps_now=run.progress.step - first_step,

@@ -30,7 +30,7 @@ STEP_COLUMNS = (
 )
 VALIDATION_COLUMNS = ("step", "psnr", "ssim", "depth_abs_rel")
 PROBLEM_COLUMNS = ("step", "scene", "source", "broken", "reason")
-_TERMS = ("mse", "perceptual", "iterations", "depth", "points", "opacity", "scale", "matching")
+_TERMS = ("mse", "perceptual", "iterations", "depth", "points", "opacity", "scale", "matching", "closer")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class StepRecord:
         skipped: updates left out so far, because loss or gradient were not finite.
         unusable: items left out so far.
         terms: each loss term, unweighted.
+        outliers: updates left out so far, because the gradient norm stood out.
+        norms: gradient norm of each weighted loss term, in the steps that measure it.
     """
 
     step: int
@@ -65,6 +67,8 @@ class StepRecord:
     skipped: int
     unusable: int
     terms: Mapping[str, float] = field(default_factory=dict)
+    outliers: int = 0
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
 def active_terms(config: LossConfig) -> tuple[str, ...]:
@@ -78,6 +82,14 @@ def validation_columns(config: TrainConfig) -> tuple[str, ...]:
     """Columns of validation.csv: with several kinds of sources also the PSNR of each."""
     kinds = dict.fromkeys(source.kind for source in config.validation.sources) if config.validation else {}
     return (*VALIDATION_COLUMNS, *(f"psnr_{kind}" for kind in kinds if len(kinds) > 1))
+
+
+def step_columns(config: TrainConfig) -> tuple[str, ...]:
+    """Header of log.csv. What a run does not measure has no column."""
+    terms = active_terms(config.loss)
+    outliers = ("outliers",) if config.optimiser.outlier > 0 else ()
+    norms = tuple(f"norm_{name}" for name in terms) if config.term_norms > 0 else ()
+    return (*STEP_COLUMNS, *terms, *outliers, *norms)
 
 
 class Table:
@@ -203,7 +215,7 @@ class RunLog:
     """
 
     def __init__(self, output: Path, config: TrainConfig, described: Mapping[str, Any], step: int) -> None:
-        self._steps = Table(output / STEPS, (*STEP_COLUMNS, *active_terms(config.loss)), step)
+        self._steps = Table(output / STEPS, step_columns(config), step)
         self._validations = Table(output / VALIDATIONS, validation_columns(config), step)
         self._problems = Table(output / PROBLEMS, PROBLEM_COLUMNS, step)
         self._boards: list[_Board] = []
@@ -215,10 +227,13 @@ class RunLog:
     def step(self, record: StepRecord) -> None:
         """A row of log.csv, and a point on each curve."""
         values = {name: getattr(record, name) for name in STEP_COLUMNS}
-        self._steps.append({**values, **record.terms})
+        norms = {f"norm_{name}": value for name, value in record.norms.items()}
+        self._steps.append({**values, **record.terms, "outliers": record.outliers, **norms})
         for board in self._boards:
             board.scalars({f"train/{name}": values[name] for name in STEP_COLUMNS[1:]}, record.step)
             board.scalars({f"loss/{name}": value for name, value in record.terms.items()}, record.step)
+            if norms:
+                board.scalars({f"gradient/{name}": value for name, value in record.norms.items()}, record.step)
 
     def validation(self, step: int, scores: Mapping[str, float | None], picture: Tensor) -> None:
         """A row of validation.csv, and the picture (H, W, 3) in [0, 1] on the CPU."""

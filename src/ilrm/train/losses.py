@@ -45,11 +45,13 @@ class Losses:
     Attributes:
         total: weighted sum of the terms, with a gradient.
         terms: each active term by its name in ``LossConfig``, unweighted and without a gradient.
+        weighted: the same as it enters the total, with a gradient.
         psnr: mean over samples and targets of the clamped renderings' PSNR in dB, without a gradient.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
+    weighted: dict[str, Tensor]
     psnr: Tensor
 
 
@@ -119,9 +121,11 @@ def losses(
     if config.matching > 0:
         terms["matching"] = config.matching, matching_term(match, batch, model_config)
 
+    weighted = {name: weight * value for name, (weight, value) in terms.items()}
     return Losses(
-        total=torch.stack([weight * value for weight, value in terms.values()]).sum(),
+        total=torch.stack(list(weighted.values())).sum(),
         terms={name: value.detach() for name, (_, value) in terms.items()},
+        weighted=weighted,
         psnr=_psnr(rendered.detach(), truth),
     )
 

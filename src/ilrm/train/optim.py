@@ -40,12 +40,36 @@ def _by_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[
     ]
 
 
-def make_optimiser(model: nn.Module, config: OptimiserConfig, base_rate: float = 1.0) -> torch.optim.AdamW:
-    """AdamW on all groups. Its learning rate is set before each step by ``set_learning_rate``."""
+def make_optimiser(
+    model: nn.Module, config: OptimiserConfig, base_rate: float = 1.0, *, fused: bool = False
+) -> torch.optim.AdamW:
+    """AdamW on all groups. Its learning rate is set before each step by ``set_learning_rate``.
+
+    Args:
+        fused: one kernel for all tensors, which can leave a step out without the host (``step_unless``). Always so on
+            CUDA; on the CPU it rounds differently from torch's default.
+    """
     groups = parameter_groups(model, config.weight_decay, base_rate)
     on_gpu = all(parameter.device.type == "cuda" for group in groups for parameter in group["params"])
-    # One kernel for all tensors; on the CPU torch's default, which runs are resumed to the bit with.
-    return torch.optim.AdamW(groups, lr=config.peak, betas=config.betas, eps=config.eps, fused=on_gpu or None)
+    return torch.optim.AdamW(groups, lr=config.peak, betas=config.betas, eps=config.eps, fused=fused or on_gpu or None)
+
+
+def is_fused(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether ``step_unless`` can be used."""
+    return all(group.get("fused") for group in optimiser.param_groups)
+
+
+def step_unless(skip: Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """Move the weights, or leave weights, moments and step counts alone, without asking the device which.
+
+    torch's fused kernels return at once where ``found_inf`` is 1, and the step counts are put back by it. It is made
+    for gradient scaling, but nothing else is done with it.
+
+    Args:
+        skip: () float32 on the parameters' device, 1 to leave the step out, else 0.
+    """
+    optimiser.found_inf = skip  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    optimiser.step()
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
@@ -94,20 +118,49 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.updates = 0
+        self._updates: int | Tensor = 0
         self.weights = {name: x.detach().clone() for name, x in model.state_dict().items()}
+
+    @property
+    def updates(self) -> int:
+        """How often the average has moved; waits for the device after ``update_unless``."""
+        return int(self._updates)
+
+    @updates.setter
+    def updates(self, updates: int) -> None:
+        self._updates = updates
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move towards the network as it is now."""
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        ours, theirs = self._moving(model)
+        torch._foreach_lerp_(ours, theirs, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
+        self._updates += 1
+
+    @torch.no_grad()
+    def update_unless(self, skip: Tensor, model: nn.Module) -> None:
+        """``update``, or nothing where ``skip`` () float32 is 1, without asking the device which.
+
+        Rounds differently from ``update``: the weight of the move is a tensor.
+        """
+        before = self._updates
+        if not isinstance(before, Tensor):
+            before = torch.full((), float(before), dtype=torch.float64, device=skip.device)
+        keep = ((1 + before) / (10 + before)).clamp(max=self.decay)
+        ours, theirs = self._moving(model)
+        moves = torch._foreach_sub(theirs, ours)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(moves, ((1 - keep) * (1 - skip)).float())  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(ours, moves)  # pyright: ignore[reportPrivateImportUsage]
+        self._updates = before + (1 - skip)
+
+    def _moving(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """The averages and the network's values of all floating-point weights; the others are copied."""
         now = model.state_dict()
         moving = [name for name, x in now.items() if x.is_floating_point()]
-        ours, theirs = [self.weights[name] for name in moving], [now[name] for name in moving]
-        torch._foreach_lerp_(ours, theirs, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
         for name in now.keys() - {*moving}:
             self.weights[name].copy_(now[name])
-        self.updates += 1
+        return [self.weights[name] for name in moving], [now[name] for name in moving]
 
     @contextmanager
     @torch.no_grad()

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -15,23 +15,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ilrm.core.errors import ConfigError, SceneError, TrainingError
+from ilrm.core.errors import ConfigError
 from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.core.precision import autocast
 from ilrm.files import write_json
 from ilrm.files.image_files import save_png
-from ilrm.files.paths import exists
 from ilrm.model import ILRM
 from ilrm.model.weights import from_pretrained, save_weights
 from ilrm.train import perceptual
-from ilrm.train.checkpoint import Checkpoint, Progress, collect, copy_checkpoint, restore, write_checkpoint
+from ilrm.train.checkpoint import LAST, Checkpoint, Progress, collect, copy_checkpoint, restore, write_checkpoint
 from ilrm.train.config import TrainConfig
 from ilrm.train.data.batch import Batch, Problem
 from ilrm.train.data.loader import batches, validation_batches
-from ilrm.train.distributed import gather, together
-from ilrm.train.log import PROBLEMS, RunLog, StepRecord
+from ilrm.train.distributed import mean_of_all, together
+from ilrm.train.log import RunLog, StepRecord
 from ilrm.train.losses import losses
-from ilrm.train.optim import FEEDBACK, Average, learning_rate, make_optimiser, set_learning_rate
+from ilrm.train.optim import (
+    FEEDBACK,
+    Average,
+    is_fused,
+    learning_rate,
+    make_optimiser,
+    set_learning_rate,
+    step_unless,
+)
+from ilrm.train.readings import STEPS_ON_GPU, Ledger, NormWindow, TakenStep, pack
 from ilrm.train.serialise import to_dict
 from ilrm.train.validate import validate
 
@@ -40,32 +48,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-StoppedBy = Literal["steps", "minutes", "signal"]
+StoppedBy = Literal["steps", "minutes", "signal", "validation"]
 
-LAST, BEST, WEIGHTS, CONFIG = "last", "best", "weights", "config.json"
-# A share of broken items means little among fewer.
-_LEAST_SEEN = 50
-
-
-@dataclass(frozen=True)
-class _StepOutcome:
-    """What the batch of a step gave, as in ``StepRecord``; means and counts are those of all processes.
-
-    Attributes:
-        waited: seconds this process waited for data.
-        problems: items that this process could not use.  unusable: how many there were in all processes;
-            broken: those of them with damaged data.
-    """
-
-    loss: float
-    psnr: float
-    terms: dict[str, float]
-    grad_norm: float
-    inputs: int
-    waited: float
-    problems: list[Problem]
-    unusable: int
-    broken: int
+BEST, WEIGHTS, CONFIG = "best", "weights", "config.json"
 
 
 class _Trained(nn.Module):
@@ -86,15 +71,11 @@ class Run:
     Args:
         fabric: launched.
         stored: the checkpoint to go on from; None for a new run.
-
-    Attributes:
-        progress: where the run stands.
-        reserve: seconds that another step and a save will about take.
     """
 
     def __init__(self, fabric: Fabric, config: TrainConfig, output: Path, stored: Checkpoint | None) -> None:
         self.fabric, self.config, self.output = fabric, config, output
-        self.progress = Progress() if stored is None else stored.progress
+        self._ledger = Ledger(fabric, config, output, Progress() if stored is None else stored.progress)
         torch.manual_seed(config.seed)
         network = ILRM(config.model, config.compute)
         if stored is None and config.initial_weights is not None:
@@ -107,20 +88,32 @@ class Run:
                 parameter.requires_grad_(name.startswith(FEEDBACK))
         self._trained = fabric.setup_module(_Trained(network))
         self._network: ILRM = self._trained.network
-        self._optimiser = make_optimiser(self._network, config.optimiser, base_rate)
+        on_gpu = fabric.device.type == "cuda"
+        self._read_every = config.read_every or (STEPS_ON_GPU if on_gpu else 1)
+        # On the CPU, where every step is read, torch's default: runs are resumed to the bit with it.
+        self._optimiser = make_optimiser(self._network, config.optimiser, base_rate, fused=self._read_every > 1)
         self._average = Average(self._network, config.optimiser.ema) if config.optimiser.ema > 0 else None
         if stored is not None:
             together(fabric, partial(restore, stored, self._network, self._optimiser, self._average))
         self._batches: Iterator[Batch] = iter(())
-        self._log: RunLog | None = None
-        self._not_finite = 0  # steps in a row
-        self._step_seconds = self._save_seconds = 0.0
+        outlier = config.optimiser.outlier
+        self._window = NormWindow(outlier, self.progress.norms, fabric.device) if outlier > 0 else None
+        self._taken: list[TakenStep] = []
+        self._save_seconds = 0.0
 
     def open(self) -> None:
         """Open the data and the logs. The clock of the run goes on from here."""
+        together(self.fabric, self._check_strategy)
         together(self.fabric, self._open_data)
         together(self.fabric, self._open_log, first_only=True)
-        self._mark = time.perf_counter()
+        self._ledger.start()
+
+    def _check_strategy(self) -> None:
+        if self.config.term_norms and any(hasattr(p, "device_mesh") for p in self._network.parameters()):
+            raise ConfigError(
+                f"term_norms = {self.config.term_norms} needs whole weights, and these are in shards.",
+                fix="set term_norms to 0, or use --strategy ddp",
+            )
 
     def _open_data(self) -> None:
         config, device = self.config, self.fabric.device
@@ -131,7 +124,7 @@ class Run:
             world_size=self.fabric.world_size,
             start_step=self.progress.step,
             steps=config.steps - self.progress.step,
-            device="cpu" if config.workers else device,
+            device=device,
         )
         # After the data: a wrong path is reported before half a gigabyte is downloaded.
         loss = config.loss
@@ -141,63 +134,80 @@ class Run:
     def _open_log(self) -> None:
         described = to_dict(self.config)
         write_json(self.output / CONFIG, described)
-        self._log = RunLog(self.output, self.config, described, self.progress.step)
+        self._ledger.log = RunLog(self.output, self.config, described, self.progress.step)
 
     def close(self) -> None:
         """Stop what runs beside the training."""
         if isinstance(self._batches, Generator):
             self._batches.close()
-        if self._log is not None:
-            self._log.close()
+        if self._ledger.log is not None:
+            self._ledger.log.close()
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands, as far as its steps have been read."""
+        return self._ledger.progress
+
+    @property
+    def steps_taken(self) -> int:
+        """Of the run, those that were not read included."""
+        return self.progress.step + len(self._taken)
+
+    @property
+    def must_read(self) -> bool:
+        """Whether it is time to read; the same in all processes. The first step of a call is read at once."""
+        return self._ledger.step_seconds == 0 or self.steps_taken % self._read_every == 0
 
     @property
     def reserve(self) -> float:
-        return self._step_seconds + self._save_seconds
+        """Seconds that the steps on the way, those until the next look at the clock and a save will about take."""
+        ahead = 1 if self.fabric.world_size == 1 else self._read_every
+        return (len(self._taken) + ahead) * self._ledger.step_seconds + self._save_seconds
 
     # --- one optimiser step ---
 
-    def step(self) -> StepRecord:
+    def step(self) -> None:
         """Take the next batch and move the weights, or leave them where loss or gradient are not finite.
 
-        Raises:
-            SceneError: too many items that cannot be used.
-            TrainingError: too many steps in a row were not finite.
+        Nothing is read from the device; ``read`` gives the numbers.
         """
-        config, step = self.config, self.progress.step
-        stage, begun = config.stage_at(step), time.perf_counter()
-        rate = learning_rate(step, config.steps, config.optimiser)
-        found = self._gradient(step)
-        finite = math.isfinite(found.loss) and math.isfinite(found.grad_norm)
-        if finite:
-            set_learning_rate(self._optimiser, rate)
+        config, step = self.config, self.steps_taken
+        if not self._taken:
+            self._ledger.begin()
+        set_learning_rate(self._optimiser, rate := learning_rate(step, config.steps, config.optimiser))
+        numbers, inputs, waited, problems = self._gradient(step)
+        finite = numbers["loss"].isfinite() & numbers["grad_norm"].isfinite()
+        skip = ~finite
+        if self._window is not None:
+            outlier = self._window.stands_out(numbers["grad_norm"], finite)
+            skip, numbers["outlier"] = skip | outlier, outlier
+        numbers["finite"] = finite
+        self._move_unless(skip)
+        names, values = pack(numbers)
+        self._taken.append(TakenStep(names, values, config.stage_at(step), rate, inputs, waited, tuple(problems)))
+
+    def _move_unless(self, skip: Tensor) -> None:
+        if is_fused(self._optimiser):
+            step_unless(skip.float(), self._optimiser)
+            if self._average is not None:
+                self._average.update_unless(skip.float(), self._network)
+        elif not skip:  # on the CPU, where asking costs nothing
             self._optimiser.step()
             if self._average is not None:
                 self._average.update(self._network)
         self._optimiser.zero_grad(set_to_none=True)
-        self._count(begun, stage.batch, found, finite)
-        record = StepRecord(
-            step=self.progress.step,
-            loss=found.loss,
-            psnr=found.psnr,
-            lr=rate,
-            scenes_per_s=stage.batch / self._step_seconds,
-            seconds=self.progress.seconds,
-            data_wait=found.waited / self._step_seconds,
-            grad_norm=found.grad_norm,
-            inputs=found.inputs,
-            height=stage.size[0],
-            width=stage.size[1],
-            skipped=self.progress.skipped,
-            unusable=self.progress.unusable,
-            terms=found.terms,
-        )
-        self._report(record, found)
-        return record
 
-    def _gradient(self, step: int) -> _StepOutcome:
-        """The clipped gradient of one step's batch, over all parts and processes."""
+    def _gradient(self, step: int) -> tuple[dict[str, Tensor], int, float, list[Problem]]:
+        """The clipped gradient of one step's batch, over all parts and processes.
+
+        Returns:
+            numbers: by name, means over all processes: of the losses, of the counts of unusable and broken items, and
+                the norm before clipping.
+            inputs, waited, problems: as in ``TakenStep``.
+        """
         config, fabric = self.config, self.fabric
         values: list[dict[str, Tensor]] = []
+        norms: dict[str, Tensor] = {}
         problems: list[Problem] = []
         waited, inputs = 0.0, 0
         for part in range(config.accumulate):
@@ -209,30 +219,45 @@ class Run:
             # The same draws in every part and process: how a batch is split does not change the step.
             torch.manual_seed(_seed(config.seed, step))
             with fabric.no_backward_sync(self._trained, enabled=part < config.accumulate - 1):
-                loss, logged = self._trained(partial(self._losses, batch=batch.to(fabric.device), step=step))
+                found = self._trained(partial(self._losses, batch=batch.to(fabric.device), step=step))
+                loss, logged, weighted = found
+                if part == 0 and config.term_norms and (step + 1) % config.term_norms == 0:
+                    norms = self._norms_of(weighted)
                 fabric.backward(loss / config.accumulate)
             values.append(logged)
         norm = fabric.clip_gradients(
             self._trained, self._optimiser, max_norm=config.optimiser.clip, error_if_nonfinite=False
         )
-        mine = [torch.stack([part[name] for part in values]).double().mean() for name in values[0]]
-        counts = mine[0].new_tensor([len(problems), sum(p.broken for p in problems)])
-        *means, unusable, broken = self._mean_of_all(torch.cat([torch.stack(mine), counts]))
-        loss, psnr, *terms = means
-        return _StepOutcome(
-            loss=loss,
-            psnr=psnr,
-            terms=dict(zip(list(values[0])[2:], terms, strict=True)),
-            grad_norm=float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm),  # pyright: ignore
-            inputs=inputs,
-            waited=waited,
-            problems=problems,
-            unusable=round(unusable * fabric.world_size),
-            broken=round(broken * fabric.world_size),
+        assert norm is not None
+        of_parts = torch.stack([torch.stack(list(part.values())) for part in values]).double().mean(0)
+        means = dict(zip(values[0], of_parts, strict=True))
+        counts = {"unusable": len(problems), "broken": sum(p.broken for p in problems)}
+        names, mine = pack(
+            {
+                **means,
+                **norms,
+                # Filled on the device: a copy of a number from the host waits for the device.
+                **{name: torch.full_like(means["loss"], float(count)) for name, count in counts.items()},
+                "grad_norm": norm.full_tensor() if hasattr(norm, "full_tensor") else norm,  # pyright: ignore
+            }
         )
+        return dict(zip(names, mean_of_all(fabric, mine), strict=True)), inputs, waited, problems
 
-    def _losses(self, network: ILRM, *, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, with a gradient; and what is logged: loss, PSNR and the active terms."""
+    def _norms_of(self, weighted: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradient norm of each loss term, of this process's first part; one backward pass each."""
+        parameters = [p for p in self._network.parameters() if p.requires_grad]
+        norms = {}
+        for name, value in weighted.items():
+            norms[f"norm_{name}"] = value.new_zeros(())
+            if not value.requires_grad:  # no sample has what the term needs
+                continue
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            each = torch._foreach_norm([g for g in gradients if g is not None])  # pyright: ignore[reportPrivateImportUsage]
+            norms[f"norm_{name}"] = torch.stack(each).norm()
+        return norms
+
+    def _losses(self, network: ILRM, *, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The loss, with a gradient; what is logged: loss, PSNR and the active terms; and the terms with gradients."""
         found = losses(
             network,
             batch,
@@ -243,62 +268,32 @@ class Run:
             perceptual=self._perceptual,
             feedback=self.config.feedback,
         )
-        return found.total, {"loss": found.total.detach(), "psnr": found.psnr, **found.terms}
+        logged = {"loss": found.total.detach(), "psnr": found.psnr, **found.terms}
+        return found.total, logged, found.weighted if self.config.term_norms else {}
 
-    def _mean_of_all(self, values: Tensor) -> list[float]:
-        total = self.fabric.all_reduce(values, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return (total / self.fabric.world_size).tolist()
+    def read(self) -> list[StepRecord]:
+        """Read the steps since the last reading, log them, and stop if it makes no sense to go on.
 
-    def _count(self, begun: float, batch: int, found: _StepOutcome, finite: bool) -> None:
-        now = time.perf_counter()
-        before, passed = self.progress, now - self._mark
-        self._mark, self._step_seconds = now, now - begun
-        self._not_finite = 0 if finite else self._not_finite + 1
-        self.progress = replace(
-            before,
-            step=before.step + 1,
-            seconds=before.seconds + passed,
-            seen=before.seen + batch + found.unusable,
-            unusable=before.unusable + found.unusable,
-            broken=before.broken + found.broken,
-            skipped=before.skipped + (not finite),
-        )
+        Waits for the device. All processes must call it after the same steps.
 
-    def _report(self, record: StepRecord, found: _StepOutcome) -> None:
-        """Log a step and the problems of all processes; stop if it makes no sense to go on."""
-        problems = [p for theirs in gather(self.fabric, found.problems) for p in theirs] if found.unusable else []
-        if self._log is not None:
-            self._log.problems(record.step, problems)
-            self._log.step(record)
-        if problems or self._not_finite:
-            together(self.fabric, partial(self._check, problems))
-
-    def _check(self, problems: list[Problem]) -> None:
-        # Sequences too short for the sampler are a property of sound data; only damage is a reason to stop.
-        problems = [p for p in problems if p.broken]
-        share = self.progress.broken / self.progress.seen
-        if problems and self.progress.seen >= _LEAST_SEEN and share > self.config.broken_share:
-            some = "\n    ".join(f"{p.scene} in {p.source}: {p.reason}" for p in problems[:4])
-            raise SceneError(
-                f"{self.progress.broken} of {self.progress.seen} items are broken, the last ones:\n    {some}",
-                expected=f"at most a share of {self.config.broken_share:g}",
-                fix=f"see {self.output / PROBLEMS} for all of them; mend the data, or raise broken_share",
-            )
-        if self._not_finite >= self.config.non_finite:
-            last = self.output / LAST
-            kept = f"the last good checkpoint is {last}" if exists(last) else "no checkpoint was written yet"
-            raise TrainingError(
-                f"Loss or gradient were not finite for {self._not_finite} steps in a row, "
-                f"up to step {self.progress.step}; {kept}.",
-                fix="start from its weights in another folder, with a lower optimiser.peak or precision fp32",
-            )
+        Raises:
+            SceneError: too many items that cannot be used.
+            TrainingError: too many steps in a row were not finite.
+        """
+        taken, self._taken = self._taken, []
+        return self._ledger.enter(taken) if taken else []
 
     def agree_to_stop(self, asked: bool, late: bool) -> StoppedBy:
         """What all processes do next, from what each was asked and the first one's clock: "steps" is to go on."""
-        flags = torch.tensor([asked, late and self.fabric.is_global_zero], device=self.fabric.device).double()
-        any_asked, any_late = self._mean_of_all(flags)
-        return "signal" if any_asked else "minutes" if any_late else "steps"
+        if self.fabric.world_size > 1:
+            flags = torch.tensor([asked, late and self.fabric.is_global_zero], device=self.fabric.device).double()
+            asked, late = (flag > 0 for flag in mean_of_all(self.fabric, flags).tolist())
+        return "signal" if asked else "minutes" if late else "steps"
+
+    @property
+    def has_no_patience(self) -> bool:
+        """Whether validations have brought nothing for too long."""
+        return 0 < self.config.patience <= self.progress.stale
 
     # --- validation and saving ---
 
@@ -311,15 +306,18 @@ class Run:
         with torch.no_grad(), weights:
             found = validate(self._reconstruct, self._validation)
         self._network.train()
-        if self._log is not None:
+        if (log := self._ledger.log) is not None:
             step = self.progress.step
-            self._log.validation(step, found.scores, found.picture)
+            log.validation(step, found.scores, found.picture)
             picture = found.picture.mul(255).round().byte().numpy()
             save_png(picture, self.output / "validation" / f"step_{step}.png")
-        best = self.progress.best_psnr
-        if not math.isfinite(found.psnr) or (best is not None and found.psnr <= best):
+        # A GPU may round differently in each process, which must all say the same.
+        own = torch.full((), found.psnr, dtype=torch.float64, device=self.fabric.device)
+        psnr, best = mean_of_all(self.fabric, own).item(), self.progress.best_psnr
+        if not math.isfinite(psnr) or (best is not None and psnr <= best):
+            self._ledger.progress = replace(self.progress, stale=self.progress.stale + 1)
             return False
-        self.progress = replace(self.progress, best_psnr=found.psnr)
+        self._ledger.progress = replace(self.progress, best_psnr=psnr, stale=0)
         return True
 
     def _reconstruct(self, batch: Batch) -> Gaussians:
@@ -335,6 +333,7 @@ class Run:
 
     def save(self, *, best: bool, keep: bool) -> None:
         """Write ``last`` and the weights; ``best`` and ``step_N`` where asked for. Raises OutputError."""
+        assert not self._taken, "the counters of a checkpoint are those of its weights"
         begun = time.perf_counter()
         tensors = collect(self._network, self._optimiser, self._average)
         together(self.fabric, partial(self._write, tensors, best, keep), first_only=True)

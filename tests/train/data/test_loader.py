@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from ilrm.core.errors import ConfigError, SceneError, WorkerError
-from ilrm.train.config import Bounded, Chunks, Folders, Spread, TrainConfig
+from ilrm.datasets.procedural import ProceduralConfig
+from ilrm.train.config import Bounded, Chunks, Folders, Procedural, Spread, TrainConfig
 from ilrm.train.data.batch import Batch
 from ilrm.train.data.loader import BatchMaker, batches, validation_batches, worker_deaths_explained
 from tests.conftest import PATIENCE_S
@@ -246,9 +247,65 @@ def test_world_sizes_that_do_not_divide_are_refused():
     assert "devices" in e.value.fix
 
 
-def test_other_devices_need_the_thread():
-    with pytest.raises(ConfigError, match="1 worker processes cannot make batches on meta"):
-        batches(config(workers=1), device="meta")
+# --- batches for a GPU, on the CPU ------------------------------------------------------------------------------------
+
+
+def test_begun_batches_travel_and_are_finished_to_the_bit(chunks):
+    maker = BatchMaker(mixed(chunks))
+    for index in range(3):
+        sent = pickle.dumps(maker.begin(index))
+        same(BatchMaker(mixed(chunks)).finish(pickle.loads(sent)), maker[index])
+
+
+def test_described_worlds_are_small_and_nothing_is_cast(monkeypatch):
+    """What a worker does for procedural scenes of a GPU."""
+    monkeypatch.setattr("ilrm.datasets.procedural.views.cast_rays", None)
+    begun = BatchMaker(config(stage(Procedural(ProceduralConfig(objects=(24, 24)))))).begin(0)
+    assert not begun.made
+    assert len(begun.described) == 4
+    assert len(pickle.dumps(begun)) < 4 * 30_000
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rays_are_cast_here_with_the_same_result(chunks, workers):
+    settings = mixed(chunks, workers=workers)
+    iterator = batches(settings, steps=3, cast_here=True)
+    for index, batch in enumerate(iterator):
+        same(batch, BatchMaker(settings)[index])
+    assert index == 2
+    assert not torch.multiprocessing.active_children()
+
+
+def test_closing_stops_what_casts_here():
+    iterator = batches(config(stage(batch=1), workers=1), cast_here=True)
+    next(iterator)
+    assert any(thread.name == "batches" for thread in threading.enumerate())
+    iterator.close()  # type: ignore[attr-defined]
+    assert not any(thread.name == "batches" for thread in threading.enumerate())
+    assert not torch.multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_refusals_arrive_where_rays_are_cast(tmp_path, workers):
+    write_chunk_set(tmp_path, views=3)
+    settings = config(stage(Chunks(tmp_path), sampler=Spread(inputs=(3,), targets=1)), workers=workers)
+    with pytest.raises(SceneError, match=r"21 scenes of .* in a row could not be used"):
+        next(batches(settings, cast_here=True))
+
+
+def test_photos_travel_in_bytes(chunks):
+    """Photos are rounded to 8 bits, the images of procedural scenes are not."""
+    exact, rounded = BatchMaker(mixed(chunks)), BatchMaker(mixed(chunks), in_bytes=True)
+    assert {made.sample.images.dtype for made in rounded.begin(0).made.values()} == {torch.uint8}
+    ours, theirs = rounded[0], exact[0]
+    assert ours.images.dtype == torch.float32
+    for name, mine, other in zip(ours.names, ours.images, theirs.images, strict=True):
+        if name.startswith("procedural"):
+            assert torch.equal(mine, other)
+        else:
+            assert (mine - other).abs().max() <= 0.501 / 255
+            torch.testing.assert_close(mine * 255, (mine * 255).round(), atol=1e-4, rtol=0)
+    assert BatchMaker(mixed(chunks), device="meta")._in_bytes
 
 
 def test_validation_samples_are_fixed(chunks):
@@ -287,8 +344,9 @@ def test_closing_stops_the_thread():
     assert not any(thread.name == "batches" for thread in threading.enumerate())
 
 
-def test_a_worker_that_dies_is_a_clear_error():
-    iterator = batches(config(stage(batch=1), workers=1))
+@pytest.mark.parametrize("cast_here", [False, True])
+def test_a_worker_that_dies_is_a_clear_error(cast_here):
+    iterator = batches(config(stage(batch=1), workers=1), cast_here=cast_here)
     next(iterator)
     for worker in torch.multiprocessing.active_children():
         assert worker.pid is not None

@@ -128,7 +128,8 @@ def test_opened_sources_travel_to_other_processes(tmp_path):
 def test_procedural_scenes_do_not_depend_on_their_neighbours():
     source = open_source(PROCEDURAL)
     assert isinstance(source, ProceduralSource)
-    alone, (_, among) = source.make([5], 2, (16, 24)), source.make([4, 5], 2, (16, 24))
+    four, five = (source.describe(number, 2, (16, 24)) for number in (4, 5))
+    alone, (_, among) = source.cast([five], 2, (16, 24)), source.cast([four, five], 2, (16, 24))
     assert torch.equal(alone[0].images[:], among.images[:])
     assert torch.equal(alone[0].cameras.c2w, among.cameras.c2w)
     assert among.images.shape == (2, 16, 24, 3)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ilrm.core.cameras import Cameras, camera_points
@@ -16,7 +17,7 @@ from ilrm.core.scene import Scene
 from ilrm.datasets.procedural import layout
 from ilrm.datasets.procedural.config import ProceduralConfig
 from ilrm.datasets.procedural.views import RAYS_AT_ONCE, WorldViews, render
-from ilrm.datasets.procedural.worlds import Worlds
+from ilrm.datasets.procedural.worlds import PackedWorld, Worlds
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +49,40 @@ def _intrinsics(fov: float, config: ProceduralConfig) -> np.ndarray:
     return np.array([[focal, 0, config.width / 2], [0, focal, config.height / 2], [0, 0, 1]])
 
 
-def _make_group(seeds: Sequence[int], config: ProceduralConfig, device: torch.device) -> ProceduralBatch:
-    drawn = [layout.sample_world(seed, config) for seed in seeds]
-    count = len(drawn)
-    c2w = torch.from_numpy(np.stack([w.c2w for w in drawn]).astype(np.float32)).to(device)
-    K = torch.from_numpy(np.stack([_intrinsics(w.fov, config) for w in drawn]).astype(np.float32)).to(device)
+@dataclass(frozen=True, eq=False)
+class DescribedScene:
+    """All that a seed decides, in numpy: made in any process, and cast by ``cast`` on any device.
+
+    Attributes:
+        c2w: (V, 4, 4) float32.
+        K: (3, 3) float32, of every view.
+        exposure: mean brightness that the images are developed to.
+        world: what the views see.
+    """
+
+    seed: int
+    c2w: NDArray[np.float32]
+    K: NDArray[np.float32]
+    exposure: float
+    world: PackedWorld
+
+
+def describe(seed: int, config: ProceduralConfig) -> DescribedScene:
+    """The scene of a seed before any ray is cast."""
+    world = layout.sample_world(seed, config)
+    K = _intrinsics(world.fov, config).astype(np.float32)
+    return DescribedScene(seed, world.c2w.astype(np.float32), K, world.exposure, PackedWorld.pack(world))
+
+
+def _cast_group(described: Sequence[DescribedScene], config: ProceduralConfig, device: torch.device) -> ProceduralBatch:
+    c2w = torch.from_numpy(np.stack([scene.c2w for scene in described])).to(device)
+    K = torch.from_numpy(np.stack([scene.K for scene in described])).to(device)
     K = K[:, None].expand(-1, config.views, -1, -1).contiguous()
-    owner = torch.arange(count, device=device).repeat_interleave(config.views)
-    worlds = Worlds.stack(drawn, device).select(owner)
-    exposure = torch.tensor([w.exposure for w in drawn], device=device)
+    owner = torch.arange(len(described), device=device).repeat_interleave(config.views)
+    worlds = Worlds.stack([scene.world for scene in described], device).select(owner)
+    exposure = torch.tensor([scene.exposure for scene in described], device=device)
     images, depth = render(WorldViews(worlds, c2w.flatten(0, 1), K.flatten(0, 1)), exposure, config)
-    points, rgb = _surface_points(seeds, images, depth, c2w, K, config)
+    points, rgb = _surface_points([scene.seed for scene in described], images, depth, c2w, K, config)
     return ProceduralBatch(images, depth, c2w, K, points, rgb)
 
 
@@ -81,6 +105,23 @@ def _surface_points(
 
 
 @torch.no_grad()
+def cast(
+    described: Sequence[DescribedScene], config: ProceduralConfig, device: torch.device | str = "cpu"
+) -> ProceduralBatch:
+    """Images, depth and points of described scenes.
+
+    Args:
+        described: by ``describe`` with the same config.
+    """
+    device = torch.device(device)
+    group = (
+        1 if device.type == "cpu" else max(1, 4 * RAYS_AT_ONCE["cuda"] // (config.views * config.height * config.width))
+    )
+    made = [_cast_group(described[k : k + group], config, device) for k in range(0, len(described), group)]
+    names = ProceduralBatch.__dataclass_fields__
+    return ProceduralBatch(**{name: torch.cat([getattr(part, name) for part in made]) for name in names})
+
+
 def make_batch(
     seeds: Sequence[int], config: ProceduralConfig | None = None, device: torch.device | str = "cpu"
 ) -> ProceduralBatch:
@@ -93,15 +134,9 @@ def make_batch(
         ConfigError: no seed, or a negative one.
     """
     config = config or ProceduralConfig()
-    device = torch.device(device)
     if len(seeds) == 0 or min(seeds) < 0:
         raise ConfigError(f"The seeds {list(seeds)} were given.", expected="at least one integer, 0 or more")
-    group = (
-        1 if device.type == "cpu" else max(1, 4 * RAYS_AT_ONCE["cuda"] // (config.views * config.height * config.width))
-    )
-    made = [_make_group(seeds[k : k + group], config, device) for k in range(0, len(seeds), group)]
-    names = ProceduralBatch.__dataclass_fields__
-    return ProceduralBatch(**{name: torch.cat([getattr(part, name) for part in made]) for name in names})
+    return cast([describe(seed, config) for seed in seeds], config, device)
 
 
 def make_scene(seed: int, config: ProceduralConfig | None = None, device: torch.device | str = "cpu") -> Scene:

@@ -70,15 +70,23 @@ def _linear(name: str) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pyramid:
-    """All tiles at all levels of detail: values (3, all), and where each level starts (levels,)."""
+class Photos:
+    """All photos on one device.
 
-    values: Tensor
+    Attributes:
+        tiles: (3, all) values of all tiles at all levels of detail.
+        starts: (levels,) where each level starts.
+        panoramas: (3, PANORAMAS * rows * columns), joined.
+    """
+
+    tiles: Tensor
     starts: Tensor
+    panoramas: Tensor
 
 
 @lru_cache(maxsize=4)
-def _pyramid(device: torch.device) -> _Pyramid:
+def load(device: torch.device) -> Photos:
+    """The photos of the package."""
     sheet = _linear("tiles.jpg")
     rows = sheet.shape[1] // _TILE
     tiles = sheet.view(3, rows, _TILE, _TILE_COLUMNS, _TILE).permute(1, 3, 0, 2, 4).flatten(0, 1)  # (T, 3, H, W)
@@ -86,13 +94,17 @@ def _pyramid(device: torch.device) -> _Pyramid:
     for level in range(_LEVELS):
         starts.append(sum(part.shape[1] for part in levels))
         levels.append((tiles if level == 0 else F.avg_pool2d(tiles, 2**level)).transpose(0, 1).flatten(1))
-    return _Pyramid(torch.cat(levels, dim=1).contiguous().to(device), torch.tensor(starts, device=device))
+    values = (
+        torch.cat(levels, dim=1).contiguous(),
+        torch.tensor(starts),
+        _linear("panoramas.jpg").flatten(1).contiguous(),
+    )
+    return Photos(*(x.to(device) for x in values))
 
 
-@lru_cache(maxsize=4)
-def _panoramas(device: torch.device) -> Tensor:
-    """(3, PANORAMAS * rows * columns), joined."""
-    return _linear("panoramas.jpg").flatten(1).contiguous().to(device)
+def may_ask(values: Tensor) -> bool:
+    """Whether it costs nothing to ask for values: on the CPU, where nothing is compiled."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _bilinear(values: Tensor, start: Tensor, width: Tensor, x: Tensor, y: Tensor, height: Tensor) -> Tensor:
@@ -110,7 +122,9 @@ def _bilinear(values: Tensor, start: Tensor, width: Tensor, x: Tensor, y: Tensor
     return torch.lerp(upper, torch.lerp(corner[2], corner[3], right_share), lower_share)
 
 
-def _tile_colours(photo: Mapping[str, Tensor], surface: Fetched, points: Tensor, footprint: Tensor) -> Tensor:
+def _tile_colours(
+    photos: Photos, photo: Mapping[str, Tensor], surface: Fetched, points: Tensor, footprint: Tensor
+) -> Tensor:
     """(3, R) of tiles at points (3, R): the side of a box or the wall says which two axes run along the photo."""
     frame = surface["frame"].view(3, 3, -1)
     offset = points - surface["origin"]
@@ -123,13 +137,12 @@ def _tile_colours(photo: Mapping[str, Tensor], surface: Fetched, points: Tensor,
     # Every other tile is mirrored, so that no seams are seen.
     u, v = (1.0 - (x % 2.0 - 1.0).abs() for x in (u, v))
     level = (footprint * photo["density"][0] * _TILE).clamp_min(1.0).log2().round().clamp_max(_LEVELS - 1).long()
-    pyramid = _pyramid(points.device)
     side_pixels = (_TILE >> level).to(points)
-    start = pyramid.starts[level] + photo["photo"][0].long() * (_TILE >> level) ** 2
-    return _bilinear(pyramid.values, start, side_pixels, u * side_pixels - 0.5, v * side_pixels - 0.5, side_pixels)
+    start = photos.starts[level] + photo["photo"][0].long() * (_TILE >> level) ** 2
+    return _bilinear(photos.tiles, start, side_pixels, u * side_pixels - 0.5, v * side_pixels - 0.5, side_pixels)
 
 
-def _far_colours(photo: Mapping[str, Tensor], points: Tensor) -> Tensor:
+def _far_colours(photos: Photos, photo: Mapping[str, Tensor], points: Tensor) -> Tensor:
     """(3, R) of panoramas in the directions of points (3, R) from the world's origin."""
     x, y, z = points
     longitude = (torch.atan2(y, x) / (2 * math.pi) + photo["offset"][0]) % 1.0
@@ -138,16 +151,18 @@ def _far_colours(photo: Mapping[str, Tensor], points: Tensor) -> Tensor:
     start = photo["photo"][0].long() * (2 * _HORIZON * _HORIZON)
     # Half a pixel at the seam is not interpolated.
     at = longitude * 2 * _HORIZON - 0.5, (0.5 - latitude) * _HORIZON - 0.5
-    return _bilinear(_panoramas(points.device), start, width, *at, height)
+    return _bilinear(photos.panoramas, start, width, *at, height)
 
 
-def lay_on(albedo: Tensor, rows: Tensor, surface: Fetched, points: Tensor, footprint: Tensor) -> Tensor:
+def lay_on(photos: Photos, albedo: Tensor, rows: Tensor, surface: Fetched, points: Tensor, footprint: Tensor) -> Tensor:
     """Albedo (3, R) with the photos of the surfaces that R rays hit.
 
     Args:
         rows: (R, WIDTH) of the surfaces.
         surface, points, footprint: as for ``textures.evaluate``.
     """
+    if not may_ask(rows):
+        return _lay_on_all(photos, albedo, rows, surface, points, footprint)
     out = albedo.clone()
     for kind in (TILE, PANORAMA):
         chosen = (rows[:, 0] == kind).nonzero()[:, 0]
@@ -156,9 +171,22 @@ def lay_on(albedo: Tensor, rows: Tensor, surface: Fetched, points: Tensor, footp
         photo = _columns(rows[chosen])
         here = points[:, chosen]
         if kind == TILE:
-            colours = _tile_colours(photo, Fetched(surface.columns[:, chosen]), here, footprint[chosen])
+            colours = _tile_colours(photos, photo, Fetched(surface.columns[:, chosen]), here, footprint[chosen])
             colours = (colours * photo["tint"]).clamp(0.01, 0.95)
         else:
-            colours = _far_colours(photo, here) * photo["tint"]
+            colours = _far_colours(photos, photo, here) * photo["tint"]
         out[:, chosen] = torch.lerp(albedo[:, chosen], colours, photo["share"])
     return out
+
+
+def _lay_on_all(
+    photos: Photos, albedo: Tensor, rows: Tensor, surface: Fetched, points: Tensor, footprint: Tensor
+) -> Tensor:
+    """The same, looking up tiles and panoramas for every ray: a GPU would wait to learn which rays need which."""
+    photo = _columns(rows)
+    is_tile, is_panorama = (rows[:, 0] == kind for kind in (TILE, PANORAMA))
+    # Numbers of tiles are not those of panoramas.
+    as_tile, as_panorama = ({**photo, "photo": photo["photo"] * chosen} for chosen in (is_tile, is_panorama))
+    tiles = (_tile_colours(photos, as_tile, surface, points, footprint) * photo["tint"]).clamp(0.01, 0.95)
+    colours = torch.where(is_tile, tiles, _far_colours(photos, as_panorama, points) * photo["tint"])
+    return torch.lerp(albedo, colours, photo["share"] * (is_tile | is_panorama))

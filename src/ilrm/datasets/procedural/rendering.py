@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -97,9 +98,10 @@ def radiance(
     normal = _normals(surface, where)
     facing = _dot(normal, view)
     footprint = (depth * pixel[:, None]).flatten() * facing.abs().clamp_min(0.15).rsqrt()
-    paint = textures.evaluate(surface, where, footprint)
-    if worlds.laid is not None:
-        albedo = photos.lay_on(paint.albedo, _rows(worlds.laid, index), surface, where, footprint)
+    paint = textures.evaluate(worlds.tables, surface, where, footprint)
+    if worlds.laid is not None and worlds.photos is not None:
+        rows = _rows(worlds.laid, index)
+        albedo = photos.lay_on(worlds.photos, paint.albedo, rows, surface, where, footprint)
         paint = replace(paint, albedo=albedo)
     normal = _unit(normal + surface["detail"][3] * paint.fine)
     diffuse, highlight = _illuminate(worlds, points, index, normal, view, surface, lighting)
@@ -120,12 +122,24 @@ def _through_windows(
     """Depth and surface (N, R) of rays that go on to the sky where they meet a window."""
     assert worlds.laid is not None
     window = worlds.laid[:, :, 0] == photos.PORTAL
-    if not window.any():
+    if photos.may_ask(window) and not window.any():
         return depth, index
     open_ = window.gather(1, index)
     sky = worlds.geometry.primitives + casting.SKY
     far = casting.sky_distance(worlds.geometry, origins, directions)
     return torch.where(open_, far, depth), torch.where(open_, sky, index)
+
+
+def sizes_of_radiance(
+    worlds: Worlds, origins: Tensor, directions: Tensor, pixel: Tensor, lighting: Lighting
+) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """Arguments of ``radiance`` whose numbers of views and rays vary, with those dimensions."""
+    geometry = worlds.geometry
+    of_geometry = (getattr(geometry, f.name) for f in fields(geometry) if f.name != "counts")
+    laid = () if worlds.laid is None else (worlds.laid,)
+    for tensor in (*of_geometry, *laid, worlds.surfaces, worlds.lights, worlds.ambient, origins, pixel):
+        yield tensor, (0,)
+    yield directions, (0, 2)
 
 
 def _illuminate(

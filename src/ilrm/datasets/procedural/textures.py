@@ -19,9 +19,26 @@ _CELL_COLOURS = 4096
 _LACUNARITY = 2.07
 
 
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Numbers that all textures are made of, on one device.
+
+    Attributes:
+        noise: (1, 3, D, D, D) smooth periodic noise of unit deviation, with one voxel repeated at the far end.
+        cells: (3, _CELL_COLOURS) uniform numbers for the cells of tilings.
+    """
+
+    noise: Tensor
+    cells: Tensor
+
+
 @lru_cache(maxsize=4)
-def _noise_volume(device: torch.device) -> Tensor:
-    """(1, 3, D, D, D) smooth periodic noise of unit deviation, with one voxel repeated at the far end."""
+def tables(device: torch.device) -> Tables:
+    """The same on every device."""
+    return Tables(_noise_volume().to(device), _cell_table().to(device))
+
+
+def _noise_volume() -> Tensor:
     generator = torch.Generator().manual_seed(20240607)
     white = torch.randn(3, _VOLUME, _VOLUME, _VOLUME, generator=generator)
     frequency = torch.fft.fftfreq(_VOLUME)
@@ -30,14 +47,12 @@ def _noise_volume(device: torch.device) -> Tensor:
     band = torch.exp(-0.5 * ((radius - peak) / (0.45 * peak)) ** 2) * (radius > 0)
     smooth = torch.fft.ifftn(torch.fft.fftn(white, dim=(1, 2, 3)) * band, dim=(1, 2, 3)).real
     smooth = smooth / smooth.flatten(1).std(1)[:, None, None, None]
-    return F.pad(smooth[None], (0, 1, 0, 1, 0, 1), mode="circular").float().to(device)
+    return F.pad(smooth[None], (0, 1, 0, 1, 0, 1), mode="circular").float()
 
 
-@lru_cache(maxsize=4)
-def _cell_table(device: torch.device) -> Tensor:
-    """(3, _CELL_COLOURS) uniform numbers for the cells of tilings."""
+def _cell_table() -> Tensor:
     generator = torch.Generator().manual_seed(77)
-    return torch.rand(3, _CELL_COLOURS, generator=generator).to(device)
+    return torch.rand(3, _CELL_COLOURS, generator=generator)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,22 +64,23 @@ class Surface:
     fine: Tensor
 
 
-def _lookup(position: Tensor) -> Tensor:
-    """(3, R) noise at positions (3, R) in noise cells."""
+def _lookup(volume: Tensor, position: Tensor) -> Tensor:
+    """(3, R) noise of a volume at positions (3, R) in noise cells."""
     where = position / _PERIOD
     where = ((where - where.floor()) * 2.0 - 1.0).T
-    volume = _noise_volume(position.device)
     return F.grid_sample(volume, where[None, None, None], align_corners=True).view(3, -1)
 
 
-def _fractal(position: Tensor, footprint: Tensor, frequency: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+def _fractal(
+    volume: Tensor, position: Tensor, footprint: Tensor, frequency: Tensor, gain: Tensor
+) -> tuple[Tensor, Tensor]:
     """Sums of noise over all octaves and over the finer half; octaves finer than two pixels are faded out."""
     total, fine = torch.zeros_like(position), torch.zeros_like(position)
     weight, energy = torch.ones_like(gain), torch.zeros_like(gain)
     for octave in range(_OCTAVES):
         shift = 3.17 * octave
         fade = ((0.75 - footprint * frequency) * 2.5).clamp_(0.0, 1.0)
-        value = _lookup(position * frequency + shift) * fade
+        value = _lookup(volume, position * frequency + shift) * fade
         total = torch.addcmul(total, value, weight)
         if octave >= _OCTAVES // 2:
             fine += value
@@ -74,7 +90,7 @@ def _fractal(position: Tensor, footprint: Tensor, frequency: Tensor, gain: Tenso
     return total * energy.rsqrt(), fine
 
 
-def _cells(position: Tensor, shift: Tensor, solid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _cells(table: Tensor, position: Tensor, shift: Tensor, solid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Tiling by unit cells: offsets from cell centres (3, R), parity (R,), three random numbers per cell (3, R)."""
     x, y, z = position
     row = y.floor()
@@ -86,10 +102,10 @@ def _cells(position: Tensor, shift: Tensor, solid: Tensor) -> tuple[Tensor, Tens
     i, j, k = column.int(), row.int(), layer.int()
     parity = ((i + j + k) & 1).to(position)
     label = (i * 73 + j * 1193 + k * 3571) & (_CELL_COLOURS - 1)
-    return offset, parity, _cell_table(position.device)[:, label.long()]
+    return offset, parity, table[:, label.long()]
 
 
-def evaluate(surface: Fetched, points: Tensor, footprint: Tensor) -> Surface:
+def evaluate(tables: Tables, surface: Fetched, points: Tensor, footprint: Tensor) -> Surface:
     """Colour of surface points.
 
     Args:
@@ -101,10 +117,10 @@ def evaluate(surface: Fetched, points: Tensor, footprint: Tensor) -> Surface:
     position = affine[:, 3] + (affine[:, :3] * points).sum(1)
     footprint = footprint * affine[:, :3].square().sum(1).amax(0).sqrt()
     frequency, gain = surface["noise"]
-    noise, fine = _fractal(position, footprint, frequency, gain)
+    noise, fine = _fractal(tables.noise, position, footprint, frequency, gain)
 
     density, warp, shift, solid = surface["cell"]
-    offset, parity, chance = _cells(torch.addcmul(position * density, noise, warp), shift, solid)
+    offset, parity, chance = _cells(tables.cells, torch.addcmul(position * density, noise, warp), shift, solid)
     blur = (footprint * density * 1.2).clamp_min_(1e-3)
     legible = (1.6 - 2.0 * blur).clamp_(0.0, 1.0)
     edge = 0.5 - torch.maximum(torch.maximum(offset[0].abs(), offset[1].abs()), offset[2].abs())

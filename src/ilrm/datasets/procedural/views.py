@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ilrm.core.compiling import CompiledOnGPU
 from ilrm.datasets.procedural.config import ProceduralConfig
-from ilrm.datasets.procedural.rendering import Lighting, develop, radiance
+from ilrm.datasets.procedural.rendering import Lighting, develop, radiance, sizes_of_radiance
 from ilrm.datasets.procedural.worlds import Worlds
 
 # Rays per batch: as many as fit a CPU's cache, or keep a GPU busy.
 RAYS_AT_ONCE = {"cpu": 2**14, "cuda": 2**20}
 # Together with the pixel's centre, four well-spread samples for silhouette pixels.
 _SILHOUETTE_OFFSETS = ((0.38, 0.1), (-0.28, 0.28), (-0.1, -0.38))
+cast_rays = CompiledOnGPU(radiance, sizes_of_radiance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,8 @@ class WorldViews:
         right, down, forward = (self.c2w[:, :3, k, None] for k in range(3))
         directions = right * x[:, None] + down * y[:, None] + forward
         lighting = Lighting(config.shadows, config.specular)
-        return radiance(self.worlds, self.c2w[:, :3, 3:], directions, 1.0 / (focal * config.samples), lighting)
+        pixel = 1.0 / (focal * config.samples)
+        return cast_rays(self.c2w.device, self.worlds, self.c2w[:, :3, 3:], directions, pixel, lighting)
 
     def trace_all(self, pixels: Tensor, config: ProceduralConfig) -> tuple[Tensor, Tensor, Tensor]:
         """As ``trace``, for any number of pixels, in batches."""

@@ -73,3 +73,8 @@ class Batch:
         depth = None if self.depth is None else self.depth.to(device, non_blocking=True)
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("images", "c2w", "K")}
         return replace(self, depth=depth, **moved)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that it holds."""
+        return (self.images, self.c2w, self.K, *(() if self.depth is None else (self.depth,)))

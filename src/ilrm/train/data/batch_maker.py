@@ -7,7 +7,7 @@ parts and workers only decides who makes what, so a run can stop and go on anywh
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ilrm.core.errors import ConfigError, IlrmError, SceneError
 from ilrm.core.scene import Scene
+from ilrm.datasets.procedural import DescribedScene
 from ilrm.train.config import Bounded, BoundedV2, Source, Stage, TrainConfig
 from ilrm.train.data.batch import Batch, Problem
 from ilrm.train.data.captures import CaptureSource, plain
 from ilrm.train.data.mixture import Mixture, Pick, visit_order
 from ilrm.train.data.noise import disturb_inputs
 from ilrm.train.data.options import Captures
-from ilrm.train.data.preparation import Sample, fitted, make_sample, mirror
+from ilrm.train.data.preparation import Sample, fitted, make_sample, mirror, moved, to_bytes
 from ilrm.train.data.samplers import Unusable, choose_views, draw_inputs, for_made_scenes, frames_of_made_scene
 from ilrm.train.data.sources import FiniteSource, ProceduralSource, open_source
 
@@ -41,7 +42,8 @@ class BatchMaker:
     Args:
         config: the run.
         rank, world_size: this process's place among those that train together.
-        device: where procedural scenes are made, and where batches lie.
+        device: where rays of procedural scenes are cast, and where batches lie.
+        in_bytes: photos are kept in 8 bits until they are on the device; by default if that is a GPU.
 
     Raises:
         ConfigError: a batch that does not divide by ranks and parts.
@@ -49,7 +51,13 @@ class BatchMaker:
     """
 
     def __init__(
-        self, config: TrainConfig, *, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
+        self,
+        config: TrainConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        in_bytes: bool | None = None,
     ) -> None:
         assert 0 <= rank < world_size, (rank, world_size)
         for stage in config.stages:
@@ -57,6 +65,7 @@ class BatchMaker:
         self.config = config
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
+        self._in_bytes = self.device.type != "cpu" if in_bytes is None else in_bytes
         self._mixture = Mixture(config.stages)
         self._opened: dict[Source, FiniteSource | CaptureSource | ProceduralSource] = {}
         for source in (source for stage in config.stages for source in stage.sources):
@@ -64,38 +73,63 @@ class BatchMaker:
                 self._opened[_unweighted(source)] = open_source(source)
 
     def __getitem__(self, index: int) -> Batch:
+        return self.finish(self.begin(index))
+
+    def begin(self, index: int) -> BegunBatch:
+        """What numpy and the CPU do for a batch, in any process: photos are decoded, worlds are described."""
         step, part = divmod(index, self.config.accumulate)
         share = self.config.stage_at(step).batch // self.world_size // self.config.accumulate
         first = (self.rank * self.config.accumulate + part) * share
-        return self.samples(step, range(first, first + share))
+        return self._begin(step, range(first, first + share))
 
     def samples(self, step: int, places: Sequence[int]) -> Batch:
         """Any samples of a step's batch, by their places in the whole of it."""
+        return self.finish(self._begin(step, places))
+
+    def _begin(self, step: int, places: Sequence[int]) -> BegunBatch:
         stage = self.config.stage_at(step)
         inputs = draw_inputs(stage.sampler, self._rng(_INPUTS, step))
-        orders = [self._order(step, stage, place, inputs) for place in places]
-        made: dict[int, _MadeBatch] = {}
+        views = frames_of_made_scene(stage.sampler, inputs)
+        begun = BegunBatch(step, tuple(places), inputs)
+        for place in places:
+            order = self._order(step, stage, place, inputs)
+            opened = self._opened[_unweighted(stage.sources[order.pick.source])]
+            if isinstance(opened, ProceduralSource):
+                begun.described[place] = opened.describe(order.pick.count, views, stage.size)
+                continue
+            made = self._from_files(opened, order)
+            if self._in_bytes:
+                made = replace(made, sample=replace(made.sample, images=to_bytes(made.sample.images)))
+            begun.made[place] = made
+        return begun
+
+    @torch.no_grad()
+    def finish(self, begun: BegunBatch) -> Batch:
+        """What is left to do on the device: rays are cast."""
+        stage = self.config.stage_at(begun.step)
+        orders = [self._order(begun.step, stage, place, begun.inputs) for place in begun.places]
+        made = dict(begun.made)
         for index, source in enumerate(stage.sources):
             opened = self._opened[_unweighted(source)]
-            chosen = [order for order in orders if order.pick.source == index]
             if isinstance(opened, ProceduralSource):
-                made.update(self._from_procedural(opened, chosen))
-            else:
-                made.update((order.place, self._from_files(opened, order)) for order in chosen)
+                chosen = [order for order in orders if order.pick.source == index]
+                made.update(self._cast(opened, chosen, [begun.described[order.place] for order in chosen]))
         kinds = tuple(stage.sources[order.pick.source].kind for order in orders)
-        return replace(_batch([made[place] for place in places], inputs, self.device), kinds=kinds)
+        return replace(_batch([made[place] for place in begun.places], begun.inputs, self.device), kinds=kinds)
 
     def _order(self, step: int, stage: Stage, place: int, inputs: int) -> _Order:
         number = self._mixture.sample_number(step, place)
         return _Order(step, stage, place, number, inputs, self._mixture.pick(step, place))
 
-    def _from_procedural(self, source: ProceduralSource, orders: Sequence[_Order]) -> Iterator[tuple[int, _MadeBatch]]:
+    def _cast(
+        self, source: ProceduralSource, orders: Sequence[_Order], described: Sequence[DescribedScene]
+    ) -> Iterator[tuple[int, _MadeBatch]]:
         if not orders:
             return
         stage, inputs = orders[0].stage, orders[0].inputs
         sampler = for_made_scenes(stage.sampler)
         views = frames_of_made_scene(stage.sampler, inputs)
-        scenes = source.make([order.pick.count for order in orders], views, stage.size, self.device)
+        scenes = source.cast(described, views, stage.size, self.device)
         for order, scene in zip(orders, scenes, strict=True):
             rng = self._rng(_SAMPLE, order.number)
             chosen = choose_views(sampler, scene.cameras.c2w, order.step, rng, inputs)
@@ -180,6 +214,23 @@ class _MadeBatch:
     problems: tuple[Problem, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class BegunBatch:
+    """A batch whose procedural scenes are not cast yet; travels between processes.
+
+    Attributes:
+        step, places, inputs: which samples it has, and their number of input views.
+        made: those from files, by their places.
+        described: the worlds of the others.
+    """
+
+    step: int
+    places: tuple[int, ...]
+    inputs: int
+    made: dict[int, _MadeBatch] = field(default_factory=dict)
+    described: dict[int, DescribedScene] = field(default_factory=dict)
+
+
 def validation_batches(config: TrainConfig, device: torch.device | str = "cpu") -> list[Batch]:
     """The same ``config.validation_scenes`` samples whenever they are asked for; none without ``config.validation``.
 
@@ -197,7 +248,8 @@ def validation_batches(config: TrainConfig, device: torch.device | str = "cpu") 
     if isinstance(stage.sampler, Bounded | BoundedV2):
         stage = replace(stage, sampler=replace(stage.sampler, warm_up=0))
     maker = BatchMaker(
-        replace(config, stages=(stage,), validation=None, seed=_VALIDATION_SEED, accumulate=1), device=device
+        replace(config, stages=(stage,), validation=None, patience=0, seed=_VALIDATION_SEED, accumulate=1),
+        device=device,
     )
     firsts = range(0, config.validation_scenes, stage.batch)
     return [
@@ -228,9 +280,9 @@ def _one_line(error: Exception) -> str:
 def _batch(made: Sequence[_MadeBatch], inputs: int, device: torch.device) -> Batch:
     samples = [each.sample for each in made]
     return Batch(
-        images=torch.stack([sample.images.to(device) for sample in samples]),
-        c2w=torch.stack([sample.c2w for sample in samples]).to(device),
-        K=torch.stack([sample.K for sample in samples]).to(device),
+        images=torch.stack([moved(sample.images, device) for sample in samples]),
+        c2w=moved(torch.stack([sample.c2w for sample in samples]), device),
+        K=moved(torch.stack([sample.K for sample in samples]), device),
         inputs=inputs,
         names=tuple(each.name for each in made),
         depth=_stacked_depth(samples, device),
@@ -242,4 +294,4 @@ def _stacked_depth(samples: Sequence[Sample], device: torch.device) -> Tensor | 
     if all(sample.depth is None for sample in samples):
         return None
     unknown = torch.zeros(samples[0].images.shape[:-1], device=device)
-    return torch.stack([unknown if sample.depth is None else sample.depth.to(device) for sample in samples])
+    return torch.stack([unknown if sample.depth is None else moved(sample.depth, device) for sample in samples])

@@ -6,19 +6,22 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from itertools import chain, islice
+from typing import Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
-from ilrm.core.errors import ConfigError, IlrmError, WorkerError
+from ilrm.core.errors import IlrmError, WorkerError
 from ilrm.train.config import TrainConfig
 from ilrm.train.data.batch import Batch
-from ilrm.train.data.batch_maker import BatchMaker, validation_batches
+from ilrm.train.data.batch_maker import BatchMaker, BegunBatch, validation_batches
 
 __all__ = ["BatchMaker", "batches", "validation_batches"]
 
+T = TypeVar("T")
 _BATCHES_AHEAD = 2
 
 
@@ -30,40 +33,74 @@ def batches(
     start_step: int = 0,
     steps: int | None = None,
     device: torch.device | str = "cpu",
+    cast_here: bool | None = None,
 ) -> Iterator[Batch]:
     """This rank's batches in order, prepared ahead by ``config.workers`` processes, or by a thread if that is 0.
 
     Each step gives ``config.accumulate`` batches. Close the iterator (or let it go) to stop the workers.
+
+    For a GPU, workers decode photos and describe procedural worlds. A thread of this process copies photos in 8 bits
+    through pinned memory and casts the rays, one batch ahead, on a stream of its own.
 
     Args:
         config: the run.
         rank, world_size: this process's place among those that train together.
         start_step: the first optimiser step.
         steps: how many steps; endless by default.
-        device: where procedural scenes are made, and where batches lie; only the CPU with worker processes.
+        device: where batches lie.
+        cast_here: take the GPU's way; by default on any device but the CPU, where workers do everything.
 
     Raises:
-        ConfigError: see ``BatchMaker``; another device with worker processes.
+        ConfigError: see ``BatchMaker``.
         SceneError: a source that cannot be opened, or that has too little that can be used; the latter while iterating.
         WorkerError: a worker process died; while iterating.
     """
-    if config.workers and torch.device(device).type != "cpu":
-        raise ConfigError(
-            f"{config.workers} worker processes cannot make batches on {device}.",
-            expected="the CPU, or workers = 0 (a thread of the training process)",
-            fix="set workers to 0",
-        )
+    device = torch.device(device)
     maker = BatchMaker(config, rank=rank, world_size=world_size, device=device)
     end = sys.maxsize if steps is None else (start_step + steps) * config.accumulate
     indices = range(start_step * config.accumulate, end)
-    return _from_processes(maker, indices, config.workers) if config.workers else _from_thread(maker, indices)
+    if cast_here or (cast_here is None and device.type != "cpu"):
+        return _finished_here(maker, indices)
+    if config.workers:
+        return _from_processes(_Guarded(maker.__getitem__), indices, config.workers)
+    return _from_thread((maker[index] for index in indices), _BATCHES_AHEAD)
 
 
-def _from_thread(maker: BatchMaker, indices: range) -> Iterator[Batch]:
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=_BATCHES_AHEAD)
+def _finished_here(maker: BatchMaker, indices: range) -> Iterator[Batch]:
+    """Batches that workers begin and a thread of this process finishes, on a stream of its own where there are any."""
+    workers, device = maker.config.workers, maker.device
+    begun = _from_processes(_Guarded(maker.begin), indices, workers) if workers else map(maker.begin, indices)
+    with closing(begun) if isinstance(begun, Generator) else nullcontext(), worker_deaths_explained():
+        # Processes are started here and not in the thread: a thread's fork may find locks of this one taken.
+        first = list(islice(begun, 1))
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+        def finish(item: BegunBatch) -> tuple[Batch, torch.cuda.Event | None]:
+            with nullcontext() if stream is None else torch.cuda.stream(stream):
+                batch = maker.finish(item)
+            if stream is None:
+                return batch, None
+            event = torch.cuda.Event()
+            event.record(stream)
+            return batch, event
+
+        ready = _from_thread(map(finish, chain(first, begun)), 1)
+        with closing(ready):
+            for batch, event in ready:
+                if event is not None:
+                    current = torch.cuda.current_stream(device)
+                    current.wait_event(event)  # the stream waits, not this thread
+                    for tensor in batch.tensors:
+                        tensor.record_stream(current)
+                yield batch
+
+
+def _from_thread(items: Iterator[T], ahead: int) -> Generator[T]:
+    """The same items, made by a thread that is so many ahead."""
+    ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> bool:
+    def put(item: tuple[T] | BaseException | None) -> bool:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -74,8 +111,8 @@ def _from_thread(maker: BatchMaker, indices: range) -> Iterator[Batch]:
 
     def produce() -> None:
         try:
-            for index in indices:
-                if not put(maker[index]):
+            for item in items:
+                if not put((item,)):
                     return
             put(None)
         except BaseException as error:  # carried over to the consumer
@@ -87,15 +124,15 @@ def _from_thread(maker: BatchMaker, indices: range) -> Iterator[Batch]:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield item[0]
     finally:
         stopped.set()
         thread.join()
 
 
-def _from_processes(maker: BatchMaker, indices: range, workers: int) -> Iterator[Batch]:
+def _from_processes(make: _Guarded[T], indices: range, workers: int) -> Generator[T]:
     loader = DataLoader(
-        _Guarded(maker),  # type: ignore[arg-type]  # a map-style data set needs no more than __getitem__
+        make,  # type: ignore[arg-type]  # a map-style data set needs no more than __getitem__
         batch_size=None,
         sampler=indices,
         num_workers=workers,
@@ -138,15 +175,15 @@ def worker_deaths_explained() -> Iterator[None]:
         ) from error
 
 
-class _Guarded:
-    """The maker for another process: its refusals come back as values, which keeps what they say."""
+class _Guarded(Generic[T]):
+    """A way to make items for another process: its refusals come back as values, which keeps what they say."""
 
-    def __init__(self, maker: BatchMaker) -> None:
-        self._maker = maker
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
 
-    def __getitem__(self, index: int) -> Batch | IlrmError:
+    def __getitem__(self, index: int) -> T | IlrmError:
         try:
-            return self._maker[index]
+            return self._make(index)
         except IlrmError as error:
             return error
 

@@ -29,7 +29,7 @@ class Sample:
     """V views of one scene, the inputs first.
 
     Attributes:
-        images: (V, H, W, 3) in [0, 1].
+        images: (V, H, W, 3) in [0, 1], or bytes on their way to a GPU.
         c2w: (V, 4, 4) in the normalised frame.
         K: (V, 3, 3) in pixels.
         depth: (V, H, W) z-depth in the normalised frame, 0 where unknown; None where nothing is known.
@@ -39,6 +39,19 @@ class Sample:
     c2w: Tensor
     K: Tensor
     depth: Tensor | None
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8: a quarter of the memory to move, and no more than photos hold."""
+    return images.mul(255.0).round_().to(torch.uint8)
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, bytes as floats in [0, 1]. To a GPU it goes through pinned memory, beside other work."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    x = x.to(device, non_blocking=True)
+    return x.float().div_(255.0) if x.dtype == torch.uint8 else x
 
 
 def fitted(clip: Clip, views: Sequence[int], size: tuple[int, int], fit: Fit) -> Scene:

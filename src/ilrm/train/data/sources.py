@@ -16,7 +16,7 @@ from ilrm.core.cameras import Cameras
 from ilrm.core.errors import SceneError
 from ilrm.core.scene import Scene
 from ilrm.datasets.dataset import find_scenes, read_list
-from ilrm.datasets.procedural import make_batch
+from ilrm.datasets.procedural import DescribedScene, ProceduralConfig, cast, describe
 from ilrm.files import paths
 from ilrm.scenes import frames
 from ilrm.scenes.load import has_cameras, is_chunk_folder, read_source
@@ -67,22 +67,32 @@ class ProceduralSource:
         """The name of scene ``number``: its seed."""
         return f"procedural-{self.config.first_seed + number}"
 
-    def make(
-        self, numbers: Sequence[int], views: int, size: tuple[int, int], device: torch.device | str = "cpu"
+    def describe(self, number: int, views: int, size: tuple[int, int]) -> DescribedScene:
+        """Scene ``number`` before any ray is cast, in numpy."""
+        return describe(self.config.first_seed + number, self._config(views, size))
+
+    def cast(
+        self,
+        described: Sequence[DescribedScene],
+        views: int,
+        size: tuple[int, int],
+        device: torch.device | str = "cpu",
     ) -> list[Scene]:
         """Scenes of ``views`` views at ``size`` (height, width), with true depth.
 
-        The same number gives the same scene whatever else is made with it (on CUDA up to rounding).
+        The same number gives the same scene whatever else is cast with it (on CUDA up to rounding).
         """
         height, width = size
-        # Surface points are not looked at; one is the least that can be made.
-        scenes = replace(self.config.scenes, views=views, width=width, height=height, points=1)
-        made = make_batch([self.config.first_seed + number for number in numbers], scenes, device)
+        made = cast(described, self._config(views, size), device)
         names = tuple(f"view_{view:03d}" for view in range(views))
         return [
             Scene(images, Cameras(c2w, K, width, height), names, depth)
             for images, c2w, K, depth in zip(made.images, made.c2w.cpu(), made.K.cpu(), made.depth, strict=True)
         ]
+
+    def _config(self, views: int, size: tuple[int, int]) -> ProceduralConfig:
+        # Surface points are not looked at; one is the least that can be made.
+        return replace(self.config.scenes, views=views, width=size[1], height=size[0], points=1)
 
 
 def open_source(source: Source) -> FiniteSource | CaptureSource | ProceduralSource:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import pytest
 from ilrm.cli import main
 from ilrm.cli.train import Train
 from ilrm.train.checkpoint import read_checkpoint
+from ilrm.train.config import TrainConfig
 from ilrm.train.presets import PRESETS, preset
-from ilrm.train.serialise import to_json
+from ilrm.train.serialise import override, to_dict, to_json
 from tests.cli.conftest import tree
 from tests.conftest import PATIENCE_S, wait_until
 from tests.train.runs import command, environment, rows, tiny
@@ -54,6 +56,63 @@ def test_every_preset_is_named_in_the_help(capsys: pytest.CaptureFixture[str]) -
         "re10k-4view",
         "re10k-8view",
     }
+
+
+def leaves(value: object, path: str = "") -> Iterator[str]:
+    """Paths of all fields of a config's JSON form that hold no objects."""
+    inner = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    if not isinstance(value, dict) and not any(isinstance(x, dict) for _, x in inner):
+        yield path
+        return
+    for name, below in inner:
+        yield from leaves(below, f"{path}.{name}" if path else str(name))
+
+
+@pytest.mark.parametrize("name", ["synthetic-small", "re10k-2view"])
+def test_help_of_a_preset_lists_every_field(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", name, "--optimiser.peak", "0.125", "--help"])
+    assert end.value.code == 0
+    said = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    config = preset(name, None if name == "synthetic-small" else tmp_path)
+    paths = [path.replace("_", "-") for path in leaves(to_dict(config))]
+    assert len(paths) > 60
+    assert {"stages.0.sampler.inputs", "stages.0.size", "optimiser.peak", "validation.batch"} <= {*paths}
+    assert [path for path in paths if f"--{path} " not in said] == []
+    assert "(default: 0.125)" in said
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainConfig:
+    """The config that a command line trains with."""
+    configs: list[TrainConfig] = []
+
+    def train(config: TrainConfig, *_: object, **__: object) -> None:
+        configs.append(config)
+        raise MemoryError
+
+    monkeypatch.setattr("ilrm.train.engine.train", train)
+    assert main(["train", *arguments]) == 1
+    return configs[0]
+
+
+def test_fields_are_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The command line, a file and Python give the same config."""
+    sampler = '{"kind": "bounded", "targets": 3}'
+    given = parsed(
+        monkeypatch,
+        *("smoke", "--optimiser.peak", ".5", "-o", str(tmp_path), "--optimiser.betas", "0.5", "-0", "--save-every=7"),
+        *("--stages.0.batch", "8", "--batch", "4", "--stages.0.size", "32", "96", "--stages.0.flip", "False"),
+        *("--stages.0.sampler", sampler, "--validation.sampler.inputs", "2", "--loss.perceptual", "None"),
+        *("--initial-weights", "ilrm-small", "--config", "seed=3", "--optimiser.weight-decay", "0"),
+    )
+    assignments = [
+        *("optimiser.peak=0.5", "optimiser.betas=[0.5,0]", "save_every=7", "stages.0.batch=8", "stages.0.size=[32,96]"),
+        *("stages.0.flip=false", f"stages.0.sampler={sampler}", "validation.sampler.inputs=[2]"),
+        *("loss.perceptual=null", "initial_weights=ilrm-small", "seed=3", "optimiser.weight_decay=0"),
+    ]
+    assert given == override(preset("smoke"), assignments)
+    to_json(given, tmp_path / "all.json")
+    assert given == parsed(monkeypatch, "smoke", "-o", str(tmp_path), "--config", str(tmp_path / "all.json"))
 
 
 def test_options_change_the_config(tmp_path: Path) -> None:
@@ -162,6 +221,16 @@ def test_interrupted_run_says_how_to_go_on(tmp_path: Path, number: int, status: 
         (["smoke", "--batch", "1" * 30], "batch = 1111"),
         (["smoke", "--config", "optimiser.weight_decay=NaN"], "weight_decay = nan"),
         (["smoke", "--config", "model.layers=100000"], "layers = 100000"),
+        (["smoke", "--optimiser.peek", "1"], "no field 'peek'"),
+        (["smoke", "--optimizer.peak", "1"], "did you mean optimiser?"),
+        (["smoke", "--optimiser.peak"], "--optimiser.peak was given no value"),
+        (["smoke", "--optimiser.peak", "-1"], "optimiser.peak = -1"),
+        (["smoke", "--optimiser.peak", "high"], 'optimiser.peak = "high"'),
+        (["smoke", "--stages.0.size", "64"], "stages.0.size = [64]"),
+        (["smoke", "--stages.7.batch", "2"], "stages has no entry 7"),
+        (["smoke", "--model.matching.planes", "8"], "model.matching = null has no fields"),
+        (["smoke", "--stages.0.sampler.kind", "spiral"], "stages.0.sampler"),
+        (["smoke", "--save-every", "often"], 'save_every = "often"'),
     ],
     ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else "",
 )

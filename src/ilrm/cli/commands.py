@@ -10,14 +10,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from ilrm.cli import FAILED, INTERRUPTED, TERMINATED
+from ilrm.cli import FAILED, INTERRUPTED, TERMINATED, train
 from ilrm.cli.console import Console
 from ilrm.cli.data import Data
 from ilrm.cli.demo import Demo
@@ -64,16 +64,26 @@ def run(arguments: Sequence[str]) -> int:
     console = Console()
     try:
         _refuse_empty(arguments)
+        rest, assignments = train.split(arguments)
         command: Any = tyro.cli(
             Command,  # pyright: ignore[reportArgumentType]
             prog="ilrm",
             description="Photos with cameras in, 3D Gaussians out.",
-            args=arguments,
+            args=rest,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
         )
+        if assignments:
+            command = replace(command, fields=assignments)
     except IlrmError as error:
         return console.fail(str(error), FAILED)
     except SystemExit as exit_request:  # the help, or a message about the arguments
+        try:
+            if exit_request.code == 0:
+                train.show_more_help(arguments)
+        except IlrmError as error:
+            return console.fail(str(error), FAILED)
+        except OSError as error:
+            console.results.failure = error
         raise SystemExit(console.settle(exit_request.code if isinstance(exit_request.code, int) else FAILED)) from None
     except OSError as error:
         console.results.failure = error

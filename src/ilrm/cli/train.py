@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from ilrm.cli.arguments import Output
 from ilrm.cli.console import Console
+from ilrm.cli.fields import assign_fields, show_fields, split_fields
 from ilrm.core.checks import check_at_least
 from ilrm.core.errors import ConfigError
 from ilrm.files.paths import exists
@@ -42,6 +44,9 @@ class Train:
 
     Several devices: --devices 8. Several nodes: run this on each, or start the same with srun, one task per device:
     torchrun --nnodes 2 --nproc-per-node 8 -m ilrm.cli train ... --nodes 2 --devices 8
+
+    Every field of the training config is an option too, after the preset: --optimiser.peak 1e-4 --save-every 100.
+    `ilrm train PRESET --help` lists them with the preset's values.
     """
 
     preset: tyro.conf.Positional[str]
@@ -82,6 +87,7 @@ class Train:
     """Measure three steps of each stage, print the cost of the run, and write nothing."""
     json: bool = False
     """Print one JSON object on stdout and nothing else."""
+    fields: Annotated[tuple[str, ...], tyro.conf.Fixed, tyro.conf.Suppress] = ()
 
     def run(self, console: Console) -> dict[str, Any]:
         for flag, least in (
@@ -121,7 +127,7 @@ class Train:
         return self._report(config, result, console)
 
     def make_config(self) -> TrainConfig:
-        """The preset with all changes: --config first, then the other options."""
+        """The preset with all changes: --config first, then the command's own options, then single fields."""
         from ilrm.train.presets import preset
         from ilrm.train.serialise import from_dict, override, to_dict
 
@@ -138,7 +144,8 @@ class Train:
             changes["stages"] = tuple(replace(stage, batch=self.batch) for stage in config.stages)
         if self.checkpoint_layers:
             changes["compute"] = replace(config.compute, checkpoint=True)
-        return replace(config, **{name: value for name, value in changes.items() if value is not None})
+        config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+        return assign_fields(config, self.fields)
 
     def _try_out(self, config: TrainConfig, console: Console) -> dict[str, Any]:
         from ilrm.core.checks import find_device
@@ -178,11 +185,32 @@ class Train:
                 raise SystemExit(128 + signal.SIGTERM)
             raise KeyboardInterrupt(outcome)
         console.show("", report)
-        if result.steps_now == 0:
+        if result.stopped_by == "validation":
+            best = "" if result.best_psnr is None else f" than {result.best_psnr:.2f} dB"
+            console.say(
+                f"Stopped after step {result.step} of {config.steps}: the last {config.patience} validations were no "
+                f"better{best}. {self.output / 'best'} is the best checkpoint; a larger patience continues the run."
+            )
+        elif result.steps_now == 0:
             console.say(f"The run already had all of its {config.steps} steps; --steps N makes it longer.")
         elif result.stopped_by == "minutes":
             console.say(f"Out of time after step {result.step} of {config.steps}; the same command continues.")
         return report
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Arguments of any command, and the assignments of config fields among them if it is this one."""
+    if arguments[:1] != ["train"]:
+        return list(arguments), ()
+    rest, found = split_fields(arguments, [field.name for field in fields(Train)])
+    return rest, tuple(found)
+
+
+def show_more_help(arguments: Sequence[str]) -> None:
+    """After the command's help: the fields of the preset's config, if one was named. Raises ConfigError."""
+    rest, found = split(arguments)
+    if rest[:1] == ["train"] and len(rest) > 2 and not rest[1].startswith("-"):
+        show_fields(rest[1], found)
 
 
 class _Bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from ilrm.files import write_json
 from ilrm.files.reading import read_json
 from ilrm.train.config import TrainConfig
 
-__all__ = ["from_dict", "from_json", "override", "to_dict", "to_json"]
+__all__ = ["from_dict", "from_json", "override", "to_dict", "to_json", "value_of"]
+
+_WORDS = {"True": True, "False": False, "None": None}
+_NUMBER = r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?"
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -49,8 +53,8 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
 
     Args:
         assignments: such as ``optimiser.peak=1e-4``, ``stages.0.batch=8``, ``loss.perceptual=null`` or
-            ``stages.0.size=[128,128]``: a path of field names and list positions, and a JSON value; a bare word is
-            a string. Contradictions are looked for after the last one.
+            ``stages.0.size=[128,128]``: a path of field names and list positions, and a value (see ``value_of``).
+            Contradictions are looked for after the last one.
 
     Raises:
         ConfigError: no ``=``, an unknown field (lists those there are), a value of the wrong type, a contradiction.
@@ -60,14 +64,21 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"{assignment!r} changes nothing.", expected="path.to.field=value")
-        assign(values, path.strip(), _value(text.strip(), path.strip()))
+        assign(values, path.strip(), value_of(text.strip(), path.strip()))
     return from_dict(values)
 
 
-def _value(text: str, path: str) -> Any:
+def value_of(text: str, path: str = "") -> Any:
+    """The value that a text stands for: JSON, or True, False, None and numbers like .5 as in Python, or a text.
+
+    Raises:
+        ConfigError: JSON that is nested too deeply.
+    """
+    if text in _WORDS:
+        return _WORDS[text]
     try:
         return json.loads(text)
     except RecursionError as error:
         raise ConfigError(f"The value of {path} is nested too deeply.", expected="a JSON value") from error
     except ValueError:
-        return text
+        return float(text) if re.fullmatch(_NUMBER, text) else text

@@ -11,13 +11,16 @@ kernels run, from torch's profiler.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,11 +40,14 @@ from ilrm.model import ILRM, ILRMConfig
 from ilrm.model.compute.attention import known_kernels
 from ilrm.pipeline.refine import RefineConfig, refine
 from ilrm.render import render
-from ilrm.train.config import OptimiserConfig
+from ilrm.train.config import OptimiserConfig, Procedural, Spread, Stage
 from ilrm.train.data.batch import Batch
+from ilrm.train.distributed import launch
+from ilrm.train.log import StepRecord
 from ilrm.train.losses import losses
 from ilrm.train.optim import make_optimiser
 from ilrm.train.presets import preset
+from ilrm.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -335,6 +341,43 @@ def training_step(bench: Bench) -> dict[str, Any]:
     return found
 
 
+def training_run(bench: Bench) -> dict[str, Any]:
+    """Training as ``ilrm train`` does it, procedural worlds made on the way; without validation and saving."""
+    workers, batch, steps = (1, 1, 2) if bench.small else (max(2, (os.cpu_count() or 2) - 2), 24, 40)
+    inputs, targets, side = (2, 1, 64) if bench.small else (8, 4, 128)
+    source = Procedural(ProceduralConfig(baseline=(0.1, 1.5)))
+    stage = Stage((side, side), batch, Spread(inputs=(inputs,), targets=targets), (source,), flip=False)
+    config = preset("synthetic-small")
+    config = replace(config, stages=(stage,), validation=None, precision=bench.precision, steps=10**6)
+    found: dict[str, Any] = {"batch": batch, "side": side, "views": inputs + targets}
+    for count in (workers,) if bench.small else (workers, 0):
+        with launch(1, 1, "auto") as fabric, tempfile.TemporaryDirectory() as folder:
+            run = Run(fabric, replace(config, workers=count), Path(folder), None)
+            with closing(run):
+                found[f"{count} workers"] = _steps_of(run, 1 if bench.small else 10, steps, bench)
+    return found
+
+
+def _steps_of(run: Run, warm: int, steps: int, bench: Bench) -> dict[str, Any]:
+    def take(count: int) -> list[StepRecord]:
+        for _ in range(count):
+            run.step()
+        return run.read()
+
+    run.open()
+    take(warm)
+    bench.forget_peak()
+    begun = time.perf_counter()
+    records = take(steps)
+    seconds = time.perf_counter() - begun
+    return {
+        "scenes_per_s": steps * run.config.stages[0].batch / seconds,
+        "data_wait": statistics.mean(record.data_wait for record in records),
+        "peak_gib": bench.peak_gib(),
+        **bench.profile(partial(take, 3)),
+    }
+
+
 def transfer(bench: Bench) -> dict[str, Any]:
     """The shipped network, CPU against device."""
     from ilrm.model.reconstruct import reconstruct
@@ -360,6 +403,7 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "matching": matching,
     "procedural": procedural,
     "training_step": training_step,
+    "training_run": training_run,
     "refinement": refinement,
     "compiled": compiled,
 }

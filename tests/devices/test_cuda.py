@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -24,22 +25,27 @@ from ilrm.core.precision import autocast
 from ilrm.core.scene import Scene
 from ilrm.datasets.procedural import ProceduralConfig
 from ilrm.datasets.procedural.batch import make_batch
-from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
+from ilrm.datasets.procedural.views import cast_rays
+from ilrm.model import ILRM, ComputeConfig, FootprintDecoder, ILRMConfig
 from ilrm.model.compute import attention
 from ilrm.model.compute.attention import AttentionShape, kernel_for
 from ilrm.model.config import MatchingConfig
 from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.refine import RefineConfig, mean_psnr, refine
-from ilrm.render import Backend, render
+from ilrm.render import Backend, gsplat_cuda, render
 from ilrm.scenes import load_scene
-from ilrm.train.config import LossConfig
+from ilrm.train import run as run_module
+from ilrm.train.config import Chunks, LossConfig
 from ilrm.train.data.batch import Batch
+from ilrm.train.data.loader import BatchMaker, batches
 from ilrm.train.engine import train
 from ilrm.train.losses import losses
+from ilrm.train.run import Run
 from tests.conftest import CAPTURE, PATIENCE_S, ROOT, make_cameras, make_gaussians
 from tests.model.test_golden import LOGIT_TOLERANCE, POSITION_TOLERANCE, Golden
 from tests.render.scenes import IMAGES, PARAMETERS, change, image_weights
-from tests.train.runs import rows, tiny
+from tests.train.data.sets import write_chunk_set
+from tests.train.runs import STAGE, rows, tiny
 
 DEVICE = torch.device(os.environ.get("ILRM_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu"))
 ON_GPU = DEVICE.type == "cuda"
@@ -123,6 +129,62 @@ def test_training_validates_and_goes_on(precision: str, tmp_path: Path) -> None:
         for name in ("loss", "psnr", "grad_norm"):
             # gsplat adds gradients in any order.
             assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-2 if ON_GPU else 1e-6), name
+
+
+@needs_gsplat
+def test_reading_later_changes_nothing(tmp_path: Path) -> None:
+    """Losses and counters that are read from the device some steps at a time are those that are read at once."""
+    for read_every in (1, 3):
+        train(tiny(steps=5, read_every=read_every), tmp_path / str(read_every))
+    for ours, theirs in zip(rows(tmp_path / "3"), rows(tmp_path / "1"), strict=True):
+        for name in ("loss", "psnr", "grad_norm"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-2 if ON_GPU else 1e-3), name
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_finished_on_the_device(workers: int, tmp_path: Path) -> None:
+    """Rays are cast, and photos arrive in 8 bits, as on the CPU up to rounding."""
+    procedural = replace(STAGE.sources[0], weight=1.0)
+    both = replace(STAGE, sources=(procedural, Chunks(write_chunk_set(tmp_path))), size=(16, 16), batch=4)
+    config = tiny(stages=(both,), validation=None, workers=workers)
+    for index, found in enumerate(batches(config, steps=3, device=DEVICE, cast_here=True)):
+        expected = BatchMaker(config)[index]
+        assert found.names == expected.names
+        assert {x.device.type for x in found.tensors} == {DEVICE.type}
+        for name in ("images", "depth", "c2w", "K"):
+            ours, theirs = getattr(found, name).cpu(), getattr(expected, name)
+            assert (ours - theirs).abs().mean() < 2e-3 * theirs.abs().mean(), name
+
+
+@pytest.mark.skipif(not ON_GPU, reason="the CPU has nothing to wait for")
+@needs_gsplat
+def test_steps_do_not_wait_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch raises at whatever waits, apart from gsplat, which reads one number in each rendering."""
+    draw, take = gsplat_cuda.draw, Run.step
+    batch = next(batches(tiny())).to(DEVICE)
+
+    def drawn(*arguments: object) -> object:
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return draw(*arguments)  # type: ignore[arg-type]
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+    def step(self: Run) -> None:
+        # The first steps load kernels and make the moments.
+        torch.cuda.set_sync_debug_mode("error" if self.steps_taken > 2 else "default")
+        try:
+            take(self)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(gsplat_cuda, "draw", drawn)
+    monkeypatch.setattr(Run, "step", step)
+    monkeypatch.setattr(run_module, "batches", lambda *_, **__: repeat(batch))
+    config = tiny(steps=8, read_every=8, compute=ComputeConfig(), validation=None)
+    config = replace(config, optimiser=replace(config.optimiser, outlier=100.0))
+    assert train(config, tmp_path / "out").step == 8
 
 
 def scene(device: torch.device) -> tuple[Gaussians, Scene]:
@@ -263,6 +325,8 @@ def test_procedural_scenes() -> None:
     assert there.images.device.type == DEVICE.type
     assert (there.images.cpu() - here.images).abs().mean() < 1e-4
     assert (there.depth.cpu() - here.depth).abs().median() < 1e-3
+    if ON_GPU and find_spec("triton") is not None:
+        assert cast_rays.works, "the caster was not compiled"
 
 
 def test_cameras_are_checked_where_they_are() -> None:

@@ -19,6 +19,8 @@ from torch import Tensor
 from ilrm.core.cameras import Cameras, Similarity
 from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians, matrix_to_quaternion, quaternion_multiply
 from ilrm.core.scene import Scene
+from ilrm.datasets.procedural import ProceduralConfig, describe
+from ilrm.datasets.procedural.worlds import Worlds
 from ilrm.evaluate import psnr, ssim
 from ilrm.evaluate.metrics import ssim_map
 from ilrm.model import ILRM, ComputeConfig, FootprintDecoder, ILRMConfig
@@ -30,7 +32,10 @@ from ilrm.render.gsplat_cuda import draw
 from ilrm.train import losses as train_losses
 from ilrm.train.config import LossConfig
 from ilrm.train.data.batch import Batch
+from ilrm.train.data.preparation import moved
+from ilrm.train.optim import Average
 from ilrm.train.perceptual import LPIPS, VGGDistance
+from ilrm.train.readings import NormWindow, pack
 from tests.conftest import make_cameras, make_gaussians
 from tests.devices.launches import Launches, NothingFromTheHost
 
@@ -143,6 +148,34 @@ FUNCTIONS: dict[str, Callable[[], Any]] = {
     "lpips": lambda: LPIPS([4] * 5).to(META)(torch.rand(**IMAGES), torch.rand(**IMAGES)),
     "vgg": lambda: VGGDistance([4] * 5).to(META)(torch.rand(**IMAGES), torch.rand(**IMAGES)),
 }
+
+
+def averaged() -> Tensor:
+    """An average of weights that moves, or not, as a flag on the device says."""
+    with META:
+        network = ILRM(tiny())
+    average = Average(network, 0.9)
+    for _ in range(2):
+        average.update_unless(torch.zeros((), device=META), network)
+    return torch.stack([x.sum() for x in average.weights.values()])
+
+
+def judged() -> Tensor:
+    """Whether gradient norms stand out."""
+    window, norm = NormWindow(3.0, [1.0] * 20, META), torch.ones((), dtype=torch.float64, device=META)
+    return torch.stack([window.stands_out(norm, norm.isfinite()) for _ in range(2)])
+
+
+def finished() -> Tensor:
+    """Photos that were bytes, cast worlds."""
+    sample = torch.zeros(2, HEIGHT, WIDTH, 3, dtype=torch.uint8)
+    worlds = [describe(seed, ProceduralConfig(views=1)) for seed in (0, 1)]
+    geometry = Worlds.stack([scene.world for scene in worlds], META).select(torch.arange(2, device=META)).geometry
+    return moved(sample, META).sum() + geometry.to_local.sum()
+
+
+FUNCTIONS |= {"average": averaged, "norms": judged, "batch": finished}
+FUNCTIONS["pack"] = lambda: pack({"a": torch.ones((), device=META), "b": torch.ones((), device=META).bool()})[1]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -178,5 +178,5 @@ def test_the_site_builds_and_asks_for_nothing_from_elsewhere(tmp_path: Path) -> 
         # On GitHub a list may follow a paragraph directly. Here it needs an empty line.
         assert not re.search(r"<p>[^<]*\n(?:[-*] |\|)", text), page
     reference = (tmp_path / "site" / "reference" / "values.html").read_text("utf-8")
-    assert "stretched to the cameras" in reference
+    assert "resized to the cameras" in reference
     assert "<code>width,</code>" not in reference  # two names, not a name and its type

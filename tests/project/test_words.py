@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "tests").rglob("*.md"))]
 SOURCES = [
-    *(path for folder in ("tests", "benchmarks", "examples") for path in sorted((ROOT / folder).rglob("*.py"))),
+    *(path for folder in ("src", "tests", "benchmarks", "examples") for path in sorted((ROOT / folder).rglob("*.py"))),
     *(path for path in (ROOT / "examples").glob("*.ipynb")),
     *(ROOT / name for name in ("Makefile", "mkdocs.yml", "pyproject.toml", ".ci/run", ".ci/newest")),
 ]

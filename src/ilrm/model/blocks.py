@@ -105,7 +105,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(d * config.mlp_ratio, d, bias=False)
 
     def forward(self, x_BTd: Tensor, rows: int | None = None) -> Tensor:
-        """The update (B, T, d), of so many rows at a time; None is all."""
+        """The update (B, T, d), some rows at a time; None is all at once."""
 
         def update(x_Rd: Tensor) -> Tensor:
             return self.fc2(F.gelu(self.fc1(self.norm(x_Rd))))

@@ -240,7 +240,7 @@ class ILRM(nn.Module):
         return decoded
 
     def _subset(self, layer: int, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """The mini-batch of a layer, on a viewpoint grid of so many patches."""
+        """The mini-batch of a layer, on a viewpoint grid of this many patches."""
         finer = self.config.viewpoint_factor // self.config.image_factor
         kind = self.compute.mini_batch
         return mini_batch.subset(kind, layer, rows, columns, finer, training=self.training, device=device)

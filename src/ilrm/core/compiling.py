@@ -25,7 +25,7 @@ class CompiledOnGPU(Generic[P, T]):
     Attributes:
         works: False once it could not be compiled.
 
-    Where nothing can be compiled (no Triton, no C compiler) it runs as it is, which is said once.
+    Where nothing can be compiled (no Triton, no C compiler) it runs as it is, and one warning says so.
     """
 
     def __init__(self, function: Callable[P, T], varying: Callable[P, Varying] | None = None) -> None:

@@ -8,8 +8,10 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
@@ -19,16 +21,19 @@ import torch
 from torch import Tensor
 
 from ilrm.core.errors import ConfigError, TrainingError
-from ilrm.model import ComputeConfig
+from ilrm.model import ComputeConfig, MatchingConfig
+from ilrm.render.gsplat_cuda import draw
 from ilrm.train import run as run_module
 from ilrm.train.checkpoint import Progress, read_checkpoint
-from ilrm.train.config import NORMS_KEPT
+from ilrm.train.config import NORMS_KEPT, LossConfig
 from ilrm.train.engine import train
 from ilrm.train.log import StepRecord
 from ilrm.train.optim import make_optimiser
 from ilrm.train.readings import NormWindow
 from ilrm.train.run import Run
-from tests.train.runs import command, rows, run, tiny
+from tests.devices.launches import NothingFromTheHost
+from tests.devices.test_devices import rasterization
+from tests.train.runs import MODEL, command, rows, run, tiny
 from tests.train.test_engine import poisoned, same_state, unusable, with_batches
 
 
@@ -147,6 +152,38 @@ def test_nothing_is_read_between_readings(tmp_path: Path, monkeypatch: pytest.Mo
     found.clear()
     train(tiny(steps=2, read_every=1), tmp_path / "each")
     assert all(found)  # the count can count
+
+
+def test_a_step_takes_nothing_from_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All parts of a network and losses, with gsplat's arguments; on a GPU a copy to it waits as a reading does."""
+    channels = ("origin", "direction", "moment", "rgb", "match", "consistency")
+    matching = MatchingConfig(planes=16, channels=4, fine=4)
+    config = tiny(
+        model=replace(MODEL, image_channels=channels, matching=matching, camera_encoding="prope", pixel_head=4),
+        loss=LossConfig(depth=0.1, points=0.1, opacity=0.1, scale=0.1, matching=0.1),
+        compute=ComputeConfig(),
+        steps=4,
+        read_every=4,
+        validation=None,
+    )
+    config = replace(config, optimiser=replace(config.optimiser, outlier=5.0))
+    take, checked = Run.step, []
+
+    def rendered(gaussians: Any, batch: Any) -> Tensor:
+        here = partial(rasterization, device=torch.device("cpu"))
+        return draw(here, gaussians, batch.target_cameras, torch.ones(3), 0.01, 10.0)[0]
+
+    def step(self: Run) -> None:
+        with NothingFromTheHost(torch.device("cpu")) if self.steps_taken else nullcontext():  # moments are made first
+            take(self)
+        checked.append(self.steps_taken)
+
+    monkeypatch.setattr("ilrm.train.losses.render_targets", rendered)
+    monkeypatch.setattr(Run, "step", step)
+    batch = next(run_module.batches(config))
+    monkeypatch.setattr(run_module, "batches", lambda *_, **__: repeat(batch))
+    train(config, tmp_path)
+    assert checked == [1, 2, 3, 4]
 
 
 # --- gradient norms -------------------------------------------------------------------------------------------------

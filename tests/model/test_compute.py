@@ -70,12 +70,35 @@ def test_layers_equal_the_plain_ones(config: ILRMConfig, share: MiniBatch, gradi
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_head_norm_without_gradients_equals_the_plain_one(dtype: torch.dtype) -> None:
+    norm, x = HeadNorm(16), (3 * torch.randn(2, 5, 3, 3, 16)).to(dtype)[:, :, 1]  # as a part of queries, keys, values
+    torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    before = x.clone()
+    close = {"atol": 1e-6, "rtol": 1e-6} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.016}
+    torch.testing.assert_close(norm(x), head_norm(norm, x), **close)
+    assert torch.equal(x, before)
+
+
+@torch.no_grad()
+def test_products_are_for_cpus_that_multiply_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[str] = []
+    for name in ("attend_by_products", "_attend_by_torch"):
+        monkeypatch.setattr(attention, name, lambda *_, name=name: ways.append(name))
+    x = torch.zeros(1, 2, 1, 8, dtype=torch.bfloat16)
+    for able in (True, False):
+        monkeypatch.setattr(attention, "_CPU_MULTIPLIES_BF16", able)
+        attend(x, x, x)
+    assert ways == ["attend_by_products", "_attend_by_torch"]
+
+
+@torch.no_grad()
 def test_attention_by_products_equals_the_fused_one() -> None:
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 3, 16, generator=g) for n in (300, 70, 70))
     exact = attend(q, k, v)
     assert (attend_by_products(q, k, v) - exact).abs().max() < 1e-5
-    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    half = attend_by_products(q.bfloat16(), k.bfloat16(), v.bfloat16())
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).abs().max() < 0.03
 

@@ -32,9 +32,20 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(head_width))
 
     def forward(self, x_NLHD: Tensor) -> Tensor:
-        # The fused kernel computes in fp32 inside. Autocast would make its result fp32, too.
+        weight = self.weight.to(x_NLHD.dtype)
+        # Autocast would make the result fp32.
         with without_autocast(x_NLHD.device):
-            return F.rms_norm(x_NLHD, self.weight.shape, self.weight.to(x_NLHD.dtype), LAYER_NORM_EPS)
+            if x_NLHD.device.type == "cpu" and x_NLHD.dtype != torch.float64 and not torch.is_grad_enabled():
+                return _rms_norm_on_cpu(x_NLHD, weight)
+            return F.rms_norm(x_NLHD, self.weight.shape, weight, LAYER_NORM_EPS)  # one kernel on a GPU
+
+
+def _rms_norm_on_cpu(x: Tensor, weight: Tensor) -> Tensor:
+    """``F.rms_norm`` in half of its time: there it is a chain of operations, each with memory of its own."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = norm.square_().div_(x.shape[-1]).add_(LAYER_NORM_EPS).rsqrt_()
+    y = x * scale if x.dtype == torch.float32 else x.float().mul_(scale)
+    return y.mul_(weight.float()).to(x.dtype)
 
 
 class CrossAttention(nn.Module):

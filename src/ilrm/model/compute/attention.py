@@ -22,8 +22,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ilrm.core.errors import ConfigError
+from ilrm.core.precision import has_bf16
 from ilrm.model.config import AttentionName
 
+# Without instructions for it, products in bf16 take three times as long as torch's kernel, which computes in fp32.
+_CPU_MULTIPLIES_BF16 = has_bf16(torch.device("cpu"))
 # Queries whose scores against all keys are held at once on the CPU in bf16.
 _QUERIES_AT_A_TIME = 256
 # Plain products hold all scores; they are tried where these take no more bytes than this.
@@ -80,7 +83,7 @@ def attend(q_NQHD: Tensor, k_NMHD: Tensor, v_NMHD: Tensor, kernel: AttentionName
         ConfigError: the kernel is not installed, or cannot compute this shape in this format.
     """
     on_cpu = q_NQHD.device.type == "cpu"
-    if on_cpu and q_NQHD.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+    if on_cpu and q_NQHD.dtype == torch.bfloat16 and not torch.is_grad_enabled() and _CPU_MULTIPLIES_BF16:
         return attend_by_products(q_NQHD, k_NMHD, v_NMHD)
     if kernel == "auto" or on_cpu:
         return _attend_by_torch(q_NQHD, k_NMHD, v_NMHD)
@@ -111,7 +114,11 @@ def attend_by_products(q_NQHD: Tensor, k_NMHD: Tensor, v_NMHD: Tensor) -> Tensor
     N, Q, H, D = q_NQHD.shape
     q, k, v = (x.transpose(1, 2).reshape(N * H, -1, D) for x in (q_NQHD * D**-0.5, k_NMHD, v_NMHD))
     keys = k.transpose(1, 2)
-    parts = [torch.bmm(torch.bmm(rows, keys).softmax(-1), v) for rows in q.split(_QUERIES_AT_A_TIME, dim=1)]
+    parts = []
+    for rows in q.split(_QUERIES_AT_A_TIME, dim=1):
+        scores = torch.bmm(rows, keys)
+        # In place: fresh memory costs more than the exponentials. Each row is read before it is written.
+        parts.append(torch.bmm(torch.softmax(scores, -1, out=scores), v))
     return torch.cat(parts, dim=1).reshape(N, H, Q, D).transpose(1, 2)
 
 

@@ -13,8 +13,8 @@ import torch
 
 from ilrm.core.cameras import Cameras
 from ilrm.core.errors import CameraError, ConfigError, GaussiansError, MissingExtraError
-from ilrm.core.gaussians import Gaussians
-from ilrm.render import render
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
+from ilrm.render import numba_cpu, render
 from tests.conftest import ROOT, make_cameras, make_gaussians
 from tests.render.scenes import IMAGES, PARAMETERS, change, image_weights, render_with_gradients
 
@@ -82,6 +82,17 @@ def test_views_are_rendered_as_if_alone() -> None:
         alone = render(gaussians, cameras[view])
         for image in IMAGES:
             assert torch.equal(getattr(together, image)[view], getattr(alone, image)[0])
+
+
+def test_projections_that_are_not_kept_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    gaussians, cameras, found = make_gaussians(80, 1), make_cameras(3, 24, 16), []
+    for most in (numba_cpu._MOST_KEPT, 80 * 4, 0):
+        monkeypatch.setattr(numba_cpu, "_MOST_KEPT", most)
+        leaf = gaussians.map(lambda x: x.clone().requires_grad_())
+        render(leaf, cameras).rgb.square().sum().backward()
+        found.append([getattr(leaf, name).grad for name in PER_GAUSSIAN])
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
 def test_gradients_of_several_views_add_up() -> None:

@@ -1,7 +1,8 @@
 """The CPU rasteriser: numba kernels on all of torch's threads, float32 images, gradients by hand.
 
 Views are rendered one after the other, each in parallel. What is kept of each for the gradient is
-eight bytes a Gaussian, a pixel, and a pair of Gaussian and tile; projections are computed again.
+eight bytes a Gaussian, a pixel, and a pair of Gaussian and tile. Projections are kept as long as they
+are small, and computed again otherwise.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numba
@@ -34,6 +35,8 @@ from ilrm.render.projection import Pinhole
 
 Difference = Callable[[int, int, Tensor], Tensor]
 
+# Bytes of projections that a call may keep for its gradient.
+_MOST_KEPT = 1 << 28
 # Numba's fallback threading layer must not be entered by two threads at once.
 _LOCK = threading.RLock()
 
@@ -126,8 +129,10 @@ class _Job:
 
 @dataclass(frozen=True, eq=False)
 class _Trace:
-    """What the gradient of one view needs from its rendering; see numba_tiles for the meaning."""
+    """What the gradient of one view needs from its rendering; see numba_tiles for the meaning. Projections (records)
+    are there if they were small."""
 
+    records: np.ndarray | None
     slot_starts: np.ndarray
     tile_starts: np.ndarray
     members: np.ndarray
@@ -142,12 +147,13 @@ class _Rasterise(torch.autograd.Function):
         *parameters, job = args
         arrays = [np.ascontiguousarray(p.detach().numpy()) for p in parameters]
         rgb, alpha, depth = job.images()
-        traces = []
+        traces, kept = [], 0
         with _threads():
             for b, v, view in job.each():
                 trace = _render([array[b] for array in arrays], view, job, rgb[b, v], alpha[b, v], depth[b, v])
                 if any(ctx.needs_input_grad):
-                    traces.append(trace)
+                    kept += trace.records.nbytes if trace.records is not None else 0
+                    traces.append(trace if kept <= _MOST_KEPT else replace(trace, records=None))
         ctx.save_for_backward(*parameters)
         ctx.job, ctx.traces = job, traces
         return torch.from_numpy(rgb), torch.from_numpy(alpha), torch.from_numpy(depth)
@@ -184,7 +190,7 @@ def _render(
     transmittance, last_seen = np.empty(alpha.shape, np.float32), np.empty(alpha.shape, np.int32)
     images = (rgb, alpha, depth, transmittance, last_seen)
     composite(records, tile_starts, members, job.tiles_x, job.background, *images)
-    return _Trace(slot_starts, tile_starts, members, slots, transmittance, last_seen)
+    return _Trace(records, slot_starts, tile_starts, members, slots, transmittance, last_seen)
 
 
 def _add_gradient(
@@ -197,7 +203,7 @@ def _add_gradient(
     seen: np.ndarray,
 ) -> None:
     """Add one view's share to the gradients of the parameters, and to how much is seen of each Gaussian (N,)."""
-    records, _ = project_all(view, *arrays)
+    records = project_all(view, *arrays)[0] if trace.records is None else trace.records
     slot_gradients = np.zeros((len(trace.members), GRADIENT), np.float32)
     v_rgb, v_alpha, v_depth = image_gradients
     composite_gradient(

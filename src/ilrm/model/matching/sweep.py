@@ -243,9 +243,14 @@ class _Window:
         """(..., H, W)."""
         half, (height, width) = self.side // 2, x.shape[-2:]
         padded = F.pad(x, (half, half, half, half))
-        rows = sum((padded[..., i : i + height, :] for i in range(1, self.side)), start=padded[..., :height, :])
-        total = sum((rows[..., i : i + width] for i in range(1, self.side)), start=rows[..., :width])
-        return total / self.inside
+        # In place after the first two: fresh memory costs more than the sums.
+        rows = padded[..., :height, :] + padded[..., 1 : 1 + height, :]
+        for i in range(2, self.side):
+            rows += padded[..., i : i + height, :]
+        total = rows[..., :width] + rows[..., 1 : 1 + width]
+        for i in range(2, self.side):
+            total += rows[..., i : i + width]
+        return total.div_(self.inside)
 
 
 def _inside(side: int, half: int, device: torch.device) -> Tensor:

@@ -176,7 +176,7 @@ def synthetic_small(data: Path | None) -> TrainConfig:
 def synthetic_feedback(data: Path | None) -> TrainConfig:
     """The network of ``synthetic-small`` with feedback, which alone learns at first; from ``ilrm-small``.
 
-    Ours throughout. One to four iterations a step, the squared error after each of them.
+    Ours throughout. One to four iterations a step, the logarithm of the squared error after each of them.
     """
     _no_data("synthetic-feedback", data)
     small = synthetic_small(None)
@@ -189,8 +189,8 @@ def synthetic_feedback(data: Path | None) -> TrainConfig:
         feedback=FeedbackTraining(),
         initial_weights="ilrm-small",
         stages=(stage,),
-        steps=4000,
-        loss=LossConfig(iterations=1.0, closer=0.25, logarithmic=True),
+        steps=5000,
+        loss=LossConfig(iterations=1.0, closer=0.25, logarithmic=True, depth=0.1),
         optimiser=OptimiserConfig(peak=1e-3, warm_up=50, weight_decay=0.01, ema=0.99),
         precision="fp32",  # small convolutions are slower in bf16 on CPUs
         validation=_procedural_validation(stage, scenes),

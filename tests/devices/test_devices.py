@@ -178,6 +178,12 @@ FUNCTIONS |= {"average": averaged, "norms": judged, "batch": finished}
 FUNCTIONS["pack"] = lambda: pack({"a": torch.ones((), device=META), "b": torch.ones((), device=META).bool()})[1]
 
 
+def test_resizing_cameras_takes_nothing_from_the_host() -> None:
+    cameras = meta_cameras()
+    with NothingFromTheHost(META):
+        assert cameras.resize(8, 12).K.device == META
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str) -> None:
     found = FUNCTIONS[name]()

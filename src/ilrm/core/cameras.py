@@ -287,8 +287,10 @@ class Cameras:
 
     def resize(self, width: int, height: int) -> Cameras:
         """Cameras of the images stretched to width x height; the principal point moves along."""
-        factor = torch.tensor([width / self.width, height / self.height, 1.0]).to(self.K)
-        return replace(self, K=self.K * factor[:, None], width=width, height=height)
+        # Numbers, not a tensor, which would have to be copied to the device; in single precision on any.
+        across, down = (float(np.float32(x)) for x in (width / self.width, height / self.height))
+        K = torch.stack([self.K[..., 0, :] * across, self.K[..., 1, :] * down, self.K[..., 2, :]], dim=-2)
+        return replace(self, K=K, width=width, height=height)
 
     def crop(self, left: int, top: int, width: int, height: int) -> Cameras:
         """Cameras of the images cut to the box that starts at (left, top); the principal point moves along."""

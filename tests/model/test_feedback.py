@@ -81,7 +81,7 @@ def test_before_training_iterations_change_nothing(config: ILRMConfig) -> None:
 
 def test_the_config_says_how_many_and_every_state_is_returned() -> None:
     images, c2w, K = views()
-    model = network(awake=True, iterations=2)
+    model = network(awake=True, iterations=2).train()
     with torch.no_grad():
         every = model(images, c2w, K, iterations=True)
         last = model(images, c2w, K)
@@ -204,8 +204,9 @@ def test_gradients_through_the_loop_equal_finite_differences() -> None:
     held = []
     with torch.no_grad():
         for state in (made, feedback(made, seen, 1)[0]):
-            evidence = gather(state, Frame.of(state.means, seen), seen, feedback.config.evidence)
-            held.append([x.double() for x in evidence if x is not None])
+            found = gather(state, Frame.of(state.means, seen), seen, feedback.config.evidence)
+            assert found.descent is not None
+            held.append((found.maps.double(), found.descent.double()))
     feedback, made = feedback.double(), made.to(dtype=torch.float64)
     seen = replace(seen, photos=images.double(), cameras=Cameras(c2w.double(), K.double(), SIDE, SIDE))
 
@@ -259,3 +260,23 @@ def test_impossible_configs_are_refused() -> None:
         FeedbackConfig(channels=0)
     config = replace(SMALL, feedback=FeedbackConfig(iterations=2))
     assert ILRMConfig.from_dict(config.to_dict()) == config
+
+
+def test_updates_that_make_it_worse_are_taken_back() -> None:
+    """Untrained updates at random: no state renders the inputs worse than the one before, in any sample."""
+    images, c2w, K = views()
+    model = network(awake=True, iterations=4).eval()
+    assert model.feedback is not None
+    torch.nn.init.normal_(model.feedback.write.bias, std=0.5)
+    cameras = Cameras(c2w, K, SIDE, SIDE)
+
+    def errors() -> torch.Tensor:
+        with torch.no_grad():
+            states = model(images, c2w, K, iterations="feedback")
+        return torch.stack([(render(x, cameras).rgb - images).square().flatten(1).mean(1) for x in states])
+
+    guarded = errors()
+    assert (guarded.diff(dim=0) <= 1e-6).all()
+    assert (guarded.diff(dim=0) == 0).any()  # something was taken back
+    model.train()
+    assert (errors().diff(dim=0) > 1e-4).any()  # training sees every update

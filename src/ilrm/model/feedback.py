@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilrm.core.cameras import Cameras
-from ilrm.core.gaussians import Gaussians, matrix_to_quaternion, quaternion_multiply
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians, matrix_to_quaternion, quaternion_multiply
 from ilrm.core.precision import without_autocast
 from ilrm.core.spherical_harmonics import C0
 from ilrm.model.config import ILRMConfig
@@ -39,6 +39,8 @@ _UPDATES = sum(_PARTS.values())
 # Blending weights are added to this before anything is divided by them: what is hardly seen has no gradient.
 _LEAST_WEIGHT = 0.5
 _LEAST_OPACITY = 1e-4
+# What remains of an update's size after one that made renderings worse.
+_LESS_TRUST = 0.5
 # Differences in log-depth from a view's rendered depth at which a Gaussian counts as half hidden there.
 _HIDDEN = 0.05
 
@@ -132,18 +134,43 @@ class Feedback(nn.Module):
         self.step = nn.Parameter(torch.zeros(_UPDATES)) if "gradients" in feedback.evidence else None
 
     def forward(self, gaussians: Gaussians, seen: Seen, iterations: int) -> list[Gaussians]:
-        """The states after each iteration; the Gaussians (B, N) that were given are not among them."""
-        states, memory = [], None
-        for _ in range(iterations):
-            with torch.no_grad(), without_autocast(gaussians.device):
-                current = gaussians.detach()
-                frame = Frame.of(current.means, seen)
-                evidence_BVHWC, descent_BVHWU = gather(current, frame, seen, self.config.evidence)
-            updates_BNU, memory = self.updates(evidence_BVHWC, descent_BVHWU, memory)
+        """The states after each iteration; the Gaussians (B, N) that were given are not among them.
+
+        In training every update counts. Else a sample's update that makes its renderings of the input views worse is
+        taken back, and the next one is half as large: what holds for the inputs held for other views, too.
+        """
+        states: list[Gaussians] = []
+        evidence, memory = self.look(gaussians, seen), None
+        trust_B = gaussians.means.new_ones(len(gaussians))
+        for iteration in range(iterations):
+            updates_BNU, features = self.updates(evidence.maps, evidence.descent, memory)
             with without_autocast(gaussians.device):
-                gaussians = apply(gaussians, updates_BNU.float(), seen)
+                moved = apply(gaussians, updates_BNU.float() * trust_B[:, None, None], seen)
+            last = iteration == iterations - 1
+            if self.training:
+                gaussians, memory = moved, features
+                evidence = evidence if last else self.look(gaussians, seen)
+            else:
+                after = self.look(moved, seen, only_error=last)
+                better_B = after.error <= evidence.error
+                kept = {x: _where(better_B, getattr(moved, x), getattr(gaussians, x)) for x in PER_GAUSSIAN}
+                gaussians = replace(moved, **kept)
+                if not last:
+                    before = features.new_zeros(features.shape) if memory is None else memory
+                    memory = _where(better_B.repeat_interleave(seen.cameras.views), features, before)
+                    trust_B = torch.where(better_B, trust_B, trust_B * _LESS_TRUST)
+                    evidence = after.where(better_B, evidence)
             states.append(gaussians)
         return states
+
+    @torch.no_grad()
+    def look(self, gaussians: Gaussians, seen: Seen, *, only_error: bool = False) -> Evidence:
+        """Render, and gather what an iteration reads; with ``only_error`` no more than how good the renderings are."""
+        with without_autocast(gaussians.device):
+            current = gaussians.detach()
+            if only_error:
+                return Evidence.of_nothing(compare(current, seen.cameras, seen.photos, mask=seen.mask, gradients=False))
+            return gather(current, Frame.of(current.means, seen), seen, self.config.evidence)
 
     def updates(
         self, evidence_BVHWC: Tensor, descent_BVHWU: Tensor | None, memory_NCHW: Tensor | None
@@ -189,8 +216,37 @@ def apply(gaussians: Gaussians, updates_BNU: Tensor, seen: Seen) -> Gaussians:
     )
 
 
-def gather(gaussians: Gaussians, frame: Frame, seen: Seen, evidence: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
-    """Everything an iteration reads, (B, V, H, W, C); and the descent direction (B, V, H, W, U), if it is asked for."""
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What an iteration reads.
+
+    Attributes:
+        maps: (B, V, H, W, C).
+        descent: (B, V, H, W, U) descent direction; None if it is not asked for.
+        error: (B,) mean squared residual of the input views.
+    """
+
+    maps: Tensor
+    descent: Tensor | None
+    error: Tensor
+
+    @staticmethod
+    def of_nothing(compared: Comparison) -> Evidence:
+        """The error alone."""
+        return Evidence(compared.residual.new_zeros(0), None, _error(compared))
+
+    def where(self, chosen_B: Tensor, other: Evidence) -> Evidence:
+        """This one for the chosen samples, the other for the rest."""
+        descent = self.descent
+        if descent is not None and other.descent is not None:
+            descent = _where(chosen_B, descent, other.descent)
+        return Evidence(
+            _where(chosen_B, self.maps, other.maps), descent, torch.where(chosen_B, self.error, other.error)
+        )
+
+
+def gather(gaussians: Gaussians, frame: Frame, seen: Seen, evidence: tuple[str, ...]) -> Evidence:
+    """Everything an iteration reads, of these kinds of evidence."""
     differentiated = "gradients" in evidence
     compared = compare(gaussians, seen.cameras, seen.photos, mask=seen.mask, gradients=differentiated)
     maps = [seen.on_grid(_own_state(gaussians, frame)), *_fixed(seen)]
@@ -202,7 +258,15 @@ def gather(gaussians: Gaussians, frame: Frame, seen: Seen, evidence: tuple[str, 
         maps += [descent, seen.on_grid(torch.log1p(compared.weights)[..., None])]
     if "samples" in evidence:
         maps.append(seen.on_grid(other_views(gaussians, compared, seen)))
-    return torch.cat(maps, dim=-1), descent
+    return Evidence(torch.cat(maps, dim=-1), descent, _error(compared))
+
+
+def _error(compared: Comparison) -> Tensor:
+    return compared.residual.square().flatten(1).mean(1)
+
+
+def _where(chosen_B: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    return torch.where(chosen_B.reshape(-1, *(1,) * (x.ndim - 1)), x, other)
 
 
 def descent_direction(gaussians: Gaussians, frame: Frame, compared: Comparison) -> Tensor:

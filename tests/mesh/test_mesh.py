@@ -265,7 +265,7 @@ def test_what_cannot_be_meshed() -> None:
         mesh_gaussians(ball, away)
     with pytest.raises(ConfigError, match="voxel"):
         mesh_gaussians(ball, cameras_on_sphere(2), voxel=-1.0)
-    with pytest.raises(ConfigError, match="min_piece"):
+    with pytest.raises(ConfigError, match="min-piece"):
         mesh_gaussians(sphere(), cameras_on_sphere(2), voxel=0.1, min_piece=2.0)
 
 

@@ -236,6 +236,6 @@ def test_unknown_properties_are_named_once_and_harmless_ones_are_not(tmp_path: P
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_ply(write(tmp_path / "a.ply", {**table, **extra}))
-    with pytest.warns(IlrmWarning, match="left out: beta, lobe_0") as heard:
+    with pytest.warns(IlrmWarning, match="ignored: beta, lobe_0") as heard:
         load_ply(write(tmp_path / "a.ply", {**table, **extra, "lobe_0": np.ones(3), "beta": np.ones(3)}))
     assert len(heard) == 1

@@ -15,11 +15,11 @@ from importlib.resources import files
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ilrm.datasets.procedural.table import Fetched
+from ilrm.files.image_files import open_image
 
 # The tiles of tiles.jpg: surfaces that repeat, the first three of them grey, then pictures.
 SURFACES, PICTURES, GREY = tuple(range(10)), tuple(range(10, 20)), (0, 1, 2)
@@ -64,8 +64,8 @@ def _columns(rows: Tensor) -> Mapping[str, Tensor]:
 
 def _linear(name: str) -> Tensor:
     """(3, H, W) linear RGB of a photo of the package."""
-    with (files("ilrm") / "assets" / "photos" / name).open("rb") as file:
-        pixels = np.array(Image.open(file).convert("RGB"))
+    with open_image((files("ilrm") / "assets" / "photos" / name).read_bytes(), name) as image:
+        pixels = np.array(image.convert("RGB"))
     return torch.from_numpy((pixels / 255.0) ** _GAMMA).float().permute(2, 0, 1)
 
 

@@ -421,6 +421,11 @@ class TrainConfig:
                         expected=f"multiples of {multiple}",
                     )
 
+    @property
+    def base_rate(self) -> float:
+        """Learning rate of what is no feedback, as a share of the schedule's."""
+        return 1.0 if self.feedback is None else self.feedback.base_rate
+
     def stage_at(self, step: int) -> Stage:
         """The stage that optimiser step ``step`` (from 0) belongs to, in the size that the step has."""
         stage = [stage for stage in self.stages if stage.start <= step][-1]

@@ -40,6 +40,13 @@ def _by_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[
     ]
 
 
+def freeze_base(model: nn.Module, base_rate: float) -> None:
+    """Nothing but feedback has a gradient where the rest is taught at no rate."""
+    if base_rate == 0:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(FEEDBACK))
+
+
 def make_optimiser(
     model: nn.Module, config: OptimiserConfig, base_rate: float = 1.0, *, fused: bool = False
 ) -> torch.optim.AdamW:

@@ -33,6 +33,7 @@ from ilrm.train.losses import losses
 from ilrm.train.optim import (
     FEEDBACK,
     Average,
+    freeze_base,
     is_fused,
     learning_rate,
     make_optimiser,
@@ -82,10 +83,8 @@ class Run:
             together(fabric, partial(_initialise, network, config.initial_weights))
         if config.compile:
             network.compile(device=fabric.device)
-        base_rate = 1.0 if config.feedback is None else config.feedback.base_rate
-        if base_rate == 0:
-            for name, parameter in network.named_parameters():
-                parameter.requires_grad_(name.startswith(FEEDBACK))
+        base_rate = config.base_rate
+        freeze_base(network, base_rate)
         self._trained = fabric.setup_module(_Trained(network))
         self._network: ILRM = self._trained.network
         on_gpu = fabric.device.type == "cuda"

@@ -20,7 +20,7 @@ from ilrm.model import ILRM
 from ilrm.train.config import Bounded, BoundedV2, Stage, TrainConfig
 from ilrm.train.data.batch import Batch
 from ilrm.train.losses import losses
-from ilrm.train.optim import make_optimiser
+from ilrm.train.optim import freeze_base, make_optimiser
 from ilrm.train.perceptual import LPIPS, VGGDistance
 
 _STEPS = 3
@@ -79,7 +79,8 @@ def try_out(
     device, reporter = torch.device(device), reporter or Silent()
     torch.manual_seed(config.seed)
     model = ILRM(config.model, config.compute).to(device)
-    optimiser = make_optimiser(model, config.optimiser)  # all of it: what is left out costs less
+    freeze_base(model, config.base_rate)
+    optimiser = make_optimiser(model, config.optimiser, config.base_rate)
     ends = [*(stage.start for stage in config.stages[1:]), config.steps]
     stages = []
     with reporter.progress("measuring", len(config.stages)) as advance:

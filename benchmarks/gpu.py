@@ -40,12 +40,13 @@ from ilrm.model import ILRM, ILRMConfig
 from ilrm.model.compute.attention import known_kernels
 from ilrm.pipeline.refine import RefineConfig, refine
 from ilrm.render import render
-from ilrm.train.config import OptimiserConfig, Procedural, Spread, Stage
+from ilrm.render.comparison import compare
+from ilrm.train.config import FeedbackTraining, OptimiserConfig, Procedural, Spread, Stage, TrainConfig
 from ilrm.train.data.batch import Batch
 from ilrm.train.distributed import launch
 from ilrm.train.log import StepRecord
 from ilrm.train.losses import losses
-from ilrm.train.optim import make_optimiser
+from ilrm.train.optim import freeze_base, make_optimiser
 from ilrm.train.presets import preset
 from ilrm.train.run import Run
 
@@ -62,6 +63,8 @@ class Arguments:
     """Some of the parts by name; all by default."""
     minutes: float = 4.0
     """No part begins after this."""
+    commit: str | None = None
+    """Of the code, where it is no repository."""
 
 
 class Bench:
@@ -311,22 +314,55 @@ def batch_of(scenes: int, inputs: int, targets: int, side: int, bench: Bench) ->
     return Batch(images, c2w, K, inputs=inputs, names=("",) * scenes, depth=depth)
 
 
+def feedback(bench: Bench) -> dict[str, Any]:
+    """Reconstructing with feedback iterations, all kept in this measurement, and one comparison alone."""
+    config = preset("synthetic-feedback").model
+    model = inference_network(config, bench).train()
+    found: dict[str, Any] = {}
+    for views, side in ((2, 64),) if bench.small else ((8, 256), (12, 256)):
+        inputs = views_of(views, side, side, bench)
+
+        def work(iterations: int, inputs: tuple[torch.Tensor, ...] = inputs) -> Gaussians:
+            with torch.no_grad(), autocast(bench.precision, bench.device):
+                return model(*inputs, feedback=iterations)
+
+        made, cameras = work(0), Cameras(inputs[1], inputs[2], side, side)
+        bench.forget_peak()
+        found[f"{views} x {side}"] = {
+            "compare_ms": 1e3 * bench.seconds(lambda made=made, c=cameras, x=inputs[0]: compare(made, c, x)),
+            **{f"{count} iterations_ms": 1e3 * bench.seconds(partial(work, count)) for count in (0, 1, 3)},
+            "peak_gib": bench.peak_gib(),
+            **bench.profile(partial(work, 3)),
+        }
+    return found
+
+
 def training_step(bench: Bench) -> dict[str, Any]:
     """Forward, losses, backward and optimiser of ``synthetic-small``, with the data in memory."""
-    config = preset("synthetic-small")
-    sizes = (1,) if bench.small else (6, 24, 48)
+    return _steps_in_memory(preset("synthetic-small"), (6, 24, 48), bench)
+
+
+def feedback_step(bench: Bench) -> dict[str, Any]:
+    """The same of ``synthetic-feedback``, three iterations."""
+    config = preset("synthetic-feedback")
+    return _steps_in_memory(replace(config, feedback=FeedbackTraining(iterations=(3, 3))), (8, 24), bench)
+
+
+def _steps_in_memory(config: TrainConfig, sizes: tuple[int, ...], bench: Bench) -> dict[str, Any]:
+    sizes = (1,) if bench.small else sizes
     inputs, targets, side = (2, 1, 64) if bench.small else (8, 4, 128)
     torch.manual_seed(0)
     model = ILRM(config.model).to(bench.device)
-    optimiser = make_optimiser(model, OptimiserConfig())
+    freeze_base(model, config.base_rate)
+    optimiser = make_optimiser(model, OptimiserConfig(), config.base_rate, fused=bench.device.type == "cuda")
     found = {}
     for size in sizes:
         batch = batch_of(size, inputs, targets, side, bench)
         bench.forget_peak()
 
         def work(batch: Batch = batch) -> None:
-            loss = losses(model, batch, config.loss, 0, model_config=config.model, precision=bench.precision)
-            loss.total.backward()
+            options = {"model_config": config.model, "precision": bench.precision, "feedback": config.feedback}
+            losses(model, batch, config.loss, 0, **options).total.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -404,12 +440,14 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "procedural": procedural,
     "training_step": training_step,
     "training_run": training_run,
+    "feedback": feedback,
+    "feedback_step": feedback_step,
     "refinement": refinement,
     "compiled": compiled,
 }
 
 
-def about(bench: Bench) -> dict[str, Any]:
+def about(bench: Bench, given: str | None) -> dict[str, Any]:
     """Card, versions and commit."""
     folder = Path(__file__).resolve().parent
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
@@ -421,7 +459,7 @@ def about(bench: Bench) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "gsplat": _version("gsplat"),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() or None,
+        "commit": given or commit.stdout.strip() or None,
         "precision": bench.precision,
         "small": bench.small,
     }
@@ -444,7 +482,7 @@ def _chosen(parts: tuple[str, ...]) -> Iterator[tuple[str, Callable[[Bench], dic
 
 def main(arguments: Arguments) -> int:
     bench = Bench(arguments.small)
-    report: dict[str, Any] = {"about": about(bench), "seconds": {}, "parts": {}}
+    report: dict[str, Any] = {"about": about(bench, arguments.commit), "seconds": {}, "parts": {}}
     started, failed = time.monotonic(), 0
     for name, part in _chosen(arguments.parts):
         if time.monotonic() - started > 60 * arguments.minutes:

@@ -26,16 +26,18 @@ from ilrm.core.scene import Scene
 from ilrm.datasets.procedural import ProceduralConfig
 from ilrm.datasets.procedural.batch import make_batch
 from ilrm.datasets.procedural.views import cast_rays
-from ilrm.model import ILRM, ComputeConfig, FootprintDecoder, ILRMConfig
+from ilrm.model import ILRM, ComputeConfig, FeedbackConfig, FootprintDecoder, ILRMConfig
 from ilrm.model.compute import attention
 from ilrm.model.compute.attention import AttentionShape, kernel_for
 from ilrm.model.config import MatchingConfig
+from ilrm.model.feedback import Seen
 from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.refine import RefineConfig, mean_psnr, refine
-from ilrm.render import Backend, gsplat_cuda, render
+from ilrm.render import Backend, comparison, gsplat_cuda, render
+from ilrm.render.comparison import compare
 from ilrm.scenes import load_scene
 from ilrm.train import run as run_module
-from ilrm.train.config import Chunks, LossConfig
+from ilrm.train.config import Chunks, FeedbackTraining, LossConfig
 from ilrm.train.data.batch import Batch
 from ilrm.train.data.loader import BatchMaker, batches
 from ilrm.train.engine import train
@@ -310,6 +312,66 @@ def test_the_fast_renderer_equals_the_reference(kind: str) -> None:
     for name in PARAMETERS:
         scale = gradients[name].abs().max().item() if gradients[name].numel() else 0.0
         torch.testing.assert_close(fast_gradients[name], gradients[name], atol=1e-3 * scale, rtol=1e-3, msg=name)
+
+
+@needs_gsplat
+def test_renderings_are_compared_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residuals, gradients and blending weights: the CPU's one pass against autograd, a view at a time."""
+    made = batch()
+    cameras, photos = Cameras(made.c2w, made.K, 64, 64), made.images
+    one, other = (make_gaussians(300, 1, seed=seed) for seed in (0, 1))
+    gaussians = change(one, lambda name, x: torch.stack([x, getattr(other, name)]))
+    gaussians = replace(gaussians, opacities=0.9 * gaussians.opacities)
+    expected = compare(gaussians, cameras, photos, backend="numba")
+    monkeypatch.setattr(comparison, "_AT_A_TIME", 2 * 300)
+    found = compare(
+        gaussians.to(DEVICE), cameras.to(DEVICE), photos.to(DEVICE), backend="gsplat" if ON_GPU else "reference"
+    )
+    torch.testing.assert_close(found.residual.cpu(), expected.residual, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.weights.cpu(), expected.weights, atol=1e-2, rtol=1e-3)
+    for name in PER_GAUSSIAN:
+        ours, theirs = found.gradients[name].cpu(), expected.gradients[name]
+        torch.testing.assert_close(ours, theirs, atol=1e-3 * theirs.abs().max().item(), rtol=1e-3, msg=name)
+
+
+@torch.no_grad()
+@needs_gsplat
+def test_feedback_says_the_same() -> None:
+    """Both iterations from the same Gaussians, with heads as after some training, where every update counts."""
+    torch.manual_seed(0)
+    config = replace(network().config, feedback=FeedbackConfig(channels=8))
+    model, made = ILRM(config).train(), batch()
+    assert model.feedback is not None
+    for parameter in (model.feedback.write.weight, model.feedback.step):
+        assert parameter is not None
+        torch.nn.init.normal_(parameter, std=0.05)
+    images, c2w, K = made.images[:, :3], made.c2w[:, :3], made.K[:, :3]
+    start = model(images, c2w, K, feedback=0)
+    seen = Seen(images, Cameras(c2w, K, 64, 64), (16, 16), None, torch.zeros(2, 3, 16, 16, 9))
+    expected = model.feedback(start, seen, 2)
+    there = Seen(images.to(DEVICE), seen.cameras.to(DEVICE), seen.grid, None, seen.known.to(DEVICE))  # type: ignore[union-attr]
+    found = model.to(DEVICE).feedback(start.to(DEVICE), there, 2)  # type: ignore[misc]
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in PER_GAUSSIAN:
+            apart = (getattr(ours, name).cpu() - getattr(theirs, name)).abs()
+            assert apart.median() < 1e-4, name
+            assert apart.mean() < 1e-2 * getattr(theirs, name).abs().mean(), name
+        assert (theirs.means - start.means).abs().max() > 1e-3
+
+
+@needs_gsplat
+def test_feedback_is_trained(tmp_path: Path) -> None:
+    config = tiny(steps=3, precision="bf16" if ON_GPU else "fp32", validate_every=2)
+    config = replace(
+        config,
+        model=replace(config.model, feedback=FeedbackConfig(channels=8)),
+        feedback=FeedbackTraining(base_rate=0.1),
+        loss=LossConfig(iterations=1.0, closer=0.25, logarithmic=True),
+    )
+    done = train(config, tmp_path / "out")
+    assert done.step == 3
+    assert done.best_psnr is not None
+    assert math.isfinite(done.best_psnr)
 
 
 def test_the_reference_renders_where_the_gaussians_are() -> None:

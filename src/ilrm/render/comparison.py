@@ -16,8 +16,8 @@ from ilrm.render import Backend, Rendering, expected_depth, render
 
 # The range of ``render``.
 _NEAR, _FAR = 0.01, 1e6
-# Views that are drawn at once outside of the CPU's own kernels: bounds what a gradient keeps.
-_VIEWS_AT_A_TIME = 4
+# Gaussians times views that are drawn at once outside of the CPU's own kernels: a gradient keeps 200 bytes of each.
+_AT_A_TIME = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,8 @@ def compare(
         return Comparison(seen, residual, {}, torch.zeros_like(gaussians.opacities))
     if backend == "numba" or (backend == "auto" and gaussians.device.type == "cpu"):
         return _by_kernels(gaussians, cameras, photos, background, mask)
-    parts = [slice(i, i + _VIEWS_AT_A_TIME) for i in range(0, cameras.views, _VIEWS_AT_A_TIME)]
+    together = max(1, _AT_A_TIME // max(1, gaussians.opacities.numel()))
+    parts = [slice(i, i + together) for i in range(0, cameras.views, together)]
     found = [
         _by_autograd(
             gaussians,

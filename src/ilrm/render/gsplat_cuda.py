@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ilrm.core import spherical_harmonics
 from ilrm.core.cameras import Cameras, rigid_inverse
 from ilrm.core.errors import ConfigError, MissingExtraError
-from ilrm.core.gaussians import Gaussians
+from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.render.rules import BLUR
 
 
@@ -46,8 +46,9 @@ def draw(
     (batch, views), height, width = cameras.c2w.shape[:2], cameras.height, cameras.width
     colour = background.float().expand(batch, views, 3)
     if drawn.count == 0:
-        # gsplat's kernels do not take empty sets.
-        empty = drawn.means.sum() + colour.new_zeros(batch, views, height, width)
+        # gsplat's kernels do not take empty sets. Each parameter has a gradient all the same: one without elements.
+        nothing = sum(getattr(drawn, name).sum() for name in PER_GAUSSIAN)
+        empty = nothing + colour.new_zeros(batch, views, height, width)
         return colour[:, :, None, None].expand(*empty.shape, 3) + empty[..., None], empty, empty
     c2w = cameras.c2w.detach().to(drawn.device, torch.float64)
     # Evaluated here: how gsplat takes batches of harmonics differs between its releases.

@@ -93,6 +93,25 @@ def test_products_are_for_cpus_that_multiply_bf16(monkeypatch: pytest.MonkeyPatc
 
 
 @torch.no_grad()
+def test_channels_of_a_head_lie_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's kernels ask for it. Queries that are lifted from one token each are a view with another stride."""
+    fused, strides = torch.nn.functional.scaled_dot_product_attention, []
+
+    def recorded(*given: torch.Tensor) -> torch.Tensor:
+        strides.extend(x.stride(-1) for x in given)
+        return fused(*given)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    q = torch.randn(3, 1, 64).unflatten(-1, (2, 16, 2)).permute(0, 1, 4, 2, 3).flatten(1, 2)
+    assert q.shape == (3, 2, 2, 16)
+    assert q.stride(-1) == 2
+    k, v = torch.randn(2, 3, 4, 2, 16)
+    found = attention.attend(q, k, v)
+    expected = attention.attend_by_products(q.contiguous(), k, v)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert strides == [1, 1, 1]
+
+
 def test_attention_by_products_equals_the_fused_one() -> None:
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 3, 16, generator=g) for n in (300, 70, 70))

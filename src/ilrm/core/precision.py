@@ -10,8 +10,15 @@ import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
 
+# Asked once: torch.compile does not see through the question.
+_AUTOCAST = {name: torch.amp.is_autocast_available(name) for name in ("cpu", "cuda", "mps", "xpu", "meta")}
 # Below this many parameters a network is fast enough on a CPU in fp32, whose result is easier to reproduce.
 _LARGE = 50_000_000
+
+
+def _has_autocast(device: torch.device) -> bool:
+    known = _AUTOCAST.get(device.type)
+    return torch.amp.is_autocast_available(device.type) if known is None else known
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -57,20 +64,20 @@ def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> Abstra
     Without gradients each weight is used once. Its bf16 copy is then not cached: the cache would take half the memory
     of the weights.
     """
-    if precision == "fp32" or not torch.amp.is_autocast_available(device.type):
+    if precision == "fp32" or not _has_autocast(device):
         return exact_fp32()
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=torch.is_grad_enabled())
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The format that an autocast around computes in on this device; None outside of any."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+    if not _has_autocast(device) or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Turn off any surrounding autocast, because geometry needs the full precision of its tensors."""
-    if not torch.amp.is_autocast_available(device.type):
+    if not _has_autocast(device):
         return nullcontext()  # "meta"
     return torch.autocast(device.type, enabled=False)

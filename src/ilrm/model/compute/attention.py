@@ -94,7 +94,8 @@ def attend(q_NQHD: Tensor, k_NMHD: Tensor, v_NMHD: Tensor, kernel: AttentionName
 
 
 def _attend_by_torch(q_NQHD: Tensor, k_NMHD: Tensor, v_NMHD: Tensor) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q_NQHD, k_NMHD, v_NMHD))
+    # A GPU's kernels read a head's channels side by side, and refuse queries that are lifted from one token each.
+    q, k, v = ((x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2) for x in (q_NQHD, k_NMHD, v_NMHD))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 

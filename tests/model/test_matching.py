@@ -13,7 +13,7 @@ from ilrm.datasets.procedural import ProceduralConfig, make_batch
 from ilrm.model import FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.model.hidden import fill_hidden, hidden_pixels
 from ilrm.model.matching.consistency import cross_check
-from ilrm.model.matching.net import MatchingNet
+from ilrm.model.matching.net import MatchingNet, interpolate_by_products
 from ilrm.model.matching.sweep import _fill, match_depth
 from ilrm.model.matching.view_geometry import source_views
 from tests.devices.launches import Launches
@@ -172,3 +172,15 @@ def test_hidden_pixels_are_filled_from_around_and_blocks_are_hidden_whole() -> N
     coarse = hidden_pixels(mask, 6, 10)[0, 0]
     assert coarse[1:5, 0:4].all()
     assert coarse.sum() == 4 * (4 + 3)
+
+
+@pytest.mark.parametrize("size", [(8, 10, 6), (7, 9, 5), (4, 5, 3), (1, 1, 1)])
+def test_interpolating_by_products_is_trilinear(size: tuple[int, int, int]) -> None:
+    x = torch.randn(2, 3, 4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    expected = torch.nn.functional.interpolate(x, size=size, mode="trilinear", align_corners=False)
+    found = interpolate_by_products(x, size)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (there,) = torch.autograd.grad((expected * weights).sum(), x)
+    (here,) = torch.autograd.grad((found * weights).sum(), x)
+    torch.testing.assert_close(here, there)

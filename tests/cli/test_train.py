@@ -102,11 +102,13 @@ def test_fields_are_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         monkeypatch,
         *("smoke", "--optimiser.peak", ".5", "-o", str(tmp_path), "--optimiser.betas", "0.5", "-0", "--save-every=7"),
         *("--stages.0.batch", "8", "--batch", "4", "--stages.0.size", "32", "96", "--stages.0.flip", "False"),
+        *("--stages.0.shapes", "96", "32", "64", "48", "--validation.shapes", "64", "32"),
         *("--stages.0.sampler", sampler, "--validation.sampler.inputs", "2", "--loss.perceptual", "None"),
         *("--initial-weights", "ilrm-small", "--config", "seed=3", "--optimiser.weight-decay", "0"),
     )
     assignments = [
         *("optimiser.peak=0.5", "optimiser.betas=[0.5,0]", "save_every=7", "stages.0.batch=8", "stages.0.size=[32,96]"),
+        *("stages.0.shapes=[[96,32],[64,48]]", "validation.shapes=[[64,32]]"),
         *("stages.0.flip=false", f"stages.0.sampler={sampler}", "validation.sampler.inputs=[2]"),
         *("loss.perceptual=null", "initial_weights=ilrm-small", "seed=3", "optimiser.weight_decay=0"),
     ]
@@ -227,6 +229,7 @@ def test_interrupted_run_says_how_to_go_on(tmp_path: Path, number: int, status: 
         (["smoke", "--optimiser.peak", "-1"], "optimiser.peak = -1"),
         (["smoke", "--optimiser.peak", "high"], 'optimiser.peak = "high"'),
         (["smoke", "--stages.0.size", "64"], "stages.0.size = [64]"),
+        (["smoke", "--stages.0.shapes", "64", "32", "64"], "--stages.0.shapes was given 3 values"),
         (["smoke", "--stages.7.batch", "2"], "stages has no entry 7"),
         (["smoke", "--model.matching.planes", "8"], "model.matching = null has no fields"),
         (["smoke", "--stages.0.sampler.kind", "spiral"], "stages.0.sampler"),

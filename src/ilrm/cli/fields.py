@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from ilrm.core.errors import ConfigError
 
@@ -81,8 +81,8 @@ def assign_fields(config: TrainConfig, assignments: Sequence[str]) -> TrainConfi
     changes = []
     for assignment in assignments:
         path, _, text = assignment.partition("=")
-        values = [value_of(value, path) for value in json.loads(text)]
-        is_list = len(values) > 1 or (isinstance(_now(before, path), list) and not isinstance(values[0], list))
+        values = _in_groups([value_of(value, path) for value in json.loads(text)], _width(config, path), path)
+        is_list = len(values) > 1 or (isinstance(_now(before, path), list) and not _is_whole(values, path, config))
         changes.append(f"{path}={json.dumps(values if is_list else values[0])}")
     return override(config, changes) if changes else config
 
@@ -95,6 +95,39 @@ def _now(values: Any, path: str) -> Any:
         else:
             values = values.get(name) if isinstance(values, dict) else None
     return values
+
+
+def _width(config: TrainConfig, path: str) -> int | None:
+    """How many values an item of a list of tuples has, such as 2 for sizes; None where a field is no such list."""
+    *above, name = path.split(".")
+    value: Any = config
+    for step in above:
+        if isinstance(value, tuple) and step.isdecimal():
+            value = value[int(step)] if int(step) < len(value) else None
+        else:
+            value = getattr(value, step, None)
+    hint = get_type_hints(type(value)).get(name) if is_dataclass(value) else None
+    item = next(iter(get_args(hint)), None) if get_args(hint)[1:] == (...,) else None
+    return len(get_args(item)) if get_origin(item) is tuple else None
+
+
+def _in_groups(values: list[Any], width: int | None, path: str) -> list[Any]:
+    """Values of a list of tuples, which a command line has one after the other."""
+    if width is None or any(isinstance(value, list) for value in values):
+        return values
+    if len(values) % width:
+        raise ConfigError(
+            f"--{path} was given {len(values)} values.", expected=f"{width} for each item of the list, or JSON"
+        )
+    return [values[i : i + width] for i in range(0, len(values), width)]
+
+
+def _is_whole(values: list[Any], path: str, config: TrainConfig) -> bool:
+    """Whether the only value is the whole list already, in JSON."""
+    (value,) = values
+    if not isinstance(value, list):
+        return False
+    return _width(config, path) is None or all(isinstance(item, list) for item in value)
 
 
 def show_fields(preset_name: str, assignments: Sequence[str]) -> None:

@@ -129,7 +129,7 @@ class FeedbackConfig:
     """
 
     iterations: int = 3
-    channels: int = 48
+    channels: int = 64
     evidence: tuple[Evidence, ...] = ("pixels", "gradients", "samples")
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ def taught(output: Path | None = None, **changes: object) -> TrainConfig:
         torch.manual_seed(5)
         save_weights(ILRM(PLAIN), output / "plain.safetensors")
         values["initial_weights"] = str(output / "plain.safetensors")
-    return replace(config(stage(batch=2)), model=FED, **{**values, **changes})  # type: ignore[arg-type]
+    return replace(config(stage(batch=2)), **{"model": FED, **values, **changes})  # type: ignore[arg-type]
 
 
 def test_only_feedback_learns_at_first_and_it_starts_from_plain_weights(tmp_path: Path) -> None:
@@ -48,6 +48,25 @@ def test_only_feedback_learns_at_first_and_it_starts_from_plain_weights(tmp_path
     assert made.feedback.write.weight.abs().max() > 0
     assert made.feedback.step is not None
     assert made.feedback.step.abs().max() > 0
+
+
+def test_weights_with_feedback_start_networks_with_and_without_it(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    given = ILRM(FED)
+    save_weights(given, tmp_path / "fed.safetensors")
+    still = OptimiserConfig(peak=1e-12, warm_up=0, schedule="constant", weight_decay=0.0)
+    other_default = replace(PLAIN, feedback=FeedbackConfig(channels=4, iterations=1))
+    for name, model in (("with", other_default), ("without", PLAIN)):
+        fed = None if model.feedback is None else FeedbackTraining()
+        start = {"initial_weights": str(tmp_path / "fed.safetensors"), "optimiser": still, "loss": LossConfig()}
+        train(taught(model=model, feedback=fed, steps=1, **start), tmp_path / name)
+        made = from_pretrained(tmp_path / name / "weights")
+        assert (made.feedback is None) == (model.feedback is None)
+        for key, value in made.state_dict().items():
+            torch.testing.assert_close(value, given.state_dict()[key], atol=1e-9, rtol=0)
+    wider = replace(PLAIN, feedback=FeedbackConfig(channels=8))
+    with pytest.raises(ConfigError, match="feedback"):
+        train(taught(initial_weights=str(tmp_path / "fed.safetensors"), model=wider), tmp_path / "no")
 
 
 def test_the_rest_learns_at_its_share_of_the_rate(tmp_path: Path) -> None:

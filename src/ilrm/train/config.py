@@ -343,7 +343,7 @@ class TrainConfig:
         precision: "bf16" trains in bf16 autocast with fp32 parameters.
         compile: run the network through torch.compile.
         workers: processes that prepare batches (0: a thread of the training process).
-        initial_weights: name or path of weights to start from. Those without feedback may start a network with it.
+        initial_weights: name or path of weights to start from. Either network may lack feedback.
         feedback: how the network's feedback is taught; needed where it has any.
         save_every, keep_every: steps between writes of OUT/last, and between checkpoints that are kept (0: none).
         validate_every: steps between validations on ``validation_scenes`` fixed samples.

@@ -20,7 +20,7 @@ from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.core.precision import autocast
 from ilrm.files import write_json
 from ilrm.files.image_files import save_png
-from ilrm.model import ILRM
+from ilrm.model import ILRM, FeedbackConfig
 from ilrm.model.weights import from_pretrained, save_weights
 from ilrm.train import perceptual
 from ilrm.train.checkpoint import LAST, Checkpoint, Progress, collect, copy_checkpoint, restore, write_checkpoint
@@ -31,7 +31,6 @@ from ilrm.train.distributed import mean_of_all, together
 from ilrm.train.log import RunLog, StepRecord
 from ilrm.train.losses import losses
 from ilrm.train.optim import (
-    FEEDBACK,
     Average,
     freeze_base,
     is_fused,
@@ -362,13 +361,24 @@ def _initialise(network: ILRM, source: str) -> None:
     trained = from_pretrained(source)
     ours, theirs = network.config, trained.config
     differing = [f.name for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)]
-    if theirs.feedback is None and "feedback" in differing:
-        differing.remove("feedback")  # it starts as what the network does without it
+    if "feedback" in differing and _share_feedback(ours.feedback, theirs.feedback):
+        differing.remove("feedback")
     if differing:
         raise ConfigError(
             f"The initial weights {source} are of another network; these fields differ: {', '.join(differing)}.",
             expected="weights with the config's model",
             fix="change the config's model to that of the weights, or choose other weights",
         )
-    own = {name: x for name, x in network.state_dict().items() if name.startswith(FEEDBACK)}
-    network.load_state_dict({**own, **trained.state_dict()})
+    own, given = network.state_dict(), trained.state_dict()
+    network.load_state_dict({name: given.get(name, x) for name, x in own.items()})
+
+
+def _share_feedback(ours: FeedbackConfig | None, theirs: FeedbackConfig | None) -> bool:
+    """Whether weights with one feedback may start a network with the other.
+
+    Where only the network has any, it starts as what the network does without it; where only the weights have any, it
+    is left out. How many iterations there are by default is not a property of the weights.
+    """
+    if ours is None or theirs is None:
+        return True
+    return replace(ours, iterations=theirs.iterations) == theirs

@@ -229,7 +229,7 @@ def test_gradients_through_the_loop_equal_finite_differences() -> None:
             flat[index] -= 2 * step
             below = loss()
             flat[index] += step
-        assert ((above - below) / (2 * step)).item() == pytest.approx(gradient.view(-1)[index].item(), rel=0.02)
+        assert ((above - below) / (2 * step)).item() == pytest.approx(gradient.reshape(-1)[index].item(), rel=0.02)
 
 
 def test_hidden_pixels_pull_at_nothing() -> None:

@@ -203,6 +203,7 @@ def test_feedback_is_what_the_weights_say_or_what_is_asked(tmp_path: Path) -> No
     assert not torch.equal(results[0].gaussians.means, results[2].gaussians.means)
     states = update_layers(load_result(tmp_path / "2"))
     assert [name for name, _ in states] == ["update layer 1", "feedback 1", "feedback 2"]
+    ILRM(TINY).save_pretrained(tmp_path / "plain")
     with pytest.raises(ConfigError, match="1 feedback iterations were asked of a network without feedback"):
-        run(CAPTURE, tmp_path / "none", views=3, size=64, feedback=1)
+        run(CAPTURE, tmp_path / "none", feedback=1, **{**options, "weights": str(tmp_path / "plain")})
     assert not (tmp_path / "none").exists()

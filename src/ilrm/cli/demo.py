@@ -20,7 +20,7 @@ class Demo:
 
     output: Output = Path("ilrm-demo")
     """Folder to write."""
-    refine: int = 60
+    refine: int = 0
     """Steps of refinement after the forward pass."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""

@@ -180,16 +180,16 @@ class Feedback(nn.Module):
         x = evidence_BVHWC.flatten(0, 1).permute(0, 3, 1, 2)
         if memory_NCHW is None:
             memory_NCHW = x.new_zeros(B * V, self.config.channels, H, W)
-        x = F.silu(self.read(torch.cat([x, memory_NCHW.to(x.dtype)], dim=1)))
+        x = F.silu(self.read(_channels_last(torch.cat([x, memory_NCHW.to(x.dtype)], dim=1))))
         near = x
         for layer in self.near:
             near = near + F.silu(layer(near))
         # An odd side has no half: its last row or column is repeated.
         far = F.pixel_unshuffle(F.pad(x, (0, W % 2, 0, H % 2), mode="replicate"), 2)
-        far = F.silu(self.fold(far))
+        far = F.silu(self.fold(_channels_last(far)))
         for layer in self.far:
             far = far + F.silu(layer(far))
-        x = near + F.pixel_shuffle(self.unfold(far), 2)[..., :H, :W]
+        x = near + _channels_last(F.pixel_shuffle(self.unfold(far), 2)[..., :H, :W])
         raw_NUHW = self.write(F.silu(self.hidden(x)))
         raw_BNU = raw_NUHW.permute(0, 2, 3, 1).reshape(B, V * H * W, _UPDATES)
         if self.step is not None and descent_BVHWU is not None:
@@ -358,6 +358,11 @@ def other_views(gaussians: Gaussians, compared: Comparison, seen: Seen) -> Tenso
         count = count + counts
     mean = total / (count + 0.1)[..., None]
     return torch.cat([4 * mean[..., :8], 3 * mean[..., 8:], torch.log1p(count)[..., None]], dim=-1)
+
+
+def _channels_last(x_NCHW: Tensor) -> Tensor:
+    """In the layout in which convolutions are fastest: three times as fast on a CPU where they are 1 x 1."""
+    return x_NCHW.contiguous(memory_format=torch.channels_last)
 
 
 def _channels(config: ILRMConfig) -> int:

@@ -44,7 +44,11 @@ REGISTRY: dict[str, NamedWeights] = {
     entry.name: entry
     for entry in (
         NamedWeights(
-            "ilrm-small", "bundled", "ilrm-small", "2 to 12 views, 128 to 256 px, procedural scenes", "Apache-2.0"
+            "ilrm-small",
+            "bundled",
+            "ilrm-small",
+            "2 to 12 views, 128 to 256 px, procedural scenes and captures, feedback",
+            "Apache-2.0",
         ),
         NamedWeights("ilrm-re10k-2view", "Gynjn/iLRM", "re10k_2view.ckpt", "RE10K, 2 views, 256x256", _UNSTATED),
         NamedWeights(

@@ -143,9 +143,15 @@ def inference_network(config: ILRMConfig, bench: Bench) -> ILRM:
     return model.cast_weights() if bench.precision == "bf16" else model
 
 
+def released(bench: Bench) -> tuple[ILRMConfig, ILRMConfig]:
+    """The two released layouts; the small form has two of their layers."""
+    both = ILRMConfig.released_two_view(), ILRMConfig.released_wide()
+    return tuple(replace(config, layers=2) for config in both) if bench.small else both  # type: ignore[return-value]
+
+
 def encode(bench: Bench) -> dict[str, Any]:
     """The paper's settings: (views, resolution of viewpoints, of images)."""
-    main, wide = ILRMConfig.released_two_view(), ILRMConfig.released_wide()
+    main, wide = released(bench)
     settings = {
         "(2,F,F) 256": (main, 2, 256, 256),
         "(4,H,F) 256": (wide, 4, 256, 256),
@@ -182,7 +188,7 @@ def encode(bench: Bench) -> dict[str, Any]:
 
 def compiled(bench: Bench) -> dict[str, Any]:
     """The settings that launching dominates and a large one, compiled; the small form only traces."""
-    main, wide, found = ILRMConfig.released_two_view(), ILRMConfig.released_wide(), {}
+    (main, wide), found = released(bench), {}
     settings = {
         "(2,F,F) 256": (main, 2, 256, 256),
         "(4,H,F) 256": (wide, 4, 256, 256),

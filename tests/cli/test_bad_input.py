@@ -299,7 +299,7 @@ def test_file_size_limit(scene_folder: Path, weights: Path, tmp_path: Path) -> N
     command = [sys.executable, "-m", "ilrm.cli", "reconstruct", str(scene_folder), "-o", str(tmp_path / "out")]
     done = subprocess.run(
         [*command, "--weights", str(weights)],
-        env={**os.environ, **NO_BYTECODE, "NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+        env={**os.environ, **NO_BYTECODE},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
         capture_output=True,
         text=True,

@@ -42,7 +42,7 @@ def test_demo_reaches_its_quality(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_closer_look_finds_no_holes() -> None:
-    """A rendering with four times the pixels along each side, averaged down, loses little of what one at photo size has.
+    """A rendering with four times the pixels along each side, averaged down, loses little.
 
     Gaussians smaller than a pixel look right at photo size, where renderers widen them, and leave gaps from nearby.
     """

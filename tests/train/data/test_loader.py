@@ -426,6 +426,7 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch):
     monkeypatch.setattr(
         BatchMaker, "__getitem__", lambda maker, index: (index and time.sleep(10 * PATIENCE_S)) or make(maker, index)
     )
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # how long torch waits for them
     iterator = batches(config(stage(batch=1), workers=1))
     next(iterator)
     (worker,) = torch.multiprocessing.active_children()

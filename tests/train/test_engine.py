@@ -18,12 +18,13 @@ from ilrm.core.errors import ConfigError, MissingExtraError, OutputError, SceneE
 from ilrm.model import ILRM, ComputeConfig
 from ilrm.train import run as run_module
 from ilrm.train.checkpoint import read_checkpoint
-from ilrm.train.config import TrainConfig
+from ilrm.train.config import Chunks, TrainConfig
 from ilrm.train.data.batch import Batch, Problem
 from ilrm.train.data.loader import batches
 from ilrm.train.engine import train
 from ilrm.train.log import StepRecord
 from tests.conftest import wait_until
+from tests.train.data.sets import write_chunk_set
 from tests.train.runs import MODEL, STAGE, command, environment, rows, run, tiny
 
 
@@ -289,6 +290,15 @@ def test_output_is_checked_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="in this path is a file"):
         train(tiny(), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(("place", "relation"), [(".", "is"), ("run", "lies in"), ("..", "contains")])
+def test_output_is_apart_from_the_data(place: str, relation: str, tmp_path: Path) -> None:
+    data = write_chunk_set(tmp_path / "data")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputError, match=f"{relation} .*, which this command reads"):
+        train(tiny(stages=(replace(STAGE, sources=(Chunks(data),)),), validation=None), data / place)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_batch_must_divide(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ Shape suffixes: B batch, V views, H W rows and columns of the viewpoint grid, N 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -279,8 +280,7 @@ def descent_direction(gaussians: Gaussians, frame: Frame, compared: Comparison) 
     by_scale = gaussians.scales * g["scales"]
     by_distance = frame.distance * (g["means"] * frame.forward).sum(-1) + by_scale.sum(-1)
     across = [frame.pixel * (g["means"] * axis).sum(-1) for axis in (frame.right, frame.down)]
-    conjugate = gaussians.quats * gaussians.quats.new_tensor([1.0, -1.0, -1.0, -1.0])
-    by_turn = 0.5 * quaternion_multiply(conjugate, g["quats"])[..., 1:]
+    by_turn = 0.5 * quaternion_multiply(_conjugate(gaussians.quats), g["quats"])[..., 1:]
     by_opacity = gaussians.opacities * (1 - gaussians.opacities) * g["opacities"]
     parts = (by_distance[..., None], torch.stack(across, -1), by_scale, by_turn, by_opacity[..., None])
     every = torch.cat([*parts, g["sh"][..., 0, :] / C0], dim=-1)
@@ -289,8 +289,7 @@ def descent_direction(gaussians: Gaussians, frame: Frame, compared: Comparison) 
 
 def _own_state(gaussians: Gaussians, frame: Frame) -> Tensor:
     """(B, N, 12): opacity, scales in viewpoint pixels, rotation in the own camera, colour, distance."""
-    conjugate = frame.turn * frame.turn.new_tensor([1.0, -1.0, -1.0, -1.0])
-    rotation = quaternion_multiply(conjugate, gaussians.quats)
+    rotation = quaternion_multiply(_conjugate(frame.turn), gaussians.quats)
     rotation = torch.where(rotation[..., :1] < 0, -rotation, rotation)  # q and -q are one rotation
     return torch.cat(
         [
@@ -376,8 +375,23 @@ def _channels(config: ILRMConfig) -> int:
 
 
 def _bounds(like: Tensor) -> Tensor:
-    return like.new_tensor([_BOUNDS[name] for name, width in _PARTS.items() for _ in range(width)])
+    return _constant(
+        tuple(_BOUNDS[name] for name, width in _PARTS.items() for _ in range(width)), like.dtype, like.device
+    )
 
 
 def _gains(like: Tensor) -> Tensor:
-    return like.new_tensor([_GAINS[name] for name, width in _PARTS.items() for _ in range(width)])
+    return _constant(
+        tuple(_GAINS[name] for name, width in _PARTS.items() for _ in range(width)), like.dtype, like.device
+    )
+
+
+def _conjugate(quats: Tensor) -> Tensor:
+    return quats * _constant((1.0, -1.0, -1.0, -1.0), quats.dtype, quats.device)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What stays on the device: copying it there for every iteration makes the host wait."""
+    with torch.inference_mode(mode=False):  # tensors of inference could not be used in training
+        return torch.tensor(values, dtype=dtype, device=device)

@@ -14,9 +14,9 @@ from types import FrameType
 
 from ilrm.core.errors import OutputError
 from ilrm.core.precision import exact_fp32
-from ilrm.files import check_writable, paths
+from ilrm.files import check_apart, check_writable, paths
 from ilrm.train.checkpoint import LAST, Checkpoint, check_same_run, read_checkpoint
-from ilrm.train.config import TrainConfig
+from ilrm.train.config import Procedural, TrainConfig
 from ilrm.train.data.loader import worker_deaths_explained
 from ilrm.train.distributed import StrategyName, launch, together
 from ilrm.train.log import StepRecord
@@ -83,7 +83,7 @@ def train(
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     output = Path(output)
     with _nothing_empty_left(output), launch(devices, nodes, strategy) as fabric:
-        together(fabric, lambda: _open_output(output), first_only=True)
+        together(fabric, lambda: _open_output(output, config), first_only=True)
         stored = together(fabric, lambda: _stored(output, config))
         run = Run(fabric, config, output, stored)
         first_step, record = run.progress.step, None
@@ -143,8 +143,9 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _open_output(output: Path) -> None:
-    """Find out now whether results can be written, and refuse a folder of something else."""
+def _open_output(output: Path, config: TrainConfig) -> None:
+    """Find out now whether results can be written, and refuse a folder of something else or among the data."""
+    check_apart(output, _read_paths(config))
     check_writable(output)
     others = [entry.name for entry in paths.entries(output) if not entry.name.startswith(".")]
     if others and CONFIG not in others:
@@ -153,6 +154,16 @@ def _open_output(output: Path) -> None:
             expected="a folder that is new, empty, or of the run to be continued",
             fix="choose another folder",
         )
+
+
+def _read_paths(config: TrainConfig) -> Iterator[Path]:
+    """Folders and files that the run reads."""
+    stages = (*config.stages, *((config.validation,) if config.validation is not None else ()))
+    for source in (source for stage in stages for source in stage.sources):
+        if not isinstance(source, Procedural):
+            yield source.path
+    if config.initial_weights is not None and paths.exists(Path(config.initial_weights)):
+        yield Path(config.initial_weights)
 
 
 def _stored(output: Path, config: TrainConfig) -> Checkpoint | None:

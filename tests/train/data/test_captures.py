@@ -15,8 +15,6 @@ from torch import Tensor
 
 from ilrm.core.cameras import Cameras, points_at_depth
 from ilrm.core.errors import ConfigError, SceneError
-from ilrm.core.scene import Scene
-from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.scenes.save import save_scene
 from ilrm.train.config import Captures, InputNoise, Spread, TrainConfig
 from ilrm.train.data import captures as module
@@ -24,27 +22,19 @@ from ilrm.train.data.batch import Batch
 from ilrm.train.data.captures import Capture, Window, cut, draw_window, load_capture, sparse_depth
 from ilrm.train.data.loader import BatchMaker, batches, validation_batches
 from ilrm.train.data.neighbours import choose_neighbours, shared_by_pose, shared_surface
-from ilrm.train.data.noise import disturb_inputs, rotations
 from ilrm.train.data.samplers import TooFewFrames
 from ilrm.train.data.sources import open_source
-from ilrm.train.data.visibility import project, seen_points
+from ilrm.train.data.visibility import project
 from ilrm.train.engine import train
 from ilrm.train.presets import HELD_OUT
 from tests.conftest import make_cameras, shared_path
 from tests.scenes.files import write_scene
 from tests.train.data.sets import PROCEDURAL, config, stage
 from tests.train.data.test_loader import same
+from tests.train.data.worlds import HEIGHT, WIDTH, world
 from tests.train.runs import STAGE, rows, tiny
 
-VIEWS, WIDTH, HEIGHT = 8, 96, 72
-WORLD = ProceduralConfig(
-    views=VIEWS, width=WIDTH, height=HEIGHT, kind="room", specular=0.0, baseline=(0.2, 0.4), points=800
-)
 PLAIN = {"zoom": 1.0, "exposure": 0.0, "white_balance": 0.0}
-
-
-def world(seed: int) -> Scene:
-    return make_scene(seed, WORLD)
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +210,20 @@ def test_photos_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert capture_of(folder).photos.dtype == torch.uint8
 
 
+def test_noise_reaches_inputs_of_a_batch_and_leaves_targets(folder: Path) -> None:
+    run = settings(folder, batch=4, flip=False, noise=InputNoise(share=1.0))
+    noisy, clean = BatchMaker(run)[0], BatchMaker(settings(folder, batch=4, flip=False))[0]
+    inputs = noisy.inputs
+    assert torch.equal(noisy.target_images, clean.target_images)
+    assert all(not torch.equal(n, c) for n, c in zip(noisy.images[:, :inputs], clean.images[:, :inputs], strict=True))
+    assert 0 < (noisy.c2w - clean.c2w).abs().max() < 0.05
+    validation = config(validation=run.stages[0], validation_scenes=2)
+    assert torch.equal(
+        validation_batches(validation)[0].images,
+        validation_batches(config(validation=replace(run.stages[0], noise=None), validation_scenes=2))[0].images,
+    )
+
+
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
@@ -275,54 +279,7 @@ def test_without_points_near_cameras_that_look_alike_are_neighbours() -> None:
     assert share.diagonal().tolist() == [1.0] * 4
 
 
-# --- what views see ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", [1, 3, 6])
-def test_points_behind_surfaces_are_not_seen(seed: int) -> None:
-    scene = world(seed)
-    assert scene.points is not None
-    assert scene.depth is not None
-    seen = seen_points(scene.images[:].mean(-1), scene.cameras, scene.points)
-    xy, z = project(scene.points, scene.cameras)
-    size = torch.tensor([WIDTH, HEIGHT])
-    inside = (z > 0) & (xy > 3).all(-1) & (xy < size - 3).all(-1)
-    column, row = (xy.floor().long()[..., k].clamp(0, int(size[k]) - 1) for k in (0, 1))
-    surface = scene.depth[torch.arange(VIEWS)[:, None], row, column]
-    shown, hidden = inside & (z < 1.03 * surface), inside & (z > 1.1 * surface)
-    assert not (seen & ~inside).any()
-    # Many of these random points lie where there is no texture to compare; feature points have some.
-    assert seen[shown].float().mean() > 0.4
-    assert hidden.sum() > 100
-    assert seen[hidden].float().mean() < 0.02
-
-
-def test_what_is_seen_does_not_depend_on_the_number_of_threads() -> None:
-    scene, threads = world(6), torch.get_num_threads()
-    assert scene.points is not None
-    try:
-        found = []
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            found.append(seen_points(scene.images[:].mean(-1), scene.cameras, scene.points))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*found)
-
-
-def test_worlds_far_from_their_origin_see_the_same() -> None:
-    scene = world(0)
-    cameras, points = scene.cameras.to(dtype=torch.float64), scene.points
-    assert points is not None
-    away = torch.tensor([4e5, -5e6, 1e2], dtype=torch.float64)
-    c2w = cameras.c2w.clone()
-    c2w[:, :3, 3] += away
-    grey = scene.images[:].mean(-1)
-    here, there = (
-        seen_points(grey, cameras, points),
-        seen_points(grey, replace(cameras, c2w=c2w), points.double() + away),
-    )
-    assert (here != there).float().mean() < 1e-3
+# --- windows, colours -------------------------------------------------------------------------------------------------
 
 
 def test_sparse_depth_lies_around_the_points_and_the_nearest_counts() -> None:
@@ -336,9 +293,6 @@ def test_sparse_depth_lies_around_the_points_and_the_nearest_counts() -> None:
     far = sparse_depth(points, torch.tensor([[False, True, False, False, False]]), cameras)[0]
     assert (far[5, 7], (far > 0).sum()) == (3.0, 4)
     assert (depth[1::2, 1::2] > 0).sum() == 2, "each point has one pixel among every other one"
-
-
-# --- windows, colours -------------------------------------------------------------------------------------------------
 
 
 def test_points_project_into_windows_where_they_should(folder: Path) -> None:
@@ -390,67 +344,6 @@ def test_exposure_and_white_balance_are_of_the_whole_sample(folder: Path) -> Non
         ratios = [(after[..., c] / before[..., c])[usable[..., c]] for c in range(3)]
         assert all(ratio.std() < 1e-3 for ratio in ratios)
         assert len({round(ratio.mean().item(), 3) for ratio in ratios}) == 3
-
-
-# --- errors of the inputs ---------------------------------------------------------------------------------------------
-
-
-def test_noise_is_on_the_inputs_alone() -> None:
-    scene, noise = world(0), InputNoise(share=1.0, sensor=0.05)
-    noisy = disturb_inputs(scene, 5, noise, np.random.default_rng(0))
-    assert torch.equal(noisy.images[5:], scene.images[5:])
-    assert torch.equal(noisy.cameras.c2w[5:], scene.cameras.c2w[5:])
-    assert torch.equal(noisy.cameras.K, scene.cameras.K)
-    assert noisy.depth is scene.depth
-    assert 0 < (noisy.images[:5] - scene.images[:5]).abs().mean() < 0.1
-    assert (noisy.images[:] >= 0).all()
-    assert (noisy.images[:] <= 1).all()
-    noisy.cameras.check()
-
-
-def test_noise_has_the_size_that_it_says() -> None:
-    scene, rng = world(0), np.random.default_rng(0)
-    turns, moves, gains = [], [], []
-    for _ in range(60):
-        noisy = disturb_inputs(scene, VIEWS, InputNoise(share=1.0, sensor=0.0, exposure=0.1), rng)
-        delta = noisy.cameras.c2w[:, :3, :3] @ scene.cameras.c2w[:, :3, :3].mT
-        turns.append(torch.stack([delta[:, 2, 1], delta[:, 0, 2], delta[:, 1, 0]], 1))
-        moves.append(noisy.cameras.centers - scene.cameras.centers)
-        usable = (scene.images[:] > 0.2) & (noisy.images[:] < 0.99)
-        gains.append(
-            torch.stack([(n / s)[u].median() for n, s, u in zip(noisy.images, scene.images, usable, strict=True)])
-        )
-    centres = scene.cameras.centers
-    extent = (centres - centres.mean(0)).abs().max().item()
-    assert torch.cat(turns).std().item() == pytest.approx(1e-3, rel=0.1)
-    assert torch.cat(moves).std().item() == pytest.approx(1e-3 * extent, rel=0.1)
-    assert (torch.cat(gains).log2() * 2.2).std().item() == pytest.approx(0.1, rel=0.15)
-
-
-def test_noise_comes_to_its_share_of_samples() -> None:
-    scene, rng = world(0), np.random.default_rng(0)
-    touched = [disturb_inputs(scene, 2, InputNoise(share=0.25), rng) is not scene for _ in range(200)]
-    assert 30 < sum(touched) < 70
-
-
-def test_rotations_are_those_of_their_vectors() -> None:
-    quarter = rotations(torch.tensor([[0.0, 0.0, np.pi / 2], [0.0, 0.0, 0.0]]))
-    torch.testing.assert_close(quarter[0], torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(quarter[1], torch.eye(3))
-
-
-def test_noise_reaches_inputs_of_a_batch_and_leaves_targets(folder: Path) -> None:
-    run = settings(folder, batch=4, flip=False, noise=InputNoise(share=1.0))
-    noisy, clean = BatchMaker(run)[0], BatchMaker(settings(folder, batch=4, flip=False))[0]
-    inputs = noisy.inputs
-    assert torch.equal(noisy.target_images, clean.target_images)
-    assert all(not torch.equal(n, c) for n, c in zip(noisy.images[:, :inputs], clean.images[:, :inputs], strict=True))
-    assert 0 < (noisy.c2w - clean.c2w).abs().max() < 0.05
-    validation = config(validation=run.stages[0], validation_scenes=2)
-    assert torch.equal(
-        validation_batches(validation)[0].images,
-        validation_batches(config(validation=replace(run.stages[0], noise=None), validation_scenes=2))[0].images,
-    )
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from PIL import Image
 
-from ilrm import Gaussians, Scene
+from ilrm import Gaussians, Scene, render
 from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.refine import RefineConfig, refine
 from ilrm.scenes import select_inputs
@@ -32,6 +33,7 @@ from weights import Options as Sources
 from weights import network, score
 from weights import scenes as test_scenes
 
+_PICTURE_WIDTH = 960
 RIVALS = {
     "full": replace(RefineConfig.long(), views_per_step=None, footprint=None, ssim=0.0),
     "mini": replace(RefineConfig.long(), footprint=None),
@@ -52,6 +54,8 @@ class Options:
         long: seconds of refinement to compare from T = 0 and T = 3; none skips it.
         size: longer side of photos in pixels.
         weights: name or path.
+        picture: instead of measuring, write a picture of the folders' scenes from 8 photos: a held-out photo, and its
+            rendering after 0, 1 and 3 iterations.
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -64,6 +68,7 @@ class Options:
     long: tuple[float, ...] = ()
     size: int = 256
     weights: str = "ilrm-small"
+    picture: Path | None = None
 
 
 def iterated(inputs: Scene, options: Options) -> tuple[list[Gaussians], list[float]]:
@@ -130,8 +135,26 @@ def _cell(values: list[dict[str, float]]) -> str:
     return " / ".join(parts)
 
 
+def draw(options: Options, target: Path) -> None:
+    rows = []
+    for _, _, scene, candidates, hidden in test_scenes(Sources(options.folders, procedural=0, size=options.size)):
+        inputs = scene.select(select_inputs(scene.cameras, 8, candidates)).loaded()
+        held_out = scene.select(hidden[len(hidden) // 2 :][:1]).loaded()
+        states, _ = iterated(inputs, replace(options, most=3))
+        near = inputs.cameras.near_plane()
+        drawn = [render(states[i], held_out.cameras, near=near).rgb[0].clamp(0, 1) for i in (0, 1, 3)]
+        row = torch.cat([held_out.images[0], *drawn], dim=1).permute(2, 0, 1)[None]
+        height = round(row.shape[2] * _PICTURE_WIDTH / row.shape[3])
+        rows.append(torch.nn.functional.interpolate(row, (height, _PICTURE_WIDTH), mode="area")[0])
+    picture = torch.cat(rows, dim=1).permute(1, 2, 0).mul(255).round().byte().numpy()
+    Image.fromarray(picture).save(target, quality=90)
+
+
 def main(options: Options) -> None:
     torch.set_num_threads(1)
+    if options.picture is not None:
+        draw(options, options.picture)
+        return
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "results.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

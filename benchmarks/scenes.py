@@ -75,6 +75,11 @@ def picture(options: Options, results: dict[str, dict]) -> Image.Image:
     return Image.fromarray(np.concatenate(padded, axis=1))
 
 
+def before(name: str, metrics: dict) -> float:
+    """A score before refinement, which is the only one without any."""
+    return metrics[name] if metrics[f"{name}_before_refine"] is None else metrics[f"{name}_before_refine"]
+
+
 def main(options: Options) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -91,8 +96,8 @@ def main(options: Options) -> None:
         m = results[scene.name] = run(scene, options)
         lines.append(
             f"| {scene.name} | {m['num_inputs']} | {len(m['held_out_names'])} | {m['width']}x{m['height']} | "
-            f"{m['psnr_before_refine']:.2f} | {m['psnr']:.2f} | {m['ssim_before_refine']:.3f} | {m['ssim']:.3f} | "
-            f"{m['num_gaussians']} | {m['seconds']['reconstruct']:.1f} | {m['seconds']['refine']:.1f} | "
+            f"{before('psnr', m):.2f} | {m['psnr']:.2f} | {before('ssim', m):.3f} | {m['ssim']:.3f} | "
+            f"{m['num_gaussians']} | {m['seconds']['reconstruct']:.1f} | {m['seconds'].get('refine', 0):.1f} | "
             f"{m['peak_memory_gb']:.2f} |"
         )
         print(lines[-1], flush=True)

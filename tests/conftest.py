@@ -41,31 +41,6 @@ NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 PATIENCE_S = 600.0
 
 
-# The files that take longest, by measurement. They come first, so that at the end no process waits for the other's last
-# file.
-LONGEST = (
-    "view/test_browser.py",
-    "train/test_engine.py",
-    "train/test_distributed.py",
-    "cli/test_commands.py",
-    "train/test_readings.py",
-    "cli/test_mesh.py",
-    "project/test_notebooks.py",
-    "project/test_examples.py",
-    "project/test_shipped.py",
-    "project/test_docs.py",
-    "devices/test_cuda.py",
-    "datasets/test_save_set.py",
-    "fuzz/test_readers.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    tests = Path(__file__).parent
-    order = {tests / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path, len(order)))
-
-
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> None:
     """Wait for a condition. Fails at once if the process that should fulfil it has ended."""
     deadline = time.monotonic() + PATIENCE_S

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -205,10 +206,19 @@ class TestKernels:
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
         assert kernel_for(self.shape(8, 8), seconds) == "auto"
 
-    def test_gradients_are_timed_with_the_values(self) -> None:
+    def test_gradients_are_timed_with_the_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        differentiate, calls = torch.autograd.grad, []
+
+        def counted(*given: Any) -> Any:
+            found = differentiate(*given)
+            calls.append([x.shape for x in found])
+            return found
+
+        monkeypatch.setattr(torch.autograd, "grad", counted)
         for gradient in (False, True):
-            shape = AttentionShape(1, 4, 4, 2, 16, torch.float32, CPU, gradient)
+            shape = AttentionShape(1, 5, 4, 2, 16, torch.float32, CPU, gradient)
             attention.candidates(shape)["math"]()
+        assert calls == [[(1, 5, 2, 16), (1, 4, 2, 16), (1, 4, 2, 16)]]
 
     def test_shapes_are_those_that_the_layers_attend_with(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[tuple[torch.Size, ...]] = []

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ilrm.render import Rendering, render
     from ilrm.results import Result, load_result
     from ilrm.scenes import Scene, load_scene
+    from ilrm.scenes.capture import Captured, capture
     from ilrm.splats import load_gaussians, load_ply, save_gaussians, save_ply
     from ilrm.view import save_page
 
@@ -55,12 +56,14 @@ _HOMES = {
     "mesh.make_mesh": ("mesh_gaussians",),
     "pictures.render_video": ("render_video",),
     "scenes": ("Scene", "load_scene"),  # not scenes.load: only the package registers the readers
+    "scenes.capture": ("Captured", "capture"),
     "view": ("save_page",),
 }
 
 __all__ = [
     "ILRM",
     "Cameras",
+    "Captured",
     "Gaussians",
     "ILRMConfig",
     "IlrmError",
@@ -69,6 +72,7 @@ __all__ = [
     "Result",
     "Scene",
     "Similarity",
+    "capture",
     "load_gaussians",
     "load_ply",
     "load_result",

@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from ilrm.cli import FAILED, INTERRUPTED, TERMINATED, train
+from ilrm.cli.capture import Capture
 from ilrm.cli.console import Console
 from ilrm.cli.data import Data
 from ilrm.cli.demo import Demo
@@ -34,6 +35,7 @@ from ilrm.files import settle
 
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Capture, tyro.conf.subcommand("capture")]
     | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
     | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Refine, tyro.conf.subcommand("refine")]

@@ -23,7 +23,9 @@ from PIL import Image
 from ilrm.core.errors import IlrmError, SceneError
 from ilrm.files import write_bytes
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
+# The names of photo files.
+PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp")
 # Photos of 100-megapixel cameras pass; decoding one of this size takes about 1 GB.
 MAX_PIXELS = 120_000_000
 
@@ -31,7 +33,7 @@ Source = Path | bytes | Callable[[], bytes]
 
 _ORIENTATION_TAG = 0x0112
 # Decoders that need about twice the memory of the others: 16 to 20 bytes per pixel instead of 4 to 8.
-_HEAVY_FORMATS = ("WEBP", "AVIF")
+_HEAVY_FORMATS = ("WEBP", "AVIF", "HEIF")
 _HEAVY_BITS = 32  # a TIFF with more bits per pixel is decoded through a second buffer
 _LONGEST_EXIF = 1 << 20
 _pillow_limit = threading.Lock()
@@ -81,7 +83,7 @@ def open_image(source: Source, label: str = "", *, max_pixels: int | None = MAX_
     except Exception as error:  # decoders raise anything on malformed files
         raise SceneError(
             f"{label} cannot be {failed}: {str(error) or type(error).__name__}.",
-            expected="a complete JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF file",
+            expected="a complete JPEG, PNG, WebP, HEIC, AVIF, TIFF, BMP or GIF file",
             fix="restore the file, or remove its frame",
         ) from error
 
@@ -148,7 +150,10 @@ def _open(source: Source) -> Image.Image:
 @lru_cache
 def _formats() -> tuple[str, ...]:
     """The allowed formats that the installed Pillow supports."""
+    from pillow_heif import register_heif_opener
+
     Image.init()
+    register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 

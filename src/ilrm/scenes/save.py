@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -50,23 +50,46 @@ def save_scene(
         SceneError: an image cannot be decoded, or depth does not fit into 16-bit millimetres.
     """
     target = Path(folder)
+    with atomic_folder(target, SCENE_NAMES, overwrite=overwrite) as out:
+        write_scene(scene, out, camera_file=camera_file, image_format=image_format, notes=notes, name=target.name)
+    return target / camera_file
+
+
+def write_scene(
+    scene: Scene,
+    out: Path,
+    *,
+    camera_file: CameraFile = "transforms.json",
+    image_format: ImageFormat = "png",
+    notes: Mapping[str, object] | None = None,
+    name: str = "",
+    on_image: Callable[[], object] = lambda: None,
+) -> None:
+    """Write the files of ``save_scene`` into a folder that exists, usually the temporary one of ``atomic_folder``.
+
+    Args:
+        name: of the scene, for opencv_cameras.json.
+        on_image: called after each image.
+
+    Raises:
+        SceneError: as ``save_scene``.
+    """
     files = image_names(scene.names, image_format)
     opengl = camera_file == "transforms.json"
-    with atomic_folder(target, SCENE_NAMES, overwrite=overwrite) as out:
+    for view, file in enumerate(files):
+        (out / "images").mkdir(exist_ok=True)
+        (out / "images" / file).write_bytes(encode_image(scene, view, image_format))
+        on_image()
+    if scene.mask is not None:
         for view, file in enumerate(files):
-            (out / "images").mkdir(exist_ok=True)
-            (out / "images" / file).write_bytes(encode_image(scene, view, image_format))
-        if scene.mask is not None:
-            for view, file in enumerate(files):
-                _write_mask(scene.mask[view], out / MASK_FOLDER / _map_name(file))
-        if opengl and scene.depth is not None:
-            for view, file in enumerate(files):
-                _write_depth(scene.depth[view], out / "depth" / _map_name(file), scene.names[view])
-        if opengl and scene.points is not None:
-            _write_points(scene.points, scene.points_rgb, out / "points.ply")
-        cameras = (_transforms if opengl else _opencv_cameras)(scene, files, target.name)
-        write_json(out / camera_file, {**(notes or {}), **cameras})
-    return target / camera_file
+            _write_mask(scene.mask[view], out / MASK_FOLDER / _map_name(file))
+    if opengl and scene.depth is not None:
+        for view, file in enumerate(files):
+            _write_depth(scene.depth[view], out / "depth" / _map_name(file), scene.names[view])
+    if opengl and scene.points is not None:
+        _write_points(scene.points, scene.points_rgb, out / "points.ply")
+    cameras = (_transforms if opengl else _opencv_cameras)(scene, files, name)
+    write_json(out / camera_file, {**(notes or {}), **cameras})
 
 
 def encode_image(scene: Scene, view: int, image_format: ImageFormat) -> bytes:

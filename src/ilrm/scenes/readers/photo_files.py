@@ -9,10 +9,11 @@ from pathlib import Path, PureWindowsPath
 
 from ilrm.core.errors import AccessError, SceneError, warn
 from ilrm.files import paths
+from ilrm.files.image_files import PHOTO_SUFFIXES
 from ilrm.files.paths import shown
 from ilrm.scenes.readers.records import listing
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+SUFFIXES = PHOTO_SUFFIXES
 # DL3DV lists full-size images and ships reduced ones beside them.
 REDUCED_FOLDERS = ("images_2", "images_4", "images_8")
 

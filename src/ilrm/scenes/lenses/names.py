@@ -1,0 +1,8 @@
+"""Names of lenses for people, and COLMAP's models for them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+LensName = Literal["radial", "opencv", "fisheye"]
+COLMAP_MODELS: dict[LensName, str] = {"radial": "SIMPLE_RADIAL", "opencv": "OPENCV", "fisheye": "OPENCV_FISHEYE"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,5 +68,10 @@ def show_capture(console: Console, report: dict[str, Any], folder: Path) -> None
             "from above": folder / "report.png",
         },
     )
-    for weakness in report["weaknesses"]:
+    show_weaknesses(console, report["weaknesses"])
+
+
+def show_weaknesses(console: Console, weaknesses: Sequence[Mapping[str, str]]) -> None:
+    """Print what makes a capture weak, and what to shoot instead."""
+    for weakness in weaknesses:
         console.say(f"- {weakness['problem']}\n  better: {weakness['advice']}")

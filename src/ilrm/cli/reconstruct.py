@@ -1,4 +1,4 @@
-"""``ilrm reconstruct``: posed photos in, a folder of results out."""
+"""``ilrm reconstruct``: photos or a video in, a folder of results out."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import tyro
 
 from ilrm.cli.arguments import MaxPixels, Output
+from ilrm.cli.capture import show_weaknesses
 from ilrm.cli.console import Console
 from ilrm.files.image_files import MAX_PIXELS
-from ilrm.pipeline.options import ExportName, PrecisionName, WatchName
+from ilrm.pipeline.options import ExportName, PosesName, PrecisionName, WatchName
 
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Turn posed photos into 3D Gaussians.
+    """Turn photos or a video into 3D Gaussians.
 
     Writes scene.ply (in the photos' own world frame), viewer.html (opens with a double click), preview.mp4,
     metrics.json, cameras.json, inputs/ (the input photos) and renders/ (each held-out view rendered, alone and beside
@@ -24,7 +25,7 @@ class Reconstruct:
     """
 
     input: tyro.conf.Positional[Path]
-    """A scene's folder or camera file: transforms.json, COLMAP, opencv_cameras.json, chunks."""
+    """A folder of photos, a video, or a scene with cameras: transforms.json, COLMAP, opencv_cameras.json, chunks."""
     output: Output
     """Folder to write."""
     views: int | None = None
@@ -52,6 +53,9 @@ class Reconstruct:
     """Number format of the network."""
     seed: int = 0
     """Seed of all random choices."""
+    poses: PosesName = "auto"
+    """auto: find the cameras of photos that have none, by structure from motion (kept in OUT/capture);
+    sfm: find them even where cameras are stored; stored: never."""
     overwrite: bool = False
     """Also replace files of the same names that this program did not write."""
     json: bool = False
@@ -68,7 +72,9 @@ def run_and_show(console: Console, **options: Any) -> dict[str, Any]:
 
     metrics = {**run(**options, reporter=console).metrics, "output": str(options["output"])}
     output, memory = Path(metrics["output"]), metrics["peak_memory_gb"]
+    found = metrics["capture"]
     rows = {
+        "photos with a camera": found and f"{found['registered']} of {found['photos']} (found, see {output}/capture)",
         "held-out PSNR": _with_before(metrics, "psnr", "{:.2f} dB"),
         "held-out SSIM": _with_before(metrics, "ssim", "{:.3f}"),
         "Gaussians": f"{metrics['num_gaussians']:,} from {metrics['num_inputs']} photos",
@@ -80,6 +86,7 @@ def run_and_show(console: Console, **options: Any) -> dict[str, Any]:
         "numbers": output / "metrics.json",
     }
     console.show("", rows)
+    show_weaknesses(console, found["weaknesses"] if found else [])
     return metrics
 
 

@@ -24,8 +24,9 @@ from ilrm.core.errors import IlrmError, SceneError
 from ilrm.files import write_bytes
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
-# The names of photo files.
+# How the names of photos and videos end.
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 # Photos of 100-megapixel cameras pass; decoding one of this size takes about 1 GB.
 MAX_PIXELS = 120_000_000
 

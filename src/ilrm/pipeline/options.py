@@ -11,6 +11,7 @@ from ilrm.core.errors import ConfigError
 from ilrm.files.image_files import MAX_PIXELS
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
+PosesName = Literal["auto", "stored", "sfm"]
 WatchName = Literal["spare", "held-out", "none"]
 ExportName = Literal["html", "video", "mesh", "spz", "splat", "glb", "compressed-ply"]
 
@@ -20,7 +21,8 @@ class RunOptions:
     """The options of ``ilrm.run`` and ``ilrm reconstruct``.
 
     Attributes:
-        input: a scene's folder or camera file: transforms.json, COLMAP, opencv_cameras.json, chunks.
+        input: a scene's folder or camera file (transforms.json, COLMAP, opencv_cameras.json, chunks), or a folder of
+            photos or a video without cameras.
         output: folder to write; None writes nothing.
         views: number of input photos; by default as many as reasonable in memory and time.
         holdout: hold out every N-th photo for evaluation; 0 holds out none. By default the test photos that the scene
@@ -36,6 +38,7 @@ class RunOptions:
         device: auto, cpu, cuda or cuda:N.
         precision: number format of the network.
         seed: of all random choices.
+        poses: "auto" finds cameras by structure from motion where the input has none; "stored" and "sfm" insist.
         overwrite: also replace files of the same names that this program did not write.
     """
 
@@ -53,11 +56,16 @@ class RunOptions:
     device: str = "auto"
     precision: PrecisionName = "auto"
     seed: int = 0
+    poses: PosesName = "auto"
     overwrite: bool = False
 
     def check(self) -> None:
         """Refuse invalid numbers and unknown names before any work. Raises ConfigError."""
-        named = [("watch", self.watch, WatchName), ("precision", self.precision, PrecisionName)]
+        named = [
+            ("watch", self.watch, WatchName),
+            ("precision", self.precision, PrecisionName),
+            ("poses", self.poses, PosesName),
+        ]
         for name, value, choices in [*named, *(("export", value, ExportName) for value in self.export)]:
             if value not in get_args(choices):
                 raise ConfigError(f"{name} {value!r} was given.", expected=" or ".join(get_args(choices)))

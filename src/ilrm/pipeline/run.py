@@ -1,4 +1,4 @@
-"""``ilrm.run``: from posed photos to a folder of results. ``ilrm reconstruct`` and ``ilrm demo`` call it."""
+"""``ilrm.run``: from photos to a folder of results. ``ilrm reconstruct`` and ``ilrm demo`` call it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.core.precision import resolve
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
-from ilrm.files import atomic_folder, check_apart, check_folder, write_json
+from ilrm.files import atomic_folder, check_apart, check_folder, claim_names, write_json
 from ilrm.files.image_files import MAX_PIXELS
 from ilrm.model.ilrm import ILRM
 from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.extras import EXPORT_FILES, save_extras
-from ilrm.pipeline.options import ExportName, PrecisionName, RunOptions, WatchName
+from ilrm.pipeline.options import ExportName, PosesName, PrecisionName, RunOptions, WatchName
+from ilrm.pipeline.posing import CAPTURE_FOLDER, PosedInput, files_of, posed_input
 from ilrm.pipeline.refine import RefineConfig, RefineResult
 from ilrm.pipeline.refinement import refine_reported
 from ilrm.pipeline.scoring import save_comparisons, score
@@ -29,7 +30,6 @@ from ilrm.results import Result
 from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE
 from ilrm.results.result import INPUTS, METRICS_FILE, RENDERS
 from ilrm.scenes import load_scene
-from ilrm.scenes.inputs import input_paths
 
 _MOST_WATCHED = 6
 # Default limit on the pixels of all inputs: 16 views of 256x256 on a CPU, 64 on a GPU.
@@ -54,17 +54,19 @@ def run(
     device: str = "auto",
     precision: PrecisionName = "auto",
     seed: int = 0,
+    poses: PosesName = "auto",
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> Result:
-    """Reconstruct posed photos, refine, evaluate and write the result, as ``ilrm reconstruct`` does.
+    """Reconstruct photos or a video, refine, evaluate and write the result, as ``ilrm reconstruct`` does.
 
     Args:
-        input: a scene's folder or camera file.
+        input: a scene's folder or camera file, or a folder of photos or a video without cameras, which are then found
+            by ``ilrm.capture`` and kept in ``output``/capture.
         output: a folder for scene.ply, cameras.json, metrics.json, inputs/, renders/ and the files of ``export``, which
             are written all or not at all; None writes nothing (``Result.save`` can do so later).
-        views, holdout, weights, feedback, refine, export, watch, size, max_pixels, device, precision, seed, overwrite:
-            see ``RunOptions``.
+        views, holdout, weights, feedback, refine, export, watch, size, max_pixels, device, precision, seed, poses,
+            overwrite: see ``RunOptions``.
         reporter: receives messages and progress.
 
     Returns:
@@ -88,6 +90,7 @@ def run(
         device=device,
         precision=precision,
         seed=seed,
+        poses=poses,
         overwrite=overwrite,
     )
     options.check()
@@ -102,6 +105,7 @@ class _Run:
         self.device = find_device(options.device)
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.posed = PosedInput(options.input)
 
     def all(self) -> Result:
         options = self.options
@@ -110,13 +114,27 @@ class _Run:
 
             check_mesh_packages()
         with collect_warnings(self.warnings):
-            if options.output is None:
-                return self._compute(None)
-            check_folder(options.output)
-            check_apart(options.output, [*input_paths(options.input), options.weights])
             names = (SCENE_FILE, METRICS_FILE, CAMERAS_FILE, f"{RENDERS}/", f"{INPUTS}/", *EXPORT_FILES.values())
-            with atomic_folder(options.output, names, overwrite=options.overwrite) as folder:
-                return self._compute(folder)
+            if options.output is not None:
+                check_folder(options.output)
+                check_apart(options.output, [*files_of(options.input, options.poses), options.weights])
+                if not options.overwrite:
+                    claim_names(options.output, names)  # before cameras are found for minutes
+            with self._posed() as self.posed:
+                if options.output is None:
+                    return self._compute(None)
+                with atomic_folder(options.output, names, overwrite=options.overwrite) as folder:
+                    return self._compute(folder)
+
+    @contextmanager
+    def _posed(self) -> Iterator[PosedInput]:
+        options, start = self.options, time.perf_counter()
+        with posed_input(
+            options.input, options.poses, options.output, options.max_pixels, options.seed, self.reporter
+        ) as posed:
+            if posed.report is not None:
+                self.seconds["capture"] = round(time.perf_counter() - start, 3)
+            yield posed
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -129,7 +147,7 @@ class _Run:
         options = self.options
         with kernels_in_background(self.device, gradients=options.refine > 0):
             with self._stage("load"):
-                scene = load_scene(options.input, max_side=options.size, max_pixels=options.max_pixels)
+                scene = load_scene(self.posed.path, max_side=options.size, max_pixels=options.max_pixels)
                 split = self._split(scene)
                 inputs, held_out = scene.select(split.inputs).loaded(), scene.select(split.held_out).loaded(_MOST_BYTES)
                 model = ILRM.from_pretrained(options.weights).to(self.device)
@@ -183,6 +201,7 @@ class _Run:
             "held_out_names": list(held_out.names),
             "width": inputs.cameras.width,
             "height": inputs.cameras.height,
+            "capture": _capture_report(self.posed.report),
             "weights": options.weights,
             "device": str(self.device),
             "precision": options.precision,
@@ -203,12 +222,17 @@ class _Run:
         options = self.options
         each = scene.cameras.width * scene.cameras.height
         most = min(max(_PIXEL_BUDGET[self.device.type] // each, 2), _MOST_INPUTS)
-        return split_views(scene, options.input, options.views, options.holdout, most=most, seed=options.seed)
+        return split_views(scene, self.posed.path, options.views, options.holdout, most=most, seed=options.seed)
 
     def _refine(self, gaussians: Gaussians, inputs: Scene, watched: Scene) -> RefineResult:
         steps = self.options.refine
         config = RefineConfig.for_steps(steps, self.options.seed)
         return refine_reported(gaussians, inputs, watched, steps, config, self.reporter)
+
+
+def _capture_report(report: dict[str, Any] | None) -> dict[str, Any] | None:
+    names = ("photos", "registered", "reprojection_error_px", "unit", "weaknesses")
+    return None if report is None else {"folder": CAPTURE_FOLDER, **{name: report[name] for name in names}}
 
 
 def _watched(split: ViewSplit, watch: WatchName) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ilrm.core.errors import SceneError, redirect_warnings, warn
 from ilrm.core.scene import Scene
 from ilrm.files import paths, settle
-from ilrm.files.image_files import MAX_PIXELS
+from ilrm.files.image_files import MAX_PIXELS, VIDEO_SUFFIXES
 from ilrm.files.reading import read_json
 from ilrm.scenes.camera_findings import camera_warnings
 from ilrm.scenes.frames import CaptureSource, assemble
@@ -20,7 +20,6 @@ from ilrm.scenes.readers.photo_files import SUFFIXES
 
 _BLENDER_FILES = ("transforms_train.json", "transforms_test.json")
 _COLMAP_FILES = ("cameras", "images", "points3D", "rigs", "frames")
-_VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 _KINDS = (
     "transforms.json (nerfstudio, instant-ngp), transforms_train.json (Blender), opencv_cameras.json, "
     "another .json with posed frames, a COLMAP model (sparse/0, sparse, colmap/sparse/0 or the folder itself), "
@@ -137,7 +136,7 @@ def _read_file(file: Path, images: str | None) -> CaptureSource:
             expected='"frames" with "transform_matrix" (nerfstudio) or "w2c" (OpenCV, LVSM)',
             fix="give the scene's camera file; an evaluation index names scenes but holds none",
         )
-    if file.suffix.lower() in (*SUFFIXES, *_VIDEO_SUFFIXES):
+    if file.suffix.lower() in (*SUFFIXES, *VIDEO_SUFFIXES):
         raise _poses_needed(f"{file} is a single photo or video without camera poses.")
     if file.stem in _COLMAP_FILES and is_model(file.parent):
         return read_colmap(file.parent, images)
@@ -159,7 +158,7 @@ def _nothing_found(folder: Path) -> SceneError:
     if stages:
         return SceneError(f"{folder} is the root of a dataset.", fix=f"give one of its stages, {folder / stages[0]}")
     files = [file for place in (folder, folder / "images") for file in paths.entries(place)]
-    if any(file.suffix.lower() in (*SUFFIXES, *_VIDEO_SUFFIXES) for file in files):
+    if any(file.suffix.lower() in (*SUFFIXES, *VIDEO_SUFFIXES) for file in files):
         return _poses_needed(f"{folder} holds photos or a video, but no camera poses.")
     return SceneError(
         f"{folder} holds no scene.",
@@ -172,5 +171,5 @@ def _poses_needed(problem: str) -> SceneError:
     return SceneError(
         problem,
         expected=f"poses beside the photos, as one of: {_KINDS}",
-        fix="estimate the poses first, for instance with COLMAP (colmap automatic_reconstructor)",
+        fix="find the cameras first: ilrm capture INPUT -o OUT; ilrm reconstruct does both",
     )

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from ilrm.core.errors import SceneError, warn
 from ilrm.files import paths
-from ilrm.files.image_files import PHOTO_SUFFIXES
+from ilrm.files.image_files import PHOTO_SUFFIXES, VIDEO_SUFFIXES
 from ilrm.scenes.views import evenly_spaced
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 MOST_PHOTOS = 500
 
 
@@ -27,6 +26,11 @@ class Media:
     root: Path
     photos: tuple[Path, ...] = ()
     video: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The photos, or the video."""
+        return (self.video,) if self.video is not None else self.photos
 
 
 def find_media(path: Path) -> Media:

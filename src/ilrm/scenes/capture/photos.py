@@ -23,7 +23,7 @@ from ilrm.scenes.capture.sharpness import blur, thumbnail
 from ilrm.scenes.photos.images import Photo, open_photo
 
 PREPARED = "prepared"
-_JPEG_QUALITY = 92
+_JPEG_QUALITY = 97
 # Smaller photos have too few details to find cameras by.
 LEAST_SIDE = 160
 
@@ -107,7 +107,7 @@ def _prepare(file: Path, copy: Path, side: int, max_pixels: int) -> dict[str, An
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     small = pixels.resize(size, Image.Resampling.LANCZOS) if size != pixels.size else pixels
     stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    small.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     write_bytes(copy, stream.getvalue())
     grey = np.asarray(small.convert("L"))
     return {

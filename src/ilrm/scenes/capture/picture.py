@@ -12,7 +12,7 @@ from ilrm.core.cameras import Cameras
 
 _SIDE, _MARGIN = 900, 60
 _BACKGROUND, _PATH, _CAMERA, _TEXT = (250, 250, 248), (150, 150, 160), (200, 40, 40), (60, 60, 60)
-_MOST_POINTS = 60_000
+_MOST_POINTS, _DENSE = 60_000, 20_000
 # The share of the points at either end that may fall outside the picture.
 _CUT = 0.03
 
@@ -43,8 +43,12 @@ def from_above(cameras: Cameras, points: Tensor, rgb: Tensor | None, text: str) 
     at = place(flat[order, :2]).round().astype(int)
     inside = ((at >= 0) & (at < _SIDE)).all(1)
     shade = np.full((len(order), 3), 120.0) if colours is None else colours[order] * 255
-    pixels[at[inside, 1], at[inside, 0]] = shade[inside].clip(0, 235).astype(np.uint8)
-    image = Image.fromarray(pixels).resize((_SIDE, _SIDE))
+    at, shade = at[inside], shade[inside].clip(0, 235).astype(np.uint8)
+    width = 1 if len(at) > _DENSE else 2
+    for row in range(width):
+        for column in range(width):
+            pixels[np.minimum(at[:, 1] + row, _SIDE - 1), np.minimum(at[:, 0] + column, _SIDE - 1)] = shade
+    image = Image.fromarray(pixels)
     _draw_cameras(ImageDraw.Draw(image), place(centres), forward)
     ImageDraw.Draw(image).text((12, _SIDE - 24), text, fill=_TEXT)
     stream = io.BytesIO()

@@ -167,7 +167,7 @@ def _about_places(cameras: Cameras, model: Model) -> list[Weakness]:
     if wide < _NARROW * far:
         found.append(
             Weakness(
-                f"all photos were taken close together: within {wide / max(far, 1e-9):.0%} of the distance to the scene",
+                f"all photos were taken within {wide / max(far, 1e-9):.0%} of the distance to the scene",
                 "step further to the sides, and closer: depth is only seen from different places",
             )
         )

@@ -21,7 +21,7 @@ from ilrm.core.checks import check_at_least
 from ilrm.core.errors import ConfigError, SceneError, collect_warnings, warn
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
-from ilrm.files import atomic_folder, check_folder, resumable_folder, write_bytes, write_json
+from ilrm.files import atomic_folder, check_apart, check_folder, resumable_folder, write_bytes, write_json
 from ilrm.files.image_files import MAX_PIXELS
 from ilrm.files.paths import absolute, entries, is_file
 from ilrm.files.reading import read_json
@@ -140,6 +140,7 @@ def capture(
     target = Path(output)
     check_folder(target)
     media = find_media(Path(input))
+    check_apart(target, media.files)
     fingerprint = _fingerprint(media, options)
     if (known := _finished(target, fingerprint)) is not None:
         return known
@@ -165,8 +166,7 @@ def _empty(folder: Path) -> None:
 
 def _fingerprint(media: Media, options: CaptureOptions) -> str:
     """A hash of the input's files (names, sizes, times) and the options."""
-    files = [media.video] if media.video else list(media.photos)
-    states = [(str(absolute(file)), (found := os.stat(file)).st_size, found.st_mtime_ns) for file in files]
+    states = [(str(absolute(file)), (found := os.stat(file)).st_size, found.st_mtime_ns) for file in media.files]
     return hashlib.sha256(json.dumps([_VERSION, asdict(options), states]).encode("utf-8", "surrogatepass")).hexdigest()
 
 

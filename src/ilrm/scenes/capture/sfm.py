@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,15 +69,17 @@ class Stages:
     def models(self, stage: str, photos: int) -> list[dict[str, Any]]:
         """Models by the mapper "incremental" or "together"; none if it found none. See ``worker``."""
         out = self.folder / stage
-        extra = {"models": str(out), "result": str(self.folder / f"{stage}.json")}
-        extra["seconds"] = int(_limit(stage, photos) * 0.8)
+        extra: dict[str, Any] = {"models": str(out), "result": str(self.folder / f"{stage}.json")}
+        extra["seconds"] = int(_limit(stage, photos) * 0.8)  # the mapper then ends by itself, with what it has
         if stage == "together":  # it changes the database
             extra["database"] = str(_copy(self.database, self.folder / "together.db"))
         label = {"incremental": "cameras", "together": "cameras, all at once"}[stage]
         found = self._run(stage, label, photos, extra, None)["models"]
         return [{**model, "folder": str(out / model["folder"]), "mapper": stage} for model in found]
 
-    def _run(self, stage: str, label: str, total: int, extra: dict[str, Any], count: Any) -> dict[str, Any]:
+    def _run(
+        self, stage: str, label: str, total: int, extra: dict[str, Any], count: Callable[[], int] | None
+    ) -> dict[str, Any]:
         """Run a stage, unless it is done; return its result."""
         done = self.folder / f"{stage}.done.json"
         if exists(done):
@@ -97,7 +99,7 @@ def _limit(stage: str, count: int) -> float:
     return base + each * count
 
 
-def _call(job: dict[str, Any], file: Path, limit_s: float, advance: Advance, count: Any) -> None:
+def _call(job: dict[str, Any], file: Path, limit_s: float, advance: Advance, count: Callable[[], int] | None) -> None:
     """Run one stage in a process of its own. Raises WorkerError."""
     write_json(file, job)
     log = file.with_suffix(".log")
@@ -122,7 +124,9 @@ def _call(job: dict[str, Any], file: Path, limit_s: float, advance: Advance, cou
         raise _failed(job["stage"], process.returncode, log)
 
 
-def _watch(process: subprocess.Popen[bytes], stage: str, limit_s: float, advance: Advance, count: Any) -> None:
+def _watch(
+    process: subprocess.Popen[bytes], stage: str, limit_s: float, advance: Advance, count: Callable[[], int] | None
+) -> None:
     told: queue.Queue[dict[str, int]] = queue.Queue()
     assert process.stdout is not None
     threading.Thread(target=_read, args=(process.stdout, told), daemon=True).start()
@@ -180,8 +184,3 @@ def _copy(database: Path, copy: Path) -> Path:
     with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
     return copy
-
-
-def groups_of(cameras: Sequence[tuple[str, list[str], list[float] | None]], model: str) -> list[dict[str, Any]]:
-    """Photos that share a camera, for the worker: (key, names of prepared photos, parameters or None)."""
-    return [{"model": model, "names": names, "params": params} for _, names, params in cameras]

@@ -78,6 +78,7 @@ def choose_frames(
 def _opened(video: Path) -> Iterator[Any]:
     """The container of a video with at least one stream of pictures. Errors of the decoder become ours."""
     import av
+    from av.error import FFmpegError
 
     try:
         options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
@@ -91,7 +92,7 @@ def _opened(video: Path) -> Iterator[Any]:
             yield container
     except (IlrmError, MemoryError):
         raise
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise SceneError(
             f"{video} cannot be decoded: {reason}.",
@@ -102,7 +103,7 @@ def _opened(video: Path) -> Iterator[Any]:
 
 def _decoded(container: Any, video: Path, max_pixels: int | None) -> Iterator[tuple[int, Any]]:
     """(number, frame) of every frame that can be decoded; damage in the middle ends the video there, with a warning."""
-    import av
+    from av.error import FFmpegError
 
     stream = container.streams.video[0]
     if max_pixels is not None and stream.width * stream.height > max_pixels:
@@ -115,7 +116,7 @@ def _decoded(container: Any, video: Path, max_pixels: int | None) -> Iterator[tu
     try:
         for number, frame in enumerate(container.decode(stream)):
             yield number, frame
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         if number < 0:
             raise
         warn(f"{video} is damaged after frame {number} ({error.strerror or error}); the part before it is used")

@@ -3,8 +3,8 @@
     python benchmarks/capture.py FOLDER ... -o OUT             # registered share, pose errors, seconds
     python benchmarks/capture.py FOLDER ... -o OUT --psnr      # and held-out PSNR of the whole road from both
 
-FOLDER holds images/ and transforms.json, whose poses are used only for comparison. Camera centres are aligned by a
-similarity (Umeyama, 1991) first; position errors are shares of the largest distance of a camera from their mean.
+FOLDER holds images/ and transforms.json, whose poses are used only for comparison. The found cameras are
+aligned by a similarity first; position errors are shares of the largest distance of a camera from their mean.
 OUT/results.jsonl keeps what is done, so a stopped run goes on.
 """
 
@@ -42,18 +42,21 @@ class Options:
 
 
 def align(found: np.ndarray, true: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale, rotation (3, 3) and translation (3,) that map points (N, 3) to others with the least squared error."""
-    a, b = found - found.mean(0), true - true.mean(0)
-    u, spread, vt = np.linalg.svd(b.T @ a)
-    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = u @ np.diag(signs) @ vt
-    scale = (spread * signs).sum() / np.square(a).sum()
-    return scale, rotation, true.mean(0) - scale * rotation @ found.mean(0)
+    """Scale, rotation (3, 3) and translation (3,) that map poses (N, 4, 4) to others.
+
+    The rotation is the mean of those between the cameras' own: places on a line would leave one angle open. Scale and
+    translation have the least squared error of the places.
+    """
+    u, _, vt = np.linalg.svd(np.einsum("nij,nkj->ik", true[:, :3, :3], found[:, :3, :3]))
+    rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+    a, b = found[:, :3, 3] @ rotation.T, true[:, :3, 3]
+    scale = ((a - a.mean(0)) * (b - b.mean(0))).sum() / np.square(a - a.mean(0)).sum()
+    return scale, rotation, b.mean(0) - scale * a.mean(0)
 
 
 def pose_errors(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rotation errors in degrees and position errors (shares of the extent) of poses (N, 4, 4)."""
-    scale, rotation, translation = align(found[:, :3, 3], true[:, :3, 3])
+    scale, rotation, translation = align(found, true)
     centres = scale * found[:, :3, 3] @ rotation.T + translation
     turn = np.einsum("nji,njk->nik", rotation @ found[:, :3, :3], true[:, :3, :3])
     degrees = np.degrees(np.arccos(np.clip((np.trace(turn, axis1=1, axis2=2) - 1) / 2, -1, 1)))

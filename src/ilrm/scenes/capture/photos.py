@@ -106,9 +106,12 @@ def _prepare(file: Path, copy: Path, side: int, max_pixels: int) -> dict[str, An
     scale = min(1.0, side / max(photo.size))
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     small = pixels.resize(size, Image.Resampling.LANCZOS) if size != pixels.size else pixels
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    write_bytes(copy, stream.getvalue())
+    if small is pixels and photo.header.orientation == 1 and _is_jpeg(file):
+        write_bytes(copy, file.read_bytes())  # a second compression would cost matches
+    else:
+        stream = io.BytesIO()
+        small.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        write_bytes(copy, stream.getvalue())
     grey = np.asarray(small.convert("L"))
     return {
         "prepared": copy.name,
@@ -121,6 +124,11 @@ def _prepare(file: Path, copy: Path, side: int, max_pixels: int) -> dict[str, An
         "device": data.device,
         "up": data.up,
     }
+
+
+def _is_jpeg(file: Path) -> bool:
+    with open_image(file) as image:
+        return image.format in ("JPEG", "MPO") and image.mode == "RGB"
 
 
 def _reduction(longer: int, side: int) -> int:

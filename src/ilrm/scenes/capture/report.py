@@ -10,7 +10,7 @@ import numpy as np
 
 from ilrm.core.cameras import Cameras
 from ilrm.scenes.capture.diagnosis import groups_that_overlap
-from ilrm.scenes.capture.models import Model
+from ilrm.scenes.capture.models import SUPPORTED, Model
 from ilrm.scenes.capture.photos import Shot
 
 # Each is a limit beyond which something is worth a word.
@@ -43,7 +43,9 @@ def left_out(shots: Sequence[Shot], model: Model, survey: dict[str, Any]) -> dic
         if shot.prepared in main:
             continue
         mine = next(group for group in groups if shot.prepared in group)
-        if survey["keypoints"].get(shot.prepared, 0) < _FEW_POINTS:
+        if shot.prepared in model.contradicted:
+            reason = "its camera contradicts what it shares with other photos: something moved, or looks alike"
+        elif survey["keypoints"].get(shot.prepared, 0) < _FEW_POINTS:
             reason = "too few details"
         elif not partners.get(shot.prepared):
             reason = "overlaps with no other photo"
@@ -107,6 +109,12 @@ def _about_overlap(shots: Sequence[Shot], model: Model) -> list[Weakness]:
             )
         )
     return found
+
+
+def is_doubtful(shots: Sequence[Shot], model: Model) -> bool:
+    """Whether most cameras hang on few points, or much of what matches does not fit them."""
+    few = float(np.median([model.points_of.get(shot.prepared, 0) for shot in shots])) < _FEW_POINTS
+    return few or model.support < SUPPORTED
 
 
 def best_shares(shots: Sequence[Shot], model: Model) -> dict[str, float]:

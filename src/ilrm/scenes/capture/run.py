@@ -27,7 +27,7 @@ from ilrm.files.paths import absolute, entries, is_file
 from ilrm.files.reading import read_json
 from ilrm.scenes.capture import diagnosis, report
 from ilrm.scenes.capture.media import Media, find_media
-from ilrm.scenes.capture.models import ENOUGH, Model, best, load_model
+from ilrm.scenes.capture.models import ENOUGH, Model, best, is_whole, load_model
 from ilrm.scenes.capture.photos import Shot, prepare, shared_cameras
 from ilrm.scenes.capture.picture import from_above
 from ilrm.scenes.capture.sfm import Stages
@@ -46,6 +46,8 @@ _FEATURES = 4096
 # All pairs up to this many photos, then those that look alike; neighbours that are matched for each.
 _EXHAUSTIVE, _NEIGHBOURS, _DOUBLINGS = 40, 16, 6
 _MOST_FRAMES = 120
+# Thorough features take several times as long.
+_MOST_THOROUGH = 60
 _VERSION = 1  # of the kept stages; another version starts again
 
 
@@ -213,6 +215,8 @@ class _Capture:
         unregistered = report.left_out(shots, model, survey)
         if len(registered) < ENOUGH * len(shots):
             warn(f"{len(registered)} of {len(shots)} photos of {root} have a camera; {REPORT} names the others")
+        if report.is_doubtful(registered, model):
+            warn(f"the cameras of {root} rest on few points and may be wrong; look at {PICTURE}")
         weak = report.weaknesses(registered, unregistered, refused, model, scene.cameras)
         text = f"{len(registered)} of {len(files)} photos, from above; {len(model.points):,} points"
         assert scene.points is not None
@@ -285,24 +289,27 @@ class _Capture:
             "neighbours": _NEIGHBOURS,
             "doublings": _DOUBLINGS,
             "ordered": True,  # files sorted by name are mostly in the order of time
+            "thorough": False,
         }
-        stages = Stages(kept, job, self.reporter)
-        try:
-            stages.features(count)
-            stages.match(pairs)
-            survey = stages.survey(pairs)
-            if (error := diagnosis.before_mapping(survey, count, root)) is not None:
-                raise error
-            models = stages.models("incremental", count)
-            first = best(models)
-            if first is None or len(first["registered"]) < ENOUGH * count:
-                models += stages.models("together", count)
-            chosen = best(models)
-            if chosen is None:
-                raise diagnosis.not_solved(max((len(m["registered"]) for m in models), default=0), count, root)
-            return survey, load_model(chosen)
-        finally:
-            self.seconds.update(stages.seconds)
+        stages = Stages(kept, job, self.reporter, self.seconds)
+        survey = stages.matched(count, pairs)
+        if (error := diagnosis.before_mapping(survey, count, root)) is not None:
+            raise error
+        models = self._models(stages, count)
+        if not is_whole(best(models), count) and count <= _MOST_THOROUGH:
+            self.reporter.say("some photos do not fit yet: trying again with more thorough features")
+            again = Stages(kept / "thorough", {**job, "thorough": True}, self.reporter, self.seconds, "thorough ")
+            again.matched(count, pairs)
+            models += self._models(again, count)
+        chosen = best(models)
+        if chosen is None:
+            raise diagnosis.not_solved(max((len(m["registered"]) for m in models), default=0), count, root)
+        return survey, load_model(chosen)
+
+    def _models(self, stages: Stages, count: int) -> list[dict[str, Any]]:
+        """The models of the incremental mapper and, unless that found a whole one, of the other."""
+        models = stages.models("incremental", count)
+        return models if is_whole(best(models), count) else models + stages.models("together", count)
 
     def _scene(self, shots: list[Shot], model: Model) -> tuple[Scene, str]:
         """The undistorted scene in its world, and how its up axis was found."""
@@ -335,6 +342,7 @@ class _Capture:
             "points": len(model.points),
             "reprojection_error_px": round(model.error_px, 3),
             "track_length": round(model.track_length, 2),
+            "support": round(model.support, 3),
             "cameras": len({id(camera) for camera in model.cameras.values()}),
             "focal_prior": round(float(np.median(known)), 4) if known else None,
             "focal": round(report.focal_share(model), 4),

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,29 +41,25 @@ class Stages:
     Attributes:
         folder: for the database, jobs, models and results.
         job: what every stage is told.
-        seconds: what each stage took, of earlier runs, too.
+        seconds: receives what each stage took, of earlier runs, too.
+        prefix: of the stages' names there.
     """
 
     folder: Path
     job: dict[str, Any]
     reporter: Reporter
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
+    prefix: str = ""
 
     @property
     def database(self) -> Path:
         return self.folder / "database.db"
 
-    def features(self, photos: int) -> None:
-        """Find features of all photos."""
+    def matched(self, photos: int, pairs: int) -> dict[str, Any]:
+        """Find features of all photos, match at most ``pairs`` pairs, and say what these show: ``worker.survey``."""
         self._run("features", "features", photos, {}, lambda: _rows(self.database, "keypoints"))
-
-    def match(self, pairs: int) -> None:
-        """Match at most ``pairs`` pairs of photos."""
-        extra = {"pairs": str(self.folder / "pairs.txt")}
-        self._run("match", "matching", pairs, extra, lambda: _rows(self.database, "two_view_geometries"))
-
-    def survey(self, pairs: int) -> dict[str, Any]:
-        """What the matches show: see ``worker.survey``."""
+        listed = {"pairs": str(self.folder / "pairs.txt")}
+        self._run("match", "matching", pairs, listed, lambda: _rows(self.database, "two_view_geometries"))
         return self._run("survey", "survey", pairs, {"result": str(self.folder / "survey.json")}, None)
 
     def models(self, stage: str, photos: int) -> list[dict[str, Any]]:
@@ -71,8 +67,6 @@ class Stages:
         out = self.folder / stage
         extra: dict[str, Any] = {"models": str(out), "result": str(self.folder / f"{stage}.json")}
         extra["seconds"] = int(_limit(stage, photos) * 0.8)  # the mapper then ends by itself, with what it has
-        if stage == "together":  # it changes the database
-            extra["database"] = str(_copy(self.database, self.folder / "together.db"))
         label = {"incremental": "cameras", "together": "cameras, all at once"}[stage]
         found = self._run(stage, label, photos, extra, None)["models"]
         return [{**model, "folder": str(out / model["folder"]), "mapper": stage} for model in found]
@@ -83,14 +77,14 @@ class Stages:
         """Run a stage, unless it is done; return its result."""
         done = self.folder / f"{stage}.done.json"
         if exists(done):
-            self.seconds[stage] = read_json(done)["seconds"]
+            self.seconds[self.prefix + stage] = read_json(done)["seconds"]
         else:
             job = {**self.job, "stage": stage, "database": str(self.database), **extra}
             start = time.perf_counter()
-            with self.reporter.progress(label, total) as advance:
+            with self.reporter.progress(self.prefix + label, total) as advance:
                 _call(job, self.folder / f"{stage}.job.json", _limit(stage, total), advance, count)
-            self.seconds[stage] = round(time.perf_counter() - start, 2)
-            write_json(done, {"seconds": self.seconds[stage]})
+            taken = self.seconds[self.prefix + stage] = round(time.perf_counter() - start, 2)
+            write_json(done, {"seconds": taken})
         return read_json(Path(extra["result"])) if "result" in extra else {}
 
 
@@ -175,12 +169,3 @@ def _rows(database: Path, table: str) -> int:
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as opened:
         return int(opened.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
     return 0
-
-
-def _copy(database: Path, copy: Path) -> Path:
-    """A copy of a database, complete with what is still in its journal."""
-    if exists(copy):
-        copy.unlink()
-    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
-    return copy

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import sys
 import threading
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,10 @@ import numpy as np
 
 # Words of the codebook for retrieval, descriptors to learn it from, and the most that describe one photo.
 _WORDS, _LEARNT_FROM, _DESCRIBED_BY = 64, 40_000, 1500
+# Starts of the mapper that takes all photos at once: focal length (of the longer side; None as it is) and seed.
+_ATTEMPTS = ((None, 0), (1.0, 0), (0.75, 0), (None, 1))
+# A match that misses its epipolar line by this share of the longer side counts half.
+_TIGHT = 1e-3
 # Focal lengths (of the longer side) for pairs that may only turn, and the number of pairs to look at.
 _FOCALS, _MOST_PAIRS = (0.5, 0.7, 0.9, 1.1, 1.3, 1.6, 2.0, 2.6), 300
 
@@ -38,6 +45,7 @@ def features(job: dict[str, Any]) -> None:
         options = pycolmap.FeatureExtractionOptions()
         options.max_image_size, options.num_threads = job["sfm_size"], job["threads"]
         options.sift.max_num_features = job["features"]
+        options.sift.estimate_affine_shape = options.sift.domain_size_pooling = job.get("thorough", False)
         pycolmap.extract_features(
             job["database"],
             job["images"],
@@ -73,24 +81,34 @@ def survey(job: dict[str, Any]) -> None:
     with pycolmap.Database.open(job["database"]) as database:
         images = {image.image_id: image for image in database.read_all_images()}
         cameras = {camera.camera_id: camera for camera in database.read_all_cameras()}
-        numbers, geometries = database.read_two_view_geometries()
-        found = []
-        for number, geometry in zip(numbers, geometries, strict=True):
-            if len(geometry.inlier_matches):
-                found.append((*pycolmap.pair_id_to_image_pair(number), geometry.inlier_matches))
-        keypoints = {image: database.read_keypoints(image)[:, :2].astype(np.float64) for image in images}
+        keypoints = {image: len(database.read_keypoints(image)) for image in images}
     pairs, bearings = [], []
-    found.sort(key=lambda pair: -len(pair[2]))
-    for a, b, inliers in found:
-        first, second = keypoints[a][inliers[:, 0]], keypoints[b][inliers[:, 1]]
+    for a, b, first, second in sorted(_verified(job["database"]), key=lambda pair: -len(pair[2])):
         moved = float(np.median(np.linalg.norm(first - second, axis=1)))
-        pairs.append({"names": [images[a].name, images[b].name], "inliers": len(inliers), "moved_px": moved})
+        pairs.append({"names": [images[a].name, images[b].name], "inliers": len(first), "moved_px": moved})
         if len(bearings) < _MOST_PAIRS:
             sizes = [(cameras[images[i].camera_id].width, cameras[images[i].camera_id].height) for i in (a, b)]
             bearings.append((first, second, *sizes))
     for pair, turned in zip(pairs, _turned(bearings), strict=False):
         pair["turn_px"] = turned
-    _write(job["result"], {"pairs": pairs, "keypoints": {images[i].name: len(keypoints[i]) for i in images}})
+    _write(job["result"], {"pairs": pairs, "keypoints": {images[i].name: keypoints[i] for i in images}})
+
+
+def _verified(database: str) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
+    """(image, image, pixels (N, 2), pixels (N, 2)) of the verified matches of every pair that has some."""
+    import pycolmap
+
+    with pycolmap.Database.open(database) as opened:
+        places = {
+            image.image_id: opened.read_keypoints(image.image_id)[:, :2].astype(np.float64)
+            for image in opened.read_all_images()
+        }
+        found = []
+        for number, geometry in zip(*opened.read_two_view_geometries(), strict=True):
+            if len(inliers := geometry.inlier_matches):
+                a, b = pycolmap.pair_id_to_image_pair(number)
+                found.append((a, b, places[a][inliers[:, 0]], places[b][inliers[:, 1]]))
+    return found
 
 
 def incremental(job: dict[str, Any]) -> None:
@@ -106,21 +124,53 @@ def incremental(job: dict[str, Any]) -> None:
     pycolmap.incremental_mapping(
         job["database"], job["images"], out, options, next_image_callback=lambda: _tell(done=1)
     )
-    _describe_models(out, job["result"])
+    _write(job["result"], {"models": _described(out, "", _verified(job["database"]))})
 
 
 def together(job: dict[str, Any]) -> None:
-    """All photos at once, with focal lengths estimated from pairs first."""
+    """All photos at once. This may end in a wrong optimum, so it is tried from several focal lengths and seeds."""
     import pycolmap
 
-    pycolmap.set_random_seed(job["seed"])
-    pycolmap.calibrate_view_graph(job["database"])
-    options = pycolmap.GlobalPipelineOptions()
-    options.mapper.random_seed, options.mapper.num_threads = job["seed"], job["threads"]
-    out = Path(job["models"])
-    out.mkdir(parents=True, exist_ok=True)
-    pycolmap.global_mapping(job["database"], job["images"], out, options)
-    _describe_models(out, job["result"])
+    begin, described, verified = time.monotonic(), [], _verified(job["database"])
+    for number, (focal, seed) in enumerate(_ATTEMPTS):
+        if number and time.monotonic() - begin > job["seconds"] / 4:
+            break
+        database = _guessing(job, focal)
+        if database is None:  # every focal length is known: only the seed matters
+            continue
+        pycolmap.set_random_seed(job["seed"] + seed)
+        pycolmap.calibrate_view_graph(database)
+        options = pycolmap.GlobalPipelineOptions()
+        options.mapper.random_seed, options.mapper.num_threads = job["seed"] + seed, job["threads"]
+        out = Path(job["models"]) / str(number)
+        out.mkdir(parents=True, exist_ok=True)
+        pycolmap.global_mapping(database, job["images"], out, options)
+        described += _described(out, f"{number}/", verified)
+        _tell(done=1)
+    _write(job["result"], {"models": described})
+
+
+def _guessing(job: dict[str, Any], focal: float | None) -> str | None:
+    """A copy of the database in which unknown focal lengths start from a share of the longer side.
+
+    None if the share would change nothing.
+    """
+    import pycolmap
+
+    copy = Path(job["models"] + ".db")
+    copy.unlink(missing_ok=True)
+    with closing(sqlite3.connect(job["database"])) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    if focal is None:
+        return str(copy)
+    with pycolmap.Database.open(str(copy)) as database:
+        unknown = [camera for camera in database.read_all_cameras() if not camera.has_prior_focal_length]
+        for camera in unknown:
+            params = np.array(camera.params)
+            params[list(camera.focal_length_idxs())] = focal * max(camera.width, camera.height)
+            camera.params = params
+            database.update_camera(camera)
+    return str(copy) if unknown else None
 
 
 def _pairs(job: dict[str, Any]) -> list[tuple[str, str]]:
@@ -226,7 +276,9 @@ def _camera_of(database: str, names: list[str]) -> int | None:
     return next((known[name] for name in names if name in known), None)
 
 
-def _describe_models(folder: Path, result: str) -> None:
+def _described(
+    folder: Path, prefix: str, verified: list[tuple[int, int, np.ndarray, np.ndarray]]
+) -> list[dict[str, Any]]:
     """What the models in a folder hold, for the choice between them and for the report."""
     import pycolmap
 
@@ -244,18 +296,52 @@ def _describe_models(folder: Path, result: str) -> None:
                 seen[a] += 1
                 for b in views[i + 1 :]:
                     shared[a, b] = shared.get((a, b), 0) + 1
+        fitting, of_all = _support(model, names, verified)
         described.append(
             {
-                "folder": place.name,
+                "folder": prefix + place.name,
                 "registered": sorted(names.values()),
                 "points": len(model.points3D),
+                "agreement": sum(fitting.values()),
+                "support": {name: fitting[name] / max(of_all[name], 1) for name in seen},
                 "error_px": float(model.compute_mean_reprojection_error()) if len(model.points3D) else None,
                 "track_length": float(model.compute_mean_track_length()) if len(model.points3D) else None,
                 "points_of": seen,
                 "shared": [[a, b, count] for (a, b), count in sorted(shared.items())],
             }
         )
-    _write(result, {"models": described})
+    return described
+
+
+def _support(
+    model: Any, names: dict[int, str], verified: list[tuple[int, int, np.ndarray, np.ndarray]]
+) -> tuple[dict[str, float], dict[str, int]]:
+    """How many matches of each photo fit the cameras of a model, a match that misses by ``_TIGHT`` half, and of how
+    many: a camera in the wrong place contradicts what matching has verified pair by pair."""
+    fitting, of_all = dict.fromkeys(names.values(), 0.0), dict.fromkeys(names.values(), 0)
+    for a, b, first, second in verified:
+        if a not in names or b not in names:
+            continue
+        cameras = [model.cameras[model.images[i].camera_id] for i in (a, b)]
+        rays = [
+            np.column_stack([camera.cam_from_img(pixels), np.ones(len(pixels))])
+            for camera, pixels in zip(cameras, (first, second), strict=True)
+        ]
+        poses = [np.asarray(model.images[i].cam_from_world().matrix()) for i in (a, b)]
+        turn = poses[1][:, :3] @ poses[0][:, :3].T
+        shift = poses[1][:, 3] - turn @ poses[0][:, 3]
+        essential = np.cross(np.eye(3), shift) @ turn
+        line = rays[0] @ essential.T
+        back = rays[1] @ essential
+        error = np.abs((rays[1] * line).sum(1)) / np.sqrt(
+            np.square(line[:, :2]).sum(1) + np.square(back[:, :2]).sum(1) + 1e-18
+        )
+        share = [camera.mean_focal_length() / max(camera.width, camera.height) for camera in cameras]
+        fit = float(np.nan_to_num(1 / (1 + (error * np.mean(share) / _TIGHT) ** 2)).sum())
+        for name in (names[a], names[b]):
+            fitting[name] += fit
+            of_all[name] += len(first)
+    return fitting, of_all
 
 
 def _write(path: str, value: object) -> None:

@@ -78,7 +78,7 @@ def is_whole(model: dict[str, Any] | None, photos: int) -> bool:
 
 def support(model: dict[str, Any]) -> float:
     """Median over its photos of the share of their verified matches that fit its cameras."""
-    return float(np.median([*model["support"].values(), 0.0])) if model["support"] else 0.0
+    return float(np.median(list(model["support"].values()))) if model["support"] else 0.0
 
 
 def _is_sound(model: dict[str, Any]) -> bool:

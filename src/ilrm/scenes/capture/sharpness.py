@@ -12,7 +12,7 @@ THUMBNAIL = 32
 # Mean difference of two thumbnails, in grey levels of 255, below which two photos are one picture.
 _SAME = 0.7
 # A photo is blurred beyond use above the first, or this much above the median of its capture.
-_BLURRED, _ABOVE_MEDIAN = 0.75, 0.2
+_BLURRED, _ABOVE_MEDIAN = 0.72, 0.2
 
 
 def blur(grey: np.ndarray) -> float:

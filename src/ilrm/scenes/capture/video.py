@@ -131,7 +131,7 @@ def _analyse(video: Path, max_pixels: int, reporter: Reporter) -> list[_Seen]:
             for number, frame in _decoded(container, video, max_pixels):
                 advance()
                 seconds = float(frame.time) if frame.time is not None else number / 30
-                if seconds - last < 1 / _RATE and seconds >= last:
+                if 0 <= seconds - last < 0.9 / _RATE:
                     continue
                 last = seconds
                 small = _small(frame)

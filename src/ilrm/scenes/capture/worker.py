@@ -27,8 +27,11 @@ _WORDS, _LEARNT_FROM, _DESCRIBED_BY = 64, 40_000, 1500
 _ATTEMPTS = ((None, 0), (1.0, 0), (0.75, 0), (None, 1))
 # A match that misses its epipolar line by this share of the longer side counts half.
 _TIGHT = 1e-3
-# Focal lengths (of the longer side) for pairs that may only turn, and the number of pairs to look at.
-_FOCALS, _MOST_PAIRS = (0.5, 0.7, 0.9, 1.1, 1.3, 1.6, 2.0, 2.6), 300
+# Pairs that may only turn: the most to look at, those that the focal length is searched by, and its last step.
+_MOST_PAIRS, _SEARCHED_BY, _FOCAL_STEP = 300, 24, 0.005
+
+# Two images, and the pixels (N, 2) of N matches in each.
+Matches = tuple[int, int, np.ndarray, np.ndarray]
 
 
 def features(job: dict[str, Any]) -> None:
@@ -94,8 +97,8 @@ def survey(job: dict[str, Any]) -> None:
     _write(job["result"], {"pairs": pairs, "keypoints": {images[i].name: keypoints[i] for i in images}})
 
 
-def _verified(database: str) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
-    """(image, image, pixels (N, 2), pixels (N, 2)) of the verified matches of every pair that has some."""
+def _verified(database: str) -> list[Matches]:
+    """The verified matches of every pair that has some."""
     import pycolmap
 
     with pycolmap.Database.open(database) as opened:
@@ -168,7 +171,7 @@ def _guessing(job: dict[str, Any], focal: float | None) -> str | None:
         for camera in unknown:
             params = np.array(camera.params)
             params[list(camera.focal_length_idxs())] = focal * max(camera.width, camera.height)
-            camera.params = params
+            camera.params = params.tolist()
             database.update_camera(camera)
     return str(copy) if unknown else None
 
@@ -240,8 +243,17 @@ def _vlad(rows: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 def _turned(pairs: list[tuple[np.ndarray, np.ndarray, tuple[int, int], tuple[int, int]]]) -> list[float]:
     """Median error in pixels of each pair if its camera only turned, with the focal length that suits all best."""
-    errors = np.array([[_turn_error(*pair, focal) for focal in _FOCALS] for pair in pairs])
-    return errors[:, np.median(errors, axis=0).argmin()].tolist() if len(errors) else []
+    if not pairs:
+        return []
+    some = pairs[:: max(1, len(pairs) // _SEARCHED_BY)]
+    focal, step = 1.0, 0.3
+    around = np.exp(np.arange(-4, 5) * step)
+    while step > _FOCAL_STEP:
+        tried = focal * around
+        focal = tried[np.argmin([np.median([_turn_error(*pair, f) for pair in some]) for f in tried])]
+        step /= 3
+        around = np.exp(np.arange(-3, 4) * step)
+    return [_turn_error(*pair, focal) for pair in pairs]
 
 
 def _turn_error(
@@ -313,9 +325,7 @@ def _described(
     return described
 
 
-def _support(
-    model: Any, names: dict[int, str], verified: list[tuple[int, int, np.ndarray, np.ndarray]]
-) -> tuple[dict[str, float], dict[str, int]]:
+def _support(model: Any, names: dict[int, str], verified: list[Matches]) -> tuple[dict[str, float], dict[str, int]]:
     """How many matches of each photo fit the cameras of a model, a match that misses by ``_TIGHT`` half, and of how
     many: a camera in the wrong place contradicts what matching has verified pair by pair."""
     fitting, of_all = dict.fromkeys(names.values(), 0.0), dict.fromkeys(names.values(), 0)

@@ -154,7 +154,7 @@ def test_nothing_of_the_user_s_is_replaced(photos: Path, tmp_path: Path) -> None
         ilrm.capture(photos, out)
     assert [entry.name for entry in out.iterdir()] == ["transforms.json"]
     assert (out / "transforms.json").read_text() == "mine"
-    with pytest.raises(OutputError, match="lies in|contains|is "):
+    with pytest.raises(OutputError, match=r"lies in|contains|is "):
         ilrm.capture(photos, photos / "00.jpg")
     with pytest.raises(OutputError):
         ilrm.capture(photos, photos)

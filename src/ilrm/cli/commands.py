@@ -21,10 +21,9 @@ from ilrm.cli import FAILED, INTERRUPTED, TERMINATED, train
 from ilrm.cli.capture import Capture
 from ilrm.cli.console import Console
 from ilrm.cli.data import Data
-from ilrm.cli.demo import Demo
 from ilrm.cli.export import Export
 from ilrm.cli.mesh import Mesh
-from ilrm.cli.reconstruct import Reconstruct
+from ilrm.cli.reconstruct import Demo, Reconstruct
 from ilrm.cli.refine import Refine
 from ilrm.cli.render import Render
 from ilrm.cli.train import Train

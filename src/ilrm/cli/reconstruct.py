@@ -1,8 +1,9 @@
-"""``ilrm reconstruct``: photos or a video in, a folder of results out."""
+"""``ilrm reconstruct``: photos or a video in, a folder of results out. ``ilrm demo``: the same with bundled photos."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import tyro
 from ilrm.cli.arguments import MaxPixels, Output
 from ilrm.cli.capture import show_weaknesses
 from ilrm.cli.console import Console
+from ilrm.core.errors import SceneError
 from ilrm.files.image_files import MAX_PIXELS
+from ilrm.files.paths import is_dir
 from ilrm.pipeline.options import ExportName, PosesName, PrecisionName, WatchName
 
 
@@ -64,6 +67,29 @@ class Reconstruct:
     def run(self, console: Console) -> dict[str, Any]:
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "json"}
         return run_and_show(console, **options)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Reconstruct a capture that comes with the package, in under a minute on two cores."""
+
+    output: Output = Path("ilrm-demo")
+    """Folder to write."""
+    refine: int = 0
+    """Steps of refinement after the forward pass."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    overwrite: bool = False
+    """Also replace files of the same names that this program did not write."""
+    json: bool = False
+    """Print one JSON object on stdout and nothing else."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        capture = Path(str(resources.files("ilrm"))) / "assets" / "capture"
+        if not is_dir(capture):
+            raise SceneError("The bundled capture is missing from this installation.", fix="reinstall ilrm")
+        options = {"refine": self.refine, "device": self.device, "overwrite": self.overwrite}
+        return run_and_show(console, input=capture, output=self.output, **options)
 
 
 def run_and_show(console: Console, **options: Any) -> dict[str, Any]:

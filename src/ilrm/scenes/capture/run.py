@@ -19,11 +19,12 @@ import torch
 from ilrm.core.cameras import Similarity
 from ilrm.core.checks import check_at_least
 from ilrm.core.errors import ConfigError, SceneError, collect_warnings, warn
+from ilrm.core.lens_names import COLMAP_MODELS, LensName
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
 from ilrm.files import atomic_folder, check_apart, check_folder, resumable_folder, write_bytes, write_json
 from ilrm.files.image_files import MAX_PIXELS
-from ilrm.files.paths import absolute, entries, is_file
+from ilrm.files.paths import absolute, entries, is_dir, is_file
 from ilrm.files.reading import read_json
 from ilrm.scenes.capture import diagnosis, report
 from ilrm.scenes.capture.media import Media, find_media
@@ -36,7 +37,6 @@ from ilrm.scenes.capture.video import choose_frames
 from ilrm.scenes.capture.world import ScaleFrom, check_scale, to_world, up_axis
 from ilrm.scenes.frames import CaptureFrame, CaptureSource, assemble
 from ilrm.scenes.lenses.models import Lens
-from ilrm.scenes.lenses.names import COLMAP_MODELS, LensName
 from ilrm.scenes.readers.colmap_model import Camera
 from ilrm.scenes.save import SCENE_NAMES, image_names, write_scene
 from ilrm.scenes.views import evenly_spaced
@@ -163,7 +163,7 @@ def capture(
 
 def _empty(folder: Path) -> None:
     for entry in entries(folder):
-        shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+        shutil.rmtree(entry, ignore_errors=True) if is_dir(entry) else entry.unlink(missing_ok=True)
 
 
 def _fingerprint(media: Media, options: CaptureOptions) -> str:

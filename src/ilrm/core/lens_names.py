@@ -1,4 +1,4 @@
-"""Names of lenses for people, and COLMAP's models for them."""
+"""Names of lenses for people, and COLMAP's models for them. Does not import torch, because the help reads it."""
 
 from __future__ import annotations
 

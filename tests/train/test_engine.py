@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,10 @@ from ilrm.train.data.batch import Batch, Problem
 from ilrm.train.data.loader import batches
 from ilrm.train.engine import train
 from ilrm.train.log import StepRecord
-from tests.conftest import wait_until
+from ilrm.train.serialise import to_json
+from tests.conftest import PATIENCE_S
 from tests.train.data.sets import write_chunk_set
-from tests.train.runs import MODEL, STAGE, command, environment, rows, run, tiny
+from tests.train.runs import MODEL, STAGE, environment, rows, tiny
 
 
 @pytest.fixture(scope="module")
@@ -104,21 +105,35 @@ def test_complete_run_is_left_alone(whole: Path) -> None:
     assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
 
 
+KILLED = """
+import os, random, signal, sys, threading
+from ilrm.train.engine import train
+from ilrm.train.serialise import from_json
+
+draw = random.Random(11)
+step, delay = draw.randrange(3, 6), 0.05 * draw.random()
+
+def die(record):
+    if record.step == step:
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+train(from_json(sys.argv[1]), sys.argv[2], on_step=die)
+"""
+
+
 @pytest.mark.slow
-def test_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    config = tiny(steps=24, save_every=5)
-    run(command(config, tmp_path / "whole"))
-    output = tmp_path / "killed"
-    process = subprocess.Popen(command(config, output), env=environment(), stderr=subprocess.PIPE)
-    wanted = random.Random(11).randrange(6, 16)
-    log = output / "log.csv"
-    wait_until(lambda: log.exists() and log.read_text().count("\n") > wanted, process)
-    process.kill()
-    process.communicate()
-    assert read_checkpoint(output / "last").progress.step < 24
-    run(command(config, output))
-    assert rows(output) == rows(tmp_path / "whole")
-    assert same_state(output / "last", tmp_path / "whole" / "last")
+def test_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    """Killed somewhere in a step, some steps after the last checkpoint."""
+    config = tiny(steps=8, save_every=2)
+    output, file = tmp_path / "killed", tmp_path / "config.json"
+    to_json(config, file)
+    process = [sys.executable, "-c", KILLED, str(file), str(output)]
+    done = subprocess.run(process, env=environment(), stderr=subprocess.PIPE, timeout=PATIENCE_S)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert read_checkpoint(output / "last").progress.step in (2, 4, 6)
+    train(config, output)
+    assert rows(output) == rows(whole)
+    assert same_state(output / "last", whole / "last")
 
 
 @pytest.mark.parametrize(

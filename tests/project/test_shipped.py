@@ -32,7 +32,8 @@ def test_demo_reaches_its_quality(tmp_path: Path, capsys: pytest.CaptureFixture[
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert answer["psnr"] == metrics["psnr"]
     assert metrics["num_inputs"] == 8
-    assert len(metrics["held_out_names"]) == 4
+    assert metrics["held_out_names"] == ["view_002.jpg", "view_004.jpg", "view_007.jpg", "view_009.jpg"]
+    assert (tmp_path / "demo" / "renders" / "view_004_vs_truth.png").is_file()
     assert metrics["feedback"] == 3
     assert metrics["psnr"] > 33
     assert metrics["ssim"] > 0.9

@@ -37,6 +37,11 @@ from tests.train.runs import MODEL, rows, tiny
 from tests.train.test_engine import poisoned, same_state, unusable, with_batches
 
 
+@pytest.fixture(autouse=True)
+def _made_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_batches(monkeypatch, lambda step, batch: batch)
+
+
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The optimiser of the device's way where every step is read, too: only when numbers are read differs."""

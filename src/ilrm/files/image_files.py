@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ilrm.core.checks import MAX_PIXELS
 from ilrm.core.errors import IlrmError, SceneError
 from ilrm.files import write_bytes
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
-# Photos of 100-megapixel cameras pass; decoding one of this size takes about 1 GB.
-MAX_PIXELS = 120_000_000
 
 Source = Path | bytes | Callable[[], bytes]
 

@@ -32,7 +32,7 @@ class Bench:
         for _ in range(1 if self.small else warm):
             work()
         taken = []
-        for _ in range(2 if self.small else repeats):
+        for _ in range(1 if self.small else repeats):
             self.wait()
             begun = time.perf_counter()
             work()

@@ -101,7 +101,7 @@ def matching(bench: Bench) -> dict[str, Any]:
     """Plane sweep and cross-checks of the shipped network's kind."""
     config = preset("synthetic-small").model
     assert config.matching is not None
-    batch, views, side = (1, 3, 64) if bench.small else (4, 8, 128)
+    batch, views, side = (1, 3, 32) if bench.small else (4, 8, 128)
     images, c2w, K = views_of(views, side, side, bench)
     images, c2w, K = (x.expand(batch, *x.shape[1:]).contiguous() for x in (images, c2w, K))
     network = random_network(config, bench)
@@ -118,7 +118,7 @@ def feedback(bench: Bench) -> dict[str, Any]:
     config = preset("synthetic-feedback").model
     model = inference_network(config, bench).train()
     found: dict[str, Any] = {}
-    for views, side in ((2, 64),) if bench.small else ((8, 256), (12, 256)):
+    for views, side in ((2, 32),) if bench.small else ((8, 256), (12, 256)):
         inputs = views_of(views, side, side, bench)
 
         def work(iterations: int, inputs: tuple[torch.Tensor, ...] = inputs) -> Gaussians:

@@ -51,7 +51,7 @@ def feedback_step(bench: Bench) -> dict[str, Any]:
 
 def _steps_in_memory(config: TrainConfig, sizes: tuple[int, ...], bench: Bench) -> dict[str, Any]:
     sizes = (1,) if bench.small else sizes
-    inputs, targets, side = (2, 1, 64) if bench.small else (8, 4, 128)
+    inputs, targets, side = (2, 1, 32) if bench.small else (8, 4, 128)
     torch.manual_seed(0)
     model = ILRM(config.model).to(bench.device)
     freeze_base(model, config.base_rate)
@@ -81,7 +81,7 @@ def _steps_in_memory(config: TrainConfig, sizes: tuple[int, ...], bench: Bench) 
 def training_run(bench: Bench) -> dict[str, Any]:
     """Training as ``ilrm train`` does it, procedural worlds made on the way; without validation and saving."""
     workers, batch, steps = (1, 1, 2) if bench.small else (max(2, (os.cpu_count() or 2) - 2), 24, 40)
-    inputs, targets, side = (2, 1, 64) if bench.small else (8, 4, 128)
+    inputs, targets, side = (2, 1, 32) if bench.small else (8, 4, 128)
     source = Procedural(ProceduralConfig(baseline=(0.1, 1.5)))
     stage = Stage((side, side), batch, Spread(inputs=(inputs,), targets=targets), (source,), flip=False)
     config = preset("synthetic-small")

@@ -28,7 +28,7 @@ from ilrm.render import render
 from ilrm.results import Result, load_result
 from ilrm.splats import load_ply, save_ply
 from ilrm.splats.cameras import save_cameras
-from ilrm.view import save_page
+from ilrm.view import controls, save_page
 from ilrm.view.controls import FRAMES_PER_SECOND, add_controls
 from ilrm.view.live import Viewer, pose_of
 from ilrm.view.server import serve
@@ -286,7 +286,10 @@ def hundredths(slider: Locator) -> int:
     return round(100 * float(slider.get_attribute("aria-valuenow") or "nan"))
 
 
-def test_the_live_viewer_records_and_crops(capture: Result, viewer: Viewer, watched: Watched, tmp_path: Path) -> None:
+def test_the_live_viewer_records_and_crops(
+    capture: Result, viewer: Viewer, watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controls, "VIDEO_SIDE", 240)  # 640 shows no more, and each of 30 frames is rendered
     page = watched.page
     page.set_viewport_size({"width": 700, "height": 400})
     page.goto(f"http://127.0.0.1:{viewer.server.get_port()}")

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # The number of processes that share the test files.
 WORKERS ?= 2
 
-.PHONY: demo test test-fast lint format docs bench lock clean
+.PHONY: demo test test-fast test-full lint format docs bench lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/ilrm demo -o outputs/demo
@@ -20,6 +20,10 @@ test: $(VENV)/installed-dev
 
 test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+# The checks that `make test` does in small form.
+test-full: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m full
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

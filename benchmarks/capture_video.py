@@ -22,10 +22,10 @@ from typing import Annotated, Any
 import av
 import numpy as np
 import tyro
-from capture import pose_errors
 from PIL import Image
 
 import ilrm
+from capture import pose_errors
 from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.scenes import load_scene, save_scene
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 
 import ilrm
 from ilrm.cli import main
+from ilrm.mesh import make_mesh
+from ilrm.pictures.viewpoints import cameras_from_all_sides
 from ilrm.splats import save_ply
 from ilrm.splats.cameras import save_cameras
 from tests.cli.conftest import tree
@@ -46,11 +49,15 @@ def test_a_folder_becomes_a_mesh(suffix: str, ball: Path, tmp_path: Path, capsys
     assert [p.name for p in tmp_path.iterdir()] == [output.name]
 
 
-def test_a_splat_file_alone_becomes_a_mesh(ball: Path, tmp_path: Path, capsys) -> None:
+def test_a_splat_file_alone_becomes_a_mesh(ball: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Seen from all sides, here by smaller cameras."""
+    monkeypatch.setattr(make_mesh, "cameras_from_all_sides", partial(cameras_from_all_sides, size=96))
     shutil.copy(ball / "scene.ply", tmp_path / "alone.ply")
     arguments = ["mesh", str(tmp_path / "alone.ply"), "-o", str(tmp_path / "mesh.ply"), "--voxel", "0.08"]
     assert main(arguments) == 0
-    assert "watertight  yes" in " ".join(capsys.readouterr().out.split(" "))
+    told = capsys.readouterr()
+    assert "watertight  yes" in " ".join(told.out.split(" "))
+    assert "32 views" in told.err
     assert trimesh.load(tmp_path / "mesh.ply").is_watertight
     # Python makes the same.
     ilrm.save_surface(ilrm.mesh_gaussians(ilrm.load_result(ball).gaussians, voxel=0.08), tmp_path / "python.ply")

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ilrm.core.checks import MAX_PIXELS
 from ilrm.core.errors import SceneError
-from ilrm.files.image_files import FORMATS, MAX_PIXELS, open_image, read_header
+from ilrm.files.image_files import FORMATS, open_image, read_header
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "ilrm"
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 24\n%%EndComments\nshowpage\n%%EOF\n"

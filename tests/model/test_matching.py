@@ -72,8 +72,8 @@ def test_launches_of_matching_and_cross_checks(monkeypatch: pytest.MonkeyPatch) 
     """On a GPU every operation is a launch, whatever its size. The card once waited for 25,660 of them."""
     monkeypatch.setattr("ilrm.model.matching.view_geometry._MOST_VALUES", {"cpu": 1 << 28, "cuda": 1 << 28})
     config = replace(CONFIG, matching=MatchingConfig(planes=48, sources=3, window=5, channels=16, fine=9))
-    batch = make_batch(range(40, 44), ProceduralConfig(views=8, width=64, height=64))
-    c2w = torch.stack([normalise(Cameras(batch.c2w[b], batch.K[b], 64, 64))[0].c2w for b in range(4)])
+    batch = make_batch(range(40, 44), ProceduralConfig(views=8, width=32, height=32))
+    c2w = torch.stack([normalise(Cameras(batch.c2w[b], batch.K[b], 32, 32))[0].c2w for b in range(4)])
     net, decoder = MatchingNet(48, 16, fine=True), FootprintDecoder()
     with torch.no_grad(), Launches() as launches:
         match = match_depth(batch.images, c2w, batch.K, config, net)

@@ -47,30 +47,33 @@ def test_two_processes_are_as_one(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sharded_run_goes_on_alone_and_back(alone: Path, tmp_path: Path) -> None:
-    """The same file continues in another number of processes, and what is in shards is as one, too."""
-    sharded = ("--devices", "2", "--strategy", "fsdp")
-    output = tmp_path / "out"
-    run(command(replace(CONFIG, steps=2, validate_every=0, validation=None), output, *sharded))
-    train(replace(CONFIG, steps=3, validate_every=0, validation=None), output)
-    run(command(replace(CONFIG, accumulate=2), output, *sharded))
+def test_a_run_goes_on_in_shards_and_back(alone: Path, tmp_path: Path) -> None:
+    """The same file continues in another number of processes, in shards or not."""
+    output, unscored = tmp_path / "out", replace(CONFIG, validate_every=0, validation=None)
+    train(replace(unscored, steps=2), output)
+    run(command(replace(unscored, steps=4, accumulate=2), output, "--devices", "2", "--strategy", "fsdp"))
+    train(CONFIG, output)
     assert_same(output, alone)
 
 
 @pytest.mark.slow
-def test_torchrun(alone: Path, tmp_path: Path) -> None:
+def test_shards_of_torchrun_that_are_read_later(tmp_path: Path) -> None:
+    """What is in shards is as one, too; so are numbers that stay on the device until some steps are done."""
     # One agent, which takes any free port. Two agents, as on two nodes, sometimes wait minutes for each other after the
     # run is complete.
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    plain = command(CONFIG, tmp_path / "out", "--devices", "2")
+    config = replace(CONFIG, read_every=4)
+    train(config, tmp_path / "alone")
+    plain = command(config, tmp_path / "out", "--devices", "2", "--strategy", "fsdp")
     run([sys.executable, *launcher, *plain[1:]])
-    assert_same(tmp_path / "out", alone)
+    assert_same(tmp_path / "out", tmp_path / "alone")
 
 
 @pytest.mark.slow
 def test_mistake_is_told_once(tmp_path: Path) -> None:
-    said = run(command(replace(CONFIG, accumulate=4), tmp_path / "out", "--devices", "2"), status=1)
-    assert said.count("does not divide into 2 ranks") == 1
+    options = ("--devices", "2", "--strategy", "fsdp")
+    said = run(command(replace(CONFIG, term_norms=1), tmp_path / "out", *options), status=1)
+    assert said.count("needs whole weights, and these are in shards") == 1
     assert "Traceback" not in said
 
 

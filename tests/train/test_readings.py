@@ -33,8 +33,13 @@ from ilrm.train.readings import NormWindow
 from ilrm.train.run import Run
 from tests.devices.launches import NothingFromTheHost
 from tests.devices.test_devices import rasterization
-from tests.train.runs import MODEL, command, rows, run, tiny
+from tests.train.runs import MODEL, rows, tiny
 from tests.train.test_engine import poisoned, same_state, unusable, with_batches
+
+
+@pytest.fixture(autouse=True)
+def _made_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_batches(monkeypatch, lambda step, batch: batch)
 
 
 @pytest.fixture
@@ -311,28 +316,3 @@ def test_patience_needs_validations() -> None:
         replace(tiny().optimiser, outlier=0.5)
     with pytest.raises(ConfigError, match="100 norms"):
         Progress(norms=(1.0,) * 100)
-
-
-# --- several processes ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_two_processes_are_as_one(tmp_path: Path) -> None:
-    """In shards; ``test_distributed`` has the rest."""
-    config = tiny(steps=6, read_every=4, save_every=5)
-    train(config, tmp_path / "alone")
-    run(command(config, tmp_path / "two", "--devices", "2", "--strategy", "fsdp"))
-    for row, wanted in zip(rows(tmp_path / "two"), rows(tmp_path / "alone"), strict=True):
-        assert {k: float(v) for k, v in row.items()} == pytest.approx(
-            {k: float(v) for k, v in wanted.items()}, rel=1e-5
-        )
-    found, tensors = (read_checkpoint(tmp_path / x / "last").tensors for x in ("two", "alone"))
-    for name, x in found.items():
-        assert torch.allclose(x, tensors[name], atol=2e-4, rtol=1e-3), name
-
-
-@pytest.mark.slow
-def test_terms_of_shards_are_refused(tmp_path: Path) -> None:
-    options = ("--devices", "2", "--strategy", "fsdp")
-    said = run(command(tiny(term_norms=1), tmp_path / "out", *options), status=1)
-    assert "needs whole weights, and these are in shards" in said

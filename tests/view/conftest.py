@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ilrm.results import Result
+from ilrm.view.controls import add_controls
+from ilrm.view.live import Viewer
+from ilrm.view.server import serve
+from tests.view.watched import HEIGHT, WIDTH, Watched
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -30,3 +36,19 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=found, headless=True, args=[*SWIFTSHADER, *QUIET])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def watched(browser: Browser) -> Iterator[Watched]:
+    context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, accept_downloads=True)
+    yield Watched(context)
+    context.close()
+
+
+@pytest.fixture
+def viewer(capture: Result) -> Iterator[Viewer]:
+    with serve() as server:
+        viewer = Viewer(server, capture)
+        add_controls(viewer)
+        yield viewer
+        viewer.close()

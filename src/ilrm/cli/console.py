@@ -1,4 +1,7 @@
-"""Output: messages and progress bars on stderr, results on stdout as tables or, with --json, as one object."""
+"""Output: messages and progress bars on stderr, results on stdout as tables or, with --json, as one object.
+
+Rich is imported at the first message: the help and most errors do without it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import IO, Any, Literal, cast
-
-import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from ilrm.cli import BROKEN_PIPE, FAILED
 from ilrm.core.reporting import Advance
+
+if TYPE_CHECKING:
+    import rich.console
 
 _WIDEST = 10_000
 
@@ -86,11 +89,23 @@ class Console:
         self.results = Stream("stdout")
         self.warnings: list[str] = []
         self._errors = Stream("stderr")
-        # Rich only needs the methods of a file that Stream has.
-        self._messages = rich.console.Console(file=cast(IO[str], self._errors), highlight=False, soft_wrap=True)
-        self._tables = rich.console.Console(file=cast(IO[str], self.results), quiet=quiet, highlight=False)
-        if not self._tables.is_terminal:
-            self._tables.width = _WIDEST  # do not cut lines in files and pipes
+
+    # Rich only needs the methods of a file that Stream has.
+
+    @cached_property
+    def _messages(self) -> rich.console.Console:
+        import rich.console
+
+        return rich.console.Console(file=cast(IO[str], self._errors), highlight=False, soft_wrap=True)
+
+    @cached_property
+    def _tables(self) -> rich.console.Console:
+        import rich.console
+
+        tables = rich.console.Console(file=cast(IO[str], self.results), quiet=self.quiet, highlight=False)
+        if not tables.is_terminal:
+            tables.width = _WIDEST  # do not cut lines in files and pipes
+        return tables
 
     @property
     def is_terminal(self) -> bool:
@@ -110,6 +125,8 @@ class Console:
 
     def show(self, title: str, rows: Mapping[str, object]) -> None:
         """Print a result as a table of names and values, without values that are None."""
+        from rich.table import Column, Table
+
         columns = (Column(no_wrap=True), Column(overflow="fold"))
         table = Table(*columns, title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
         for name, value in rows.items():
@@ -147,6 +164,8 @@ class Console:
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Advance]:
         """Show a progress bar of ``total`` steps; the yielded function advances it."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=self._messages, transient=True) as bar:
             task = bar.add_task(label, total=total, note="")

@@ -13,10 +13,9 @@ import tyro
 
 from ilrm.cli.arguments import MaxPixels, Output
 from ilrm.cli.console import Console
-from ilrm.core.checks import check_at_least, check_size, check_suffix
+from ilrm.core.checks import MAX_PIXELS, check_at_least, check_size, check_suffix
 from ilrm.core.errors import CameraError, ConfigError, SceneError
 from ilrm.files import paths
-from ilrm.files.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from ilrm.datasets.check_set import SetReport

@@ -12,8 +12,8 @@ import tyro
 from ilrm.cli.arguments import MaxPixels, Output
 from ilrm.cli.capture import show_weaknesses
 from ilrm.cli.console import Console
+from ilrm.core.checks import MAX_PIXELS
 from ilrm.core.errors import SceneError
-from ilrm.files.image_files import MAX_PIXELS
 from ilrm.files.paths import is_dir
 from ilrm.pipeline.options import ExportName, PosesName, PrecisionName, WatchName
 

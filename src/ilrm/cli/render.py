@@ -10,7 +10,7 @@ import tyro
 
 from ilrm.cli.arguments import MaxPixels, Output, library_options
 from ilrm.cli.console import Console
-from ilrm.files.image_files import MAX_PIXELS
+from ilrm.core.checks import MAX_PIXELS
 
 
 @dataclass(frozen=True)

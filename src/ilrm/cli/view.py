@@ -14,9 +14,8 @@ import tyro
 
 from ilrm.cli.arguments import MaxPixels
 from ilrm.cli.console import Console
-from ilrm.core.checks import find_device
+from ilrm.core.checks import MAX_PIXELS, find_device
 from ilrm.core.errors import ConfigError
-from ilrm.files.image_files import MAX_PIXELS
 
 if TYPE_CHECKING:
     import torch

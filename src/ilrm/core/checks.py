@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 SMALLEST_SIDE, LARGEST_SIDE = 32, 4096
+# The most pixels of an image file. Photos of 100-megapixel cameras pass; decoding one of this size takes about 1 GB.
+MAX_PIXELS = 120_000_000
 
 
 def check_size(size: int) -> int:

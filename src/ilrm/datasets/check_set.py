@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ilrm.core.checks import MAX_PIXELS
 from ilrm.core.errors import SceneError
 from ilrm.datasets.dataset import LIST_SUFFIX, SceneRef, chunk_stages, find_scenes
 from ilrm.datasets.parallel import LostWorker, choose_jobs, run_each
 from ilrm.files import paths
-from ilrm.files.image_files import MAX_PIXELS
 from ilrm.files.reading import read_json
 from ilrm.scenes.check import Finding, SceneReport, report_scene
 from ilrm.scenes.load import read_source

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from ilrm.core.checks import MAX_PIXELS
 from ilrm.core.errors import ConfigError, SceneError, redirect_warnings
 from ilrm.core.scene import Scene
 from ilrm.datasets.dataset import NameRule, SceneRef, find_scenes
 from ilrm.datasets.layouts import Item
 from ilrm.datasets.save_set import CHUNK_BYTES, Outcome, save_set
 from ilrm.files import as_json, check_apart, claim_names, write_owned
-from ilrm.files.image_files import MAX_PIXELS
 from ilrm.files.paths import is_dir, portable
 from ilrm.scenes.camera_findings import camera_warnings
 from ilrm.scenes.frames import CaptureSource, assemble

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ilrm.core.checks import MAX_PIXELS
 from ilrm.core.errors import IlrmError, SceneError
 from ilrm.files import write_bytes
 
@@ -27,8 +28,6 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 # How the names of photos and videos end.
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
-# Photos of 100-megapixel cameras pass; decoding one of this size takes about 1 GB.
-MAX_PIXELS = 120_000_000
 
 Source = Path | bytes | Callable[[], bytes]
 

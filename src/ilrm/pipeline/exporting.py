@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ilrm.core.cameras import Cameras, Similarity
-from ilrm.core.checks import check_at_least
+from ilrm.core.checks import MAX_PIXELS, check_at_least
 from ilrm.core.errors import ConfigError, GaussiansError, SceneError, warn
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
 from ilrm.files import check_apart, claim_file, note_written, paths
-from ilrm.files.image_files import MAX_PIXELS
 from ilrm.pipeline.inputs import paths_read
 from ilrm.results import result_of
 from ilrm.results.beside import cameras_beside, cameras_file, find_splats

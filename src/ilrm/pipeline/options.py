@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ilrm.core.checks import check_at_least, check_size
+from ilrm.core.checks import MAX_PIXELS, check_at_least, check_size
 from ilrm.core.errors import ConfigError
-from ilrm.files.image_files import MAX_PIXELS
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 PosesName = Literal["auto", "stored", "sfm"]

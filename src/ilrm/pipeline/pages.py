@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ilrm.core.checks import check_suffix
+from ilrm.core.checks import MAX_PIXELS, check_suffix
 from ilrm.files import claim_file, note_written
-from ilrm.files.image_files import MAX_PIXELS
 from ilrm.pipeline.inputs import paths_read
 from ilrm.results import load_result
 from ilrm.view.page import save_result_page

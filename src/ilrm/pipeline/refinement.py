@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ilrm.core.checks import check_at_least, check_size, check_suffix, find_device
+from ilrm.core.checks import MAX_PIXELS, check_at_least, check_size, check_suffix, find_device
 from ilrm.core.errors import collect_warnings
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
 from ilrm.files import output_file
-from ilrm.files.image_files import MAX_PIXELS
 from ilrm.pipeline.refine import RefineConfig, RefineResult, refine
 from ilrm.pipeline.scoring import score
 from ilrm.pipeline.views import split_views

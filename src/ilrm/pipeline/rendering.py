@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ilrm.core.cameras import Cameras
-from ilrm.core.checks import check_at_least, find_device
+from ilrm.core.checks import MAX_PIXELS, check_at_least, find_device
 from ilrm.core.errors import ConfigError
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.reporting import Reporter, Silent
-from ilrm.files.image_files import MAX_PIXELS
 from ilrm.pictures.camera_path import Up, cameras_on_ring
 from ilrm.pictures.frame_store import Photos, Shot, render_to
 from ilrm.pictures.frames import Panel, path_depth_range

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from ilrm.core.cameras import Cameras, Similarity
+from ilrm.core.checks import MAX_PIXELS
 from ilrm.core.errors import CameraError, SceneError, warn
 from ilrm.core.gaussians import Gaussians
 from ilrm.files import atomic_folder, paths, settle, write_bytes, write_json
-from ilrm.files.image_files import MAX_PIXELS, open_image
+from ilrm.files.image_files import open_image
 from ilrm.files.reading import read_json
 from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE, cameras_beside, find_splats, folder_of
 from ilrm.scenes.save import encode_photo, image_names

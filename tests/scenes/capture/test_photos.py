@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from ilrm.core.checks import MAX_PIXELS
 from ilrm.core.reporting import Silent
-from ilrm.files.image_files import MAX_PIXELS, open_image
+from ilrm.files.image_files import open_image
 from ilrm.scenes.capture.exif import PhotoData, photo_data
 from ilrm.scenes.capture.photos import Shot, prepare, shared_cameras
 from ilrm.scenes.capture.sharpness import blur, blurred, duplicates, thumbnail

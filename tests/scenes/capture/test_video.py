@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from ilrm.core.checks import MAX_PIXELS
 from ilrm.core.errors import SceneError
 from ilrm.core.reporting import Silent
-from ilrm.files.image_files import MAX_PIXELS
 from ilrm.scenes.capture.video import _movement, choose_frames
 
 WIDE = np.asarray(

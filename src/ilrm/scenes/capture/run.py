@@ -17,13 +17,12 @@ import numpy as np
 import torch
 
 from ilrm.core.cameras import Similarity
-from ilrm.core.checks import check_at_least
+from ilrm.core.checks import MAX_PIXELS, check_at_least
 from ilrm.core.errors import ConfigError, SceneError, collect_warnings, warn
 from ilrm.core.lens_names import COLMAP_MODELS, LensName
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
 from ilrm.files import atomic_folder, check_apart, check_folder, resumable_folder, write_bytes, write_json
-from ilrm.files.image_files import MAX_PIXELS
 from ilrm.files.paths import absolute, entries, is_dir, is_file
 from ilrm.files.reading import read_json
 from ilrm.scenes.capture import diagnosis, report

@@ -17,13 +17,14 @@ from ilrm.core.scene import Scene
 from ilrm.files import atomic_folder, check_apart, check_folder, write_json
 from ilrm.files.image_files import MAX_PIXELS
 from ilrm.model.ilrm import ILRM
-from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.extras import EXPORT_FILES, save_extras
+from ilrm.pipeline.forward.passes import forward_pass
+from ilrm.pipeline.forward.plan import make_plan
 from ilrm.pipeline.options import ExportName, PrecisionName, RunOptions, WatchName
 from ilrm.pipeline.refine import RefineConfig, RefineResult
 from ilrm.pipeline.refinement import refine_reported
 from ilrm.pipeline.scoring import save_comparisons, score
-from ilrm.pipeline.views import ViewSplit, split_views
+from ilrm.pipeline.views import ViewSplit
 from ilrm.render.warm_up import kernels_in_background
 from ilrm.results import Result
 from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE
@@ -32,9 +33,6 @@ from ilrm.scenes import load_scene
 from ilrm.scenes.inputs import input_paths
 
 _MOST_WATCHED = 6
-# Default limit on the pixels of all inputs: 16 views of 256x256 on a CPU, 64 on a GPU.
-_PIXEL_BUDGET = {"cpu": 16 * 256 * 256, "cuda": 64 * 256 * 256}
-_MOST_INPUTS = 32
 _MOST_BYTES = 4 << 30  # of decoded photos in memory
 
 
@@ -43,6 +41,9 @@ def run(
     output: Path | str | None = None,
     *,
     views: int | None = None,
+    gaussians: float | str | None = None,
+    memory: float | str | None = None,
+    seconds: float | str | None = None,
     holdout: int | None = None,
     weights: str = "ilrm-small",
     feedback: int | None = None,
@@ -63,8 +64,8 @@ def run(
         input: a scene's folder or camera file.
         output: a folder for scene.ply, cameras.json, metrics.json, inputs/, renders/ and the files of ``export``, which
             are written all or not at all; None writes nothing (``Result.save`` can do so later).
-        views, holdout, weights, feedback, refine, export, watch, size, max_pixels, device, precision, seed, overwrite:
-            see ``RunOptions``.
+        views, gaussians, memory, seconds, holdout, weights, feedback, refine, export, watch, size, max_pixels, device,
+            precision, seed, overwrite: see ``RunOptions``.
         reporter: receives messages and progress.
 
     Returns:
@@ -77,6 +78,9 @@ def run(
         input=Path(input),
         output=None if output is None else Path(output),
         views=views,
+        gaussians=gaussians,
+        memory=memory,
+        seconds=seconds,
         holdout=holdout,
         weights=weights,
         feedback=feedback,
@@ -130,19 +134,23 @@ class _Run:
         with kernels_in_background(self.device, gradients=options.refine > 0):
             with self._stage("load"):
                 scene = load_scene(options.input, max_side=options.size, max_pixels=options.max_pixels)
-                split = self._split(scene)
-                inputs, held_out = scene.select(split.inputs).loaded(), scene.select(split.held_out).loaded(_MOST_BYTES)
                 model = ILRM.from_pretrained(options.weights).to(self.device)
                 if resolve(options.precision, self.device, model.parameter_count()) == "bf16":
                     model.cast_weights()
                 feedback = model.feedback_iterations(options.feedback)
+                plan = make_plan(scene, options, model, feedback)
+                split = plan.split
+                inputs, held_out = (scene.select(use).loaded(_MOST_BYTES) for use in (split.inputs, split.held_out))
             self.reporter.say(
                 f"{options.input}: {len(inputs)} inputs, {len(held_out)} held out, {len(split.spare)} spare, "
                 f"{scene.cameras.width}x{scene.cameras.height}, {options.weights} on {self.device}"
             )
+            self.reporter.say(plan.describe())
             with self._stage("reconstruct"):
-                gaussians = reconstruct(inputs, model, precision=options.precision, feedback=feedback)
-        near = inputs.cameras.near_plane()
+                forward = forward_pass(
+                    inputs, model, plan.groups, precision=options.precision, feedback=feedback, reporter=self.reporter
+                )
+        gaussians, near = forward.gaussians, forward.near
         before, refined = None, None
         if options.refine:
             with self._stage("score_before_refine"):
@@ -159,10 +167,12 @@ class _Run:
             "ssim_before_refine": before and before[1],
             **self._report(gaussians, inputs, held_out, feedback),
             **_refine_report(refined, options.watch),
+            **forward.report(),
+            **plan.report(options.budget()),
             "warnings": self.warnings,
             "files": {},
         }
-        photos = tuple(inputs.images[:].mul(255).round().byte().cpu().numpy())
+        photos = tuple(inputs.images[view].mul(255).round().byte().cpu().numpy() for view in range(len(inputs)))
         path = (options.output or Path(".")) / SCENE_FILE
         result = Result(path, gaussians.to("cpu"), inputs.cameras.to("cpu"), inputs.names, photos, metrics)
         if folder is not None:
@@ -198,12 +208,6 @@ class _Run:
         with self._stage("export"):
             save_extras(self.options.export, result, folder, near, self.reporter)
         write_json(folder / METRICS_FILE, result.metrics)
-
-    def _split(self, scene: Scene) -> ViewSplit:
-        options = self.options
-        each = scene.cameras.width * scene.cameras.height
-        most = min(max(_PIXEL_BUDGET[self.device.type] // each, 2), _MOST_INPUTS)
-        return split_views(scene, options.input, options.views, options.holdout, most=most, seed=options.seed)
 
     def _refine(self, gaussians: Gaussians, inputs: Scene, watched: Scene) -> RefineResult:
         steps = self.options.refine

@@ -46,7 +46,9 @@ def test_memory_and_seconds_have_units() -> None:
     assert not Budget.parse(seconds=1).unlimited
 
 
-@pytest.mark.parametrize("text", ["0", 0, -1, "many", "", "k", "1..5k", "4GB", "nan", math.nan, math.inf, "1e400", True])
+@pytest.mark.parametrize(
+    "text", ["0", 0, -1, "many", "", "k", "1..5k", "4GB", "nan", math.nan, math.inf, "1e400", True]
+)
 def test_impossible_numbers_of_gaussians_are_refused(text: Any) -> None:
     with pytest.raises(ConfigError, match=r"--gaussians .* was given[\s\S]*200k"):
         Budget.parse(gaussians=text)
@@ -102,7 +104,7 @@ def test_memory_and_time_decide_on_the_photos_as_well(small: ILRM) -> None:
     short = plan(scene, small, seconds=0.25 * free.cost.seconds, holdout=8)
     assert 2 <= len(short.split.inputs) < 8
     assert short.cost.seconds < 0.3 * free.cost.seconds
-    with pytest.raises(ConfigError, match="--memory 0.01GB was given, but two photos of 256x256 need"):
+    with pytest.raises(ConfigError, match=r"--memory 0\.01GB was given, but two photos of 256x256 need"):
         plan(scene, small, memory="10MB")
     with pytest.warns(IlrmWarning, match="more than --seconds allows"):
         assert len(plan(scene, small, seconds=0.001).split.inputs) == 2

@@ -19,10 +19,12 @@ from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
 from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.forward import plan as planning
 from ilrm.pipeline.forward.fusion import (
-    FINENESS_STEP,
     IN_FRONT,
     LEAST_CONTRADICTIONS,
+    MOST_AGREEING,
     SAME_SURFACE,
+    STEPS_A_VIEW,
+    WIDTH_STEP,
     Part,
     fuse,
     judge,
@@ -37,7 +39,7 @@ from tests.conftest import make_cameras, make_gaussians
 TINY = ILRMConfig(width=16, head_width=16, layers=1, patch_size=4, decoder=FootprintDecoder())
 
 
-def chain(count: int) -> torch.Tensor:
+def chain(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(V, V) affinity of views along a walk, in a shuffled order; and that order."""
     place = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return torch.exp(-(place[:, None] - place).abs().float() / 3), place
@@ -80,8 +82,8 @@ def test_affinity_needs_no_points() -> None:
 def slow_verdict(parts: list[Part], own: int, index: int) -> str:
     """What becomes of one Gaussian: view by view, by the words of the module's docstring."""
     mean = parts[own].gaussians.world_means[index]
-    finest = [math.inf] * len(parts)
-    support = contradictions = 0
+    finest, agreeing = [math.inf] * len(parts), [0] * len(parts)
+    contradictions = 0
     for number, part in enumerate(parts):
         for view in range(len(part.cameras)):
             c2w, K = part.cameras.c2w[view].double(), part.cameras.K[view].double()
@@ -95,15 +97,18 @@ def slow_verdict(parts: list[Part], own: int, index: int) -> str:
                 continue
             around = depth[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
             if abs(math.log(z / depth[row, column].item())) < SAME_SURFACE:
-                support += 1
+                agreeing[number] += 1
                 finest[number] = min(finest[number], z * 2 / (K[0, 0] + K[1, 1]).item())
             if number != own and math.log(z / around[around > 0].min().item()) < -IN_FRONT:
                 contradictions += 1
-    steps = [round(math.log(width) / math.log(FINENESS_STEP)) if width < math.inf else math.inf for width in finest]
-    for number, step in enumerate(steps):
-        if number != own and step < math.inf and (step, number) < (steps[own], own):
+    ranks = [
+        round(math.log(width) / math.log(WIDTH_STEP)) - STEPS_A_VIEW * min(views, MOST_AGREEING) if views else math.inf
+        for width, views in zip(finest, agreeing, strict=True)
+    ]
+    for number, rank in enumerate(ranks):
+        if number != own and rank < math.inf and (rank, number) < (ranks[own], own):
             return "duplicate"
-    doubtful = contradictions >= LEAST_CONTRADICTIONS and contradictions > support
+    doubtful = contradictions >= LEAST_CONTRADICTIONS and contradictions > sum(agreeing)
     return "doubtful" if doubtful else "kept"
 
 
@@ -166,6 +171,13 @@ def test_a_surface_is_kept_once_by_the_finest_group() -> None:
         assert fused.doubtful == 0
     twice = fuse([fine, fine])
     assert torch.equal(twice.gaussians.means, fine.gaussians.means)
+
+
+def test_views_that_agree_count_more_than_fine_pixels() -> None:
+    once, fine = part_of(8, 4.0), part_of(11, 4.0)
+    twice = Part(once.gaussians, Cameras(*_twice(once.cameras)), once.depth.repeat(2, 1, 1))
+    assert fuse([once, fine]).duplicates == len(once.gaussians)
+    assert fuse([twice, fine]).duplicates == len(fine.gaussians)
 
 
 def test_what_only_one_group_sees_stays() -> None:

@@ -3,8 +3,8 @@
 Groups overlap, so they make the same surface twice, and one group may put something where others look through. Both
 are found by looking at each Gaussian from the views of all groups, whose depth maps show each group's own surface:
 
-- Where a surface was made by several groups, the one whose photos see it finest keeps it. All others' go, so that it
-  is drawn once and nowhere in part.
+- Where a surface was made by several groups, one keeps it and all others' go, so that it is drawn once and nowhere in
+  part: the group of which more views agree on it, or whose photos see it finer (``_rank``).
 - A Gaussian that lies clearly in front of what two views of other groups see, and of more views than agree with it, is
   doubtful and goes.
 
@@ -24,10 +24,13 @@ from torch.nn import functional as F
 from ilrm.core.cameras import Cameras
 from ilrm.core.gaussians import Gaussians
 
-# Differences in log-depth up to which two surfaces are one, and from which a Gaussian lies clearly in front of another.
-SAME_SURFACE, IN_FRONT = 0.03, 0.1
-# Finenesses within a step of each other count as equal: the earlier group then wins, rather than pixel by pixel.
-FINENESS_STEP = 1.25
+# Differences in log-depth up to which two surfaces are one, and from which a Gaussian lies in front of another.
+SAME_SURFACE, IN_FRONT = 0.1, 0.1
+# Ranks are in steps of the width of a pixel on the surface. Within a step the earlier group wins, rather than pixel by
+# pixel. Each view that agrees is worth so many steps, up to so many views. Of these and three other rules (fineness or
+# agreement alone, the first group), this gave the best PSNR of held-out views on the captures it was chosen by.
+WIDTH_STEP = 1.25
+STEPS_A_VIEW, MOST_AGREEING = 2, 4
 LEAST_CONTRADICTIONS = 2
 
 
@@ -96,21 +99,22 @@ def judge(parts: Sequence[Part], own: int) -> Judgement:
     means, device = gaussians.means.float(), gaussians.device
     contradictions = torch.zeros(len(gaussians), dtype=torch.int32, device=device)
     support = torch.zeros_like(contradictions)
-    finest = []
+    ranks = []
     for index, part in enumerate(parts):
         cameras = part.cameras.relative_to(gaussians.origin)
-        nearest = means.new_full((len(gaussians),), math.inf)
+        narrowest, agreeing = means.new_full((len(gaussians),), math.inf), torch.zeros_like(support)
         for view in range(len(part.cameras)):
             at_N, agrees, in_front, width = _look(means, cameras[view], part.depth[view])
-            nearest[at_N] = torch.minimum(nearest[at_N], torch.where(agrees, width, math.inf))
-            support[at_N] += agrees
+            narrowest[at_N] = torch.minimum(narrowest[at_N], torch.where(agrees, width, math.inf))
+            agreeing[at_N] += agrees
             if index != own:
                 contradictions[at_N] += in_front
-        finest.append(_fineness(nearest))
+        support += agreeing
+        ranks.append(_rank(narrowest, agreeing))
     duplicate = torch.zeros(len(gaussians), dtype=torch.bool, device=device)
-    for index, other in enumerate(finest):
+    for index, other in enumerate(ranks):
         if index != own:
-            duplicate |= torch.isfinite(other) & (other <= finest[own] if index < own else other < finest[own])
+            duplicate |= torch.isfinite(other) & (other <= ranks[own] if index < own else other < ranks[own])
     doubtful = (contradictions >= LEAST_CONTRADICTIONS) & (contradictions > support) & ~duplicate
     return Judgement(duplicate, doubtful)
 
@@ -139,6 +143,11 @@ def _look(means: Tensor, camera: Cameras, depth: Tensor) -> tuple[Tensor, Tensor
     return at_N, agrees, (z / nearest).log() < -IN_FRONT, z * (2 / (K[0, 0] + K[1, 1]))
 
 
-def _fineness(width: Tensor) -> Tensor:
-    """Pixel widths in whole steps; infinity stays."""
-    return (width.log() / math.log(FINENESS_STEP)).round()
+def _rank(narrowest: Tensor, agreeing: Tensor) -> Tensor:
+    """(N,) the lower, the better a group knows the surface; infinity where it has none.
+
+    Args:
+        narrowest: (N,) width of the finest pixel that sees it. agreeing: (N,) views that do.
+    """
+    steps = (narrowest.log() / math.log(WIDTH_STEP)).round()
+    return steps - STEPS_A_VIEW * agreeing.clamp_max(MOST_AGREEING)

@@ -211,7 +211,7 @@ class _Run:
 
     def _refine(self, gaussians: Gaussians, inputs: Scene, watched: Scene) -> RefineResult:
         steps = self.options.refine
-        config = RefineConfig.for_steps(steps, self.options.seed)
+        config = RefineConfig.for_steps(steps, self.options.seed).for_views(len(inputs), self.options.seed)
         return refine_reported(gaussians, inputs, watched, steps, config, self.reporter)
 
 

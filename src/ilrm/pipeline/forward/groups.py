@@ -54,10 +54,14 @@ def make_groups(affinity: Tensor, size: int) -> list[Group]:
     count = len(affinity)
     if count <= size:
         return [Group(tuple(range(count)))]
-    own = max(1, size - max(1, round(_BORROWED * size)))
     links = affinity.double().cpu().numpy()
-    parts = _divide(np.arange(count), links, -(-count // own))
+    parts = _divide(np.arange(count), links, group_count(count, size))
     return [_with_neighbours(part, links, size) for part in sorted(parts, key=lambda part: int(part.min()))]
+
+
+def group_count(count: int, size: int) -> int:
+    """How many groups of at most ``size`` views, at least 2, are made of so many views."""
+    return 1 if count <= size else -(-count // max(1, size - max(1, round(_BORROWED * size))))
 
 
 def view_affinity(scene: Scene) -> Tensor:

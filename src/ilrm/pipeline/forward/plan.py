@@ -20,14 +20,16 @@ from ilrm.pipeline.forward.cost import (
     measure_slowness,
     memory_in_use,
 )
-from ilrm.pipeline.forward.groups import Group, make_groups, view_affinity
+from ilrm.pipeline.forward.groups import Group, group_count, make_groups, view_affinity
 from ilrm.pipeline.options import RunOptions
 from ilrm.pipeline.refine_config import RefineConfig
 from ilrm.pipeline.views import ViewSplit, split_views
 
-# Default limit on the pixels of all inputs of a group: 16 views of 256x256 on a CPU, 64 on a GPU.
+# Default limit on the pixels of all inputs: 16 views of 256x256 on a CPU, 64 on a GPU. Groups have this size.
 _PIXEL_BUDGET = {"cpu": 16 * 256 * 256, "cuda": 64 * 256 * 256}
 _MOST_INPUTS = 32
+# Twice as many stay one group where they are asked for, and eight of any size: one group gives better pictures.
+_WHOLE, _LEAST_WHOLE = 2, 8
 # Matching needs another view, and groups need neighbours.
 _LEAST_INPUTS, _LEAST_GROUP = 2, 4
 VIDEO_FRAMES = 90  # three seconds
@@ -81,11 +83,11 @@ def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> 
     """
     planner = _Planner(scene, options, model, feedback)
     free = options.views is None and not planner.budget.unlimited
-    most = planner.affordable() if free else planner.size
+    most = planner.affordable() if free else planner.usual
     split = split_views(scene, options.input, options.views, options.holdout, most=most, seed=options.seed)
     groups = [Group(tuple(range(len(split.inputs))))]
-    if len(split.inputs) > planner.size:
-        groups = make_groups(view_affinity(scene.select(split.inputs)), planner.size)
+    if len(split.inputs) > planner.whole:
+        groups = make_groups(view_affinity(scene.select(split.inputs)), planner.usual)
     cost = planner.cost(tuple(map(len, groups)), len(split.inputs), len(split.held_out))
     _warn_of_excess(cost, planner.budget)
     return Plan(split, groups, cost)
@@ -96,7 +98,8 @@ class _Planner:
 
     Attributes:
         budget: limits on them.
-        size: the most views of a group.
+        usual: inputs where nothing is asked for, and views of a group where there are several.
+        whole: the most views that are one group.
     """
 
     def __init__(self, scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> None:
@@ -117,17 +120,18 @@ class _Planner:
             height=scene.cameras.height,
             feedback=feedback,
             refine=options.refine,
-            step_views=RefineConfig.for_steps(options.refine).views_per_step or 0,
             frames=VIDEO_FRAMES if "video" in options.export and options.output is not None else 0,
             decode=_time_of_a_photo(scene),
         )
         each = scene.cameras.width * scene.cameras.height
-        usual = min(max(_PIXEL_BUDGET[device.type] // each, _LEAST_INPUTS), _MOST_INPUTS)
-        self.size = self._fitting(usual)
+        pixels = _PIXEL_BUDGET[device.type]
+        self.usual = self._fitting(min(max(pixels // each, _LEAST_INPUTS), _MOST_INPUTS))
+        self.whole = self._fitting(min(max(_WHOLE * pixels // each, _LEAST_WHOLE), _MOST_INPUTS))
 
     def cost(self, groups: tuple[int, ...], inputs: int, held_out: int) -> Cost:
         """Of a run with so many views in each group."""
-        step_views = self._work.step_views or inputs
+        config = RefineConfig.for_steps(self._work.refine, 0).for_views(inputs, 0)
+        step_views = min(config.views_per_step or inputs, inputs)
         work = replace(self._work, groups=groups, inputs=inputs, held_out=held_out, step_views=step_views)
         return expected_cost(work, self.config, *self._machine)
 
@@ -142,16 +146,13 @@ class _Planner:
 
     def _groups(self, inputs: int) -> tuple[int, ...]:
         """About how many views the groups of so many inputs will have."""
-        if inputs <= self.size:
-            return (inputs,)
-        own = self.size - max(1, round(self.size / 4))
-        return (self.size,) * -(-inputs // own)
+        return (inputs,) if inputs <= self.whole else (self.usual,) * group_count(inputs, self.usual)
 
-    def _fitting(self, usual: int) -> int:
-        """The usual size of a group, or as much of it as the memory allows."""
-        least = min(usual, _LEAST_GROUP)
+    def _fitting(self, wanted: int) -> int:
+        """The wanted size of a group, or as much of it as the memory allows."""
+        least = min(wanted, _LEAST_GROUP)
         limit = self.budget.memory
-        sizes = range(usual, least, -1)
+        sizes = range(wanted, least, -1)
         return next((n for n in sizes if limit is None or self.cost((n,), n, 0).memory <= limit), least)
 
     def _check_least(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ilrm.cli import main
+from ilrm.core.cameras import Cameras
 from ilrm.core.errors import ConfigError, IlrmWarning
 from ilrm.core.scene import Scene
 from ilrm.model import ILRM, ILRMConfig
@@ -97,8 +98,8 @@ def test_memory_and_time_decide_on_the_photos_as_well(small: ILRM) -> None:
     assert len(free.split.inputs) == 16
     assert len(free.groups) == 1
     wide, narrow = plan(scene, small, memory="60GB", holdout=8), plan(scene, small, memory=0.6 * free.cost.memory)
-    assert len(wide.split.inputs) == 56
-    assert len(wide.groups) > 3
+    assert len(wide.split.inputs) == 32  # one group: nothing says that it leaves anything out
+    assert len(wide.groups) == 1
     assert narrow.cost.memory <= 0.6 * free.cost.memory
     assert max(map(len, narrow.groups)) < 16
     short = plan(scene, small, seconds=0.25 * free.cost.seconds, holdout=8)
@@ -110,6 +111,36 @@ def test_memory_and_time_decide_on_the_photos_as_well(small: ILRM) -> None:
         assert len(plan(scene, small, seconds=0.001).split.inputs) == 2
     with pytest.warns(IlrmWarning, match="32768 Gaussians are more than --gaussians allows"):
         assert len(plan(scene, small, views=2, gaussians=20_000).split.inputs) == 2
+
+
+def test_groups_are_for_what_one_group_cannot_cover(small: ILRM) -> None:
+    """A long walk along a wall, and as many photos of one place."""
+    c2w = torch.eye(4).repeat(48, 1, 1)
+    c2w[:, 0, 3] = 1.0 * torch.arange(48)
+    K = torch.tensor([[128.0, 0, 64], [0, 128, 64], [0, 0, 1]]).repeat(48, 1, 1)
+    g = torch.Generator().manual_seed(0)
+    wall = torch.rand(8000, 3, generator=g) * torch.tensor([50.0, 3.0, 0.2]) + torch.tensor([-1.5, -1.5, 3.0])
+    names, images = tuple(map(str, range(48))), torch.zeros(1, 1, 1, 1).expand(48, 128, 128, 3)
+    walk = Scene(images, Cameras(c2w, K, 128, 128), names, points=wall)
+    near = c2w.clone()
+    near[:, 0, 3] *= 0.04
+    place = Scene(images, Cameras(near, K, 128, 128), names, points=wall[wall[:, 0] < 3])
+    along, around = (plan(scene, small, holdout=8, memory="4GB") for scene in (walk, place))
+    assert len(around.split.inputs) == 32
+    assert len(around.groups) == 1
+    assert len(along.split.inputs) == 32
+    along, around = (plan(replace_size(scene), small, holdout=8) for scene in (walk, place))
+    assert len(around.split.inputs) == 4
+    assert len(along.split.inputs) == 42
+    assert max(map(len, along.groups)) == 4
+    assert "42 photos in 14 groups" in along.describe()
+
+
+def replace_size(scene: Scene) -> Scene:
+    """The same cameras with photos of 512x512, of which a group holds four."""
+    return replace(
+        scene, images=torch.zeros(1, 1, 1, 1).expand(48, 512, 512, 3), cameras=scene.cameras.resize(512, 512)
+    )
 
 
 def test_more_work_costs_more(small: ILRM) -> None:

@@ -60,7 +60,7 @@ def make_groups(affinity: Tensor, size: int) -> list[Group]:
 
 
 def group_count(count: int, size: int) -> int:
-    """How many groups of at most ``size`` views, at least 2, are made of so many views."""
+    """How many groups of at most ``size`` views (at least 2) are made of ``count`` views."""
     return 1 if count <= size else -(-count // max(1, size - max(1, round(_BORROWED * size))))
 
 

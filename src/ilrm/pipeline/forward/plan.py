@@ -24,12 +24,15 @@ from ilrm.pipeline.forward.groups import Group, group_count, make_groups, view_a
 from ilrm.pipeline.options import RunOptions
 from ilrm.pipeline.refine_config import RefineConfig
 from ilrm.pipeline.views import ViewSplit, split_views
+from ilrm.scenes.views import covered_share
 
 # Default limit on the pixels of all inputs: 16 views of 256x256 on a CPU, 64 on a GPU. Groups have this size.
 _PIXEL_BUDGET = {"cpu": 16 * 256 * 256, "cuda": 64 * 256 * 256}
 _MOST_INPUTS = 32
 # Twice as many stay one group where they are asked for, and eight of any size: one group gives better pictures.
 _WHOLE, _LEAST_WHOLE = 2, 8
+# Groups cover the rest where one group's inputs cover less than this share of what all photos do.
+_WELL_COVERED = 0.95
 # Matching needs another view, and groups need neighbours.
 _LEAST_INPUTS, _LEAST_GROUP = 2, 4
 VIDEO_FRAMES = 90  # three seconds
@@ -75,6 +78,7 @@ def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> 
     """Decide on the use of every view.
 
     Without ``options.views`` the limits of the budget decide on the number of inputs; without those, what is usual.
+    More than one group holds are chosen only where one group cannot cover the scene: else it gives better pictures.
 
     Raises:
         ConfigError, SceneError: as ``split_views``; a limit on Gaussians or memory that two photos exceed.
@@ -82,9 +86,7 @@ def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> 
     Warns (IlrmWarning) where the time, or what was asked for by ``options.views``, exceeds a limit.
     """
     planner = _Planner(scene, options, model, feedback)
-    free = options.views is None and not planner.budget.unlimited
-    most = planner.affordable() if free else planner.usual
-    split = split_views(scene, options.input, options.views, options.holdout, most=most, seed=options.seed)
+    split = _split(scene, options, planner)
     groups = [Group(tuple(range(len(split.inputs))))]
     if len(split.inputs) > planner.whole:
         groups = make_groups(view_affinity(scene.select(split.inputs)), planner.usual)
@@ -93,12 +95,30 @@ def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> 
     return Plan(split, groups, cost)
 
 
+def _split(scene: Scene, options: RunOptions, planner: _Planner) -> ViewSplit:
+    """The inputs that are asked for; else those of one group, or as many as the budget allows if one group leaves much
+    of the scene out."""
+
+    def of(most: int) -> ViewSplit:
+        return split_views(scene, options.input, options.views, options.holdout, most=most, seed=options.seed)
+
+    if options.views is not None:
+        return of(options.views)
+    limited = not planner.budget.unlimited
+    most = planner.affordable() if limited else len(scene)
+    split = of(min(most, planner.whole if limited else planner.usual))
+    if split.spare and most > len(split.inputs):
+        share = covered_share(scene, split.inputs, [*split.inputs, *split.spare])
+        split = of(most) if share < _WELL_COVERED else split
+    return split
+
+
 class _Planner:
     """Costs of runs on one scene.
 
     Attributes:
         budget: limits on them.
-        usual: inputs where nothing is asked for, and views of a group where there are several.
+        usual: inputs where nothing is asked for, and views of a group where there are several groups.
         whole: the most views that are one group.
     """
 
@@ -145,7 +165,7 @@ class _Planner:
         return not _excess(self.cost(self._groups(inputs), inputs, len(self._scene) // 8), self.budget)
 
     def _groups(self, inputs: int) -> tuple[int, ...]:
-        """About how many views the groups of so many inputs will have."""
+        """About how many views each group has where there are ``inputs`` in all."""
         return (inputs,) if inputs <= self.whole else (self.usual,) * group_count(inputs, self.usual)
 
     def _fitting(self, wanted: int) -> int:

@@ -138,6 +138,16 @@ def choose_inputs(scene: Scene, count: int, candidates: Sequence[int] | None = N
     return sorted(pool[place] for place in _exchange(found, [places[view] for view in start]))
 
 
+def covered_share(scene: Scene, chosen: Sequence[int], candidates: Sequence[int]) -> float:
+    """The ``coverage`` of the chosen views in units of that of all candidates; 1 without enough points to tell."""
+    pool = sorted({*chosen, *candidates})
+    if (found := covisibility(scene)) is None:
+        return 1.0
+    found = found.select(pool).thinned(_MOST_TRIANGULATED // len(pool) ** 2)
+    whole = coverage(found, range(len(pool)))
+    return coverage(found, [pool.index(view) for view in chosen]) / whole if whole > 0 else 1.0
+
+
 def coverage(found: Covisibility, chosen: Sequence[int]) -> float:
     """How well the chosen views cover the points that any view sees: the share that one of them sees, and half the
     share that two of them see at a useful angle. Of views that share little with every other chosen one, from which

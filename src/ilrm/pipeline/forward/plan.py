@@ -26,10 +26,10 @@ from ilrm.pipeline.refine_config import RefineConfig
 from ilrm.pipeline.views import ViewSplit, split_views
 from ilrm.scenes.views import covered_share
 
-# Default limit on the pixels of all inputs: 16 views of 256x256 on a CPU, 64 on a GPU. Groups have this size.
+# Default limit on the pixels of all inputs: 16 views of 256x256 on a CPU, 64 on a GPU.
 _PIXEL_BUDGET = {"cpu": 16 * 256 * 256, "cuda": 64 * 256 * 256}
 _MOST_INPUTS = 32
-# Twice as many stay one group where they are asked for, and eight of any size: one group gives better pictures.
+# A group has up to twice as many, and eight of any size: the larger the groups, the better the pictures.
 _WHOLE, _LEAST_WHOLE = 2, 8
 # Groups cover the rest where one group's inputs cover less than this share of what all photos do.
 _WELL_COVERED = 0.95
@@ -89,7 +89,7 @@ def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> 
     split = _split(scene, options, planner)
     groups = [Group(tuple(range(len(split.inputs))))]
     if len(split.inputs) > planner.whole:
-        groups = make_groups(view_affinity(scene.select(split.inputs)), planner.usual)
+        groups = make_groups(view_affinity(scene.select(split.inputs)), planner.whole)
     cost = planner.cost(tuple(map(len, groups)), len(split.inputs), len(split.held_out))
     _warn_of_excess(cost, planner.budget)
     return Plan(split, groups, cost)
@@ -118,8 +118,8 @@ class _Planner:
 
     Attributes:
         budget: limits on them.
-        usual: inputs where nothing is asked for, and views of a group where there are several groups.
-        whole: the most views that are one group.
+        usual: inputs where nothing is asked for.
+        whole: the most views of a group.
     """
 
     def __init__(self, scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> None:
@@ -166,7 +166,7 @@ class _Planner:
 
     def _groups(self, inputs: int) -> tuple[int, ...]:
         """About how many views each group has where there are ``inputs`` in all."""
-        return (inputs,) if inputs <= self.whole else (self.usual,) * group_count(inputs, self.usual)
+        return (inputs,) if inputs <= self.whole else (self.whole,) * group_count(inputs, self.whole)
 
     def _fitting(self, wanted: int) -> int:
         """The wanted size of a group, or as much of it as the memory allows."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ilrm.core.cameras import Cameras, normalise
 from ilrm.core.scene import Scene
-from ilrm.scenes.views.selection import select_inputs
+from ilrm.scenes.views.selection import evenly_spaced, select_inputs
 
 # Cells along the longer side of an image, and how much farther than the nearest point in a cell and its neighbours a
 # seen point may be: oblique ground varies this much.
@@ -36,10 +36,11 @@ _TRIANGULATED = 0.5
 _LEAST_SHARED = 0.2
 # Of fewer inputs, those of ``select_inputs`` gave the better PSNR on average (docs/benchmarks/scenes.md).
 _LEAST_CHOSEN = 4
-# Exchanges of views must gain this much of the points. Pairs of views times points are limited.
+# Exchanges of views must gain this much of the points. Candidates, and pairs of views times points, are limited.
 _CLEARLY_MORE = 0.005
 _MOST_EXCHANGES = 100
-_MOST_TRIANGULATED = 1 << 26
+_MOST_CANDIDATES = 128
+_MOST_TRIANGULATED = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,14 +134,20 @@ def choose_inputs(scene: Scene, count: int, candidates: Sequence[int] | None = N
     start = select_inputs(scene.cameras, count, pool, seed)
     if count < _LEAST_CHOSEN or count == len(pool) or (found := covisibility(scene)) is None:
         return start
+    pool = _fewer(pool, start)
     found = found.select(pool).thinned(_MOST_TRIANGULATED // len(pool) ** 2)
     places = {view: place for place, view in enumerate(pool)}
     return sorted(pool[place] for place in _exchange(found, [places[view] for view in start]))
 
 
+def _fewer(pool: list[int], chosen: Sequence[int]) -> list[int]:
+    """An even subset of the pool with the chosen views: work grows with the square of their number."""
+    return sorted({*chosen, *(pool[place] for place in evenly_spaced(len(pool), _MOST_CANDIDATES))})
+
+
 def covered_share(scene: Scene, chosen: Sequence[int], candidates: Sequence[int]) -> float:
     """The ``coverage`` of the chosen views in units of that of all candidates; 1 without enough points to tell."""
-    pool = sorted({*chosen, *candidates})
+    pool = _fewer(sorted({*chosen, *candidates}), chosen)
     if (found := covisibility(scene)) is None:
         return 1.0
     found = found.select(pool).thinned(_MOST_TRIANGULATED // len(pool) ** 2)

@@ -17,6 +17,7 @@ from ilrm.core.reporting import Silent
 from ilrm.core.scene import Scene
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
 from ilrm.model.reconstruct import reconstruct
+from ilrm.pipeline import refine_state
 from ilrm.pipeline.forward import plan as planning
 from ilrm.pipeline.forward.fusion import (
     IN_FRONT,
@@ -31,6 +32,7 @@ from ilrm.pipeline.forward.fusion import (
 )
 from ilrm.pipeline.forward.groups import Group, make_groups, view_affinity
 from ilrm.pipeline.forward.passes import forward_pass
+from ilrm.pipeline.refine_config import RefineConfig
 from ilrm.pipeline.run import run
 from ilrm.scenes import load_scene, save_scene
 from ilrm.view.layers import update_layers
@@ -261,3 +263,15 @@ def test_many_photos_are_reconstructed_in_groups(
     again = run(walk, views=14, refine=2, **options)
     assert torch.equal(again.gaussians.means, result.gaussians.means)
     assert run(walk, views=6, **options).metrics["groups"] == 1
+
+
+def test_refinement_of_many_photos_draws_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (RefineConfig.for_steps(20, 3).for_views(views, 3) for views in (32, 33))
+    assert few == RefineConfig.paper()
+    assert (many.views_per_step, many.seed) == (16, 3)
+    assert RefineConfig.long(3).for_views(500, 3) == RefineConfig.long(3)
+    means, centers = torch.randn(50, 3), torch.randn(7, 3)
+    whole = refine_state._nearest(means, centers)
+    monkeypatch.setattr(refine_state, "_MOST_DISTANCES", 70)  # ten at a time
+    assert torch.allclose(refine_state._nearest(means, centers), whole)
+    assert torch.allclose(whole, (means[:, None] - centers).norm(dim=-1).amin(1), atol=1e-5)

@@ -10,7 +10,7 @@ import torch
 
 from ilrm.core.cameras import Cameras, Similarity
 from ilrm.core.scene import Scene
-from ilrm.scenes.views import choose_inputs, select_inputs
+from ilrm.scenes.views import choose_inputs, covered_share, select_inputs
 from ilrm.scenes.views.covisibility import Covisibility, coverage, covisibility, see_points
 from tests.conftest import look_at, make_cameras
 
@@ -163,3 +163,14 @@ def test_one_camera_turned_away_sees_nothing() -> None:
     assert found.seen[0].sum() > 50
     assert not found.seen[2].any()
     assert found.overlap[0, 2] == 0
+
+
+def test_of_many_candidates_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = scene_of(walk(40), wall(40, 3000))
+    monkeypatch.setattr("ilrm.scenes.views.covisibility._MOST_CANDIDATES", 10)
+    chosen = choose_inputs(scene, 6)
+    assert len(set(chosen)) == 6
+    assert chosen == choose_inputs(scene, 6)
+    assert 0.2 < covered_share(scene, chosen, range(40)) < 1
+    assert covered_share(scene, range(40), range(40)) == 1
+    assert covered_share(scene_of(walk(40), None), chosen, range(40)) == 1

@@ -317,7 +317,7 @@ def test_interrupted(scene_folder: Path, weights: Path, tmp_path: Path, monkeypa
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("ilrm.pipeline.run"), "reconstruct", interrupted)
+    monkeypatch.setattr(import_module("ilrm.pipeline.run"), "forward_pass", interrupted)
     arguments = ["reconstruct", str(scene_folder), "-o", str(tmp_path / "deep" / "out"), "--weights", str(weights)]
     assert main(arguments) == 130
     assert "interrupted, nothing written" in capsys.readouterr().err
@@ -337,7 +337,7 @@ def test_out_of_memory(error: Exception, words: str, scene_folder, weights, tmp_
     def exhausted(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(import_module("ilrm.pipeline.run"), "reconstruct", exhausted)
+    monkeypatch.setattr(import_module("ilrm.pipeline.run"), "forward_pass", exhausted)
     arguments = ["reconstruct", str(scene_folder), "-o", str(tmp_path / "out"), "--weights", str(weights)]
     expect_failure(arguments, [words, "--size"], capsys)
     assert list(tmp_path.iterdir()) == []
@@ -347,7 +347,7 @@ def test_our_own_mistakes_keep_their_traceback(scene_folder, weights, tmp_path, 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(import_module("ilrm.pipeline.run"), "reconstruct", broken)
+    monkeypatch.setattr(import_module("ilrm.pipeline.run"), "forward_pass", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         main(["reconstruct", str(scene_folder), "-o", str(tmp_path / "out"), "--weights", str(weights)])
     assert list(tmp_path.iterdir()) == []

@@ -140,7 +140,7 @@ def test_a_refusal_of_the_system_is_one_line(scene_folder, weights, tmp_path, mo
     def refused(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/some/file")
 
-    monkeypatch.setattr(import_module("ilrm.pipeline.run"), "reconstruct", refused)
+    monkeypatch.setattr(import_module("ilrm.pipeline.run"), "forward_pass", refused)
     arguments = ["reconstruct", str(scene_folder), "-o", str(tmp_path / "out"), "--weights", str(weights)]
     assert main(arguments) == 1
     assert "ilrm: The system refuses /some/file: too many open files." in capsys.readouterr().err

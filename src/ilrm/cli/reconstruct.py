@@ -32,7 +32,14 @@ class Reconstruct:
     output: Output
     """Folder to write."""
     views: int | None = None
-    """Number of input photos; by default as many as reasonable in memory and time. More photos improve the result."""
+    """Number of input photos; by default as many as the budget allows, else as reasonable in memory and time.
+    More photos improve the result. More than a group holds are reconstructed in groups."""
+    gaussians: str | None = None
+    """At most so many Gaussians from the forward pass, such as 200k."""
+    memory: str | None = None
+    """At most so much memory, such as 4GB. Expected memory counts, which may be off by a factor of two."""
+    seconds: str | None = None
+    """At most so much time for all of the run, such as 120 or 2min. Expected time counts, likewise."""
     holdout: int | None = None
     """Hold out every N-th photo for evaluation; 0 holds out none.
     Default: the test photos that the scene itself declares, else 8 if there are 10 photos or more."""

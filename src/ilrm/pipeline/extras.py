@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ilrm.core.reporting import Reporter
 from ilrm.pictures.render_video import render_video
+from ilrm.pipeline.forward.plan import VIDEO_FRAMES
 from ilrm.pipeline.options import ExportName
 from ilrm.results import Result
 from ilrm.splats import save_gaussians
@@ -19,7 +20,6 @@ EXPORT_FILES: dict[ExportName, str] = {
     "glb": "scene.glb",
     "compressed-ply": "scene.compressed.ply",
 }
-_PREVIEW_FRAMES = 90  # three seconds
 
 
 def save_extras(names: tuple[ExportName, ...], result: Result, folder: Path, near: float, reporter: Reporter) -> None:
@@ -42,7 +42,7 @@ def _save(name: ExportName, result: Result, path: Path, near: float) -> None:
 
         save_result_page(result, path)
     elif name == "video":
-        render_video(result.gaussians, result.cameras, path, frames=_PREVIEW_FRAMES, near=near)
+        render_video(result.gaussians, result.cameras, path, frames=VIDEO_FRAMES, near=near)
     elif name == "mesh":
         from ilrm.mesh.files import save_surface
         from ilrm.mesh.make_mesh import mesh_gaussians  # needs an extra

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from ilrm.core.checks import MAX_PIXELS, check_at_least, check_size
 from ilrm.core.errors import ConfigError
+from ilrm.pipeline.forward.budget import Budget
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 PosesName = Literal["auto", "stored", "sfm"]
@@ -23,7 +24,10 @@ class RunOptions:
         input: a scene's folder or camera file (transforms.json, COLMAP, opencv_cameras.json, chunks), or a folder of
             photos or a video without cameras.
         output: folder to write; None writes nothing.
-        views: number of input photos; by default as many as reasonable in memory and time.
+        views: number of input photos; by default as many as the budget allows, else as reasonable in memory and time.
+            More than a group holds are reconstructed in groups.
+        gaussians, memory, seconds: the budget: most Gaussians of the forward pass, bytes of memory, and seconds of the
+            whole run; numbers, or text such as "200k", "4GB", "2min". Expected values count, not those in the end.
         holdout: hold out every N-th photo for evaluation; 0 holds out none. By default the test photos that the scene
             itself declares, else every 8th if there are 10 or more.
         weights: name, file or folder of the weights, or a hub id.
@@ -44,6 +48,9 @@ class RunOptions:
     input: Path
     output: Path | None = None
     views: int | None = None
+    gaussians: int | float | str | None = None
+    memory: int | float | str | None = None
+    seconds: int | float | str | None = None
     holdout: int | None = None
     weights: str = "ilrm-small"
     feedback: int | None = None
@@ -74,3 +81,8 @@ class RunOptions:
         check_at_least("--refine", self.refine, 0)
         check_at_least("--holdout", self.holdout or 0, 0)
         check_at_least("--views", 2 if self.views is None else self.views, 2)
+        self.budget()
+
+    def budget(self) -> Budget:
+        """The limits of ``gaussians``, ``memory`` and ``seconds``. Raises ConfigError."""
+        return Budget.parse(self.gaussians, self.memory, self.seconds)

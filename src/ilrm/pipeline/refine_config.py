@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ilrm.core.errors import ConfigError
 
 # From widenings of 1 to 2.2 times, compared on the five captures of docs/benchmarks and the bundled one.
 _FOOTPRINT, MOST_WIDENING = 1.5, 1.75
+# Of more views than the first, a step renders as many as the second: it would take minutes with hundreds.
+_ALL_AT_ONCE, _VIEWS_A_STEP = 32, 16
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,9 @@ class RefineConfig:
     def for_steps(steps: int, seed: int = 0) -> RefineConfig:
         """The preset for so many steps: ``paper`` up to 50, ``long`` above."""
         return RefineConfig.paper() if steps <= 50 else RefineConfig.long(seed)
+
+    def for_views(self, views: int, seed: int) -> RefineConfig:
+        """The same for so many input views: of more than 32, a step renders no more than 16."""
+        if self.views_per_step is not None or views <= _ALL_AT_ONCE:
+            return self
+        return replace(self, views_per_step=_VIEWS_A_STEP, seed=seed)

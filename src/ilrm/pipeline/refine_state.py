@@ -17,6 +17,7 @@ from ilrm.render import render
 _OPACITY_RANGE = (1e-6, 1 - 1e-6)
 # Of the photos that a step renders at once, about: what renderings and gradients need of memory follows.
 _MOST_PIXELS = 1 << 21
+_MOST_DISTANCES = 1 << 25
 
 
 class RefineState:
@@ -26,7 +27,7 @@ class RefineState:
         self.config = config
         self.centers = cameras.centers.to(gaussians.means)
         self.start, self.antialiased = gaussians.means, gaussians.antialiased
-        self.distance = torch.cdist(self.start, self.centers).amin(1, keepdim=True).clamp_min(1e-6)  # (N, 1)
+        self.distance = _nearest(self.start, self.centers)[:, None].clamp_min(1e-6)  # (N, 1)
         self.parameters: dict[str, Tensor] = {
             "means": torch.zeros_like(self.start),  # the way from the start, in units of self._unit()
             "sh": gaussians.sh.clone(),
@@ -112,7 +113,7 @@ class RefineState:
     def prune(self) -> None:
         """Remove transparent and oversized Gaussians, along with what the optimiser knows of them."""
         gaussians = self.gaussians()
-        distance = torch.cdist(gaussians.means, self.centers).amin(1)
+        distance = _nearest(gaussians.means, self.centers)
         keep = gaussians.opacities >= self.config.prune_opacity
         keep &= gaussians.scales.amax(1) <= self.config.prune_scale * distance
         if keep.all() or not keep.any():
@@ -125,6 +126,12 @@ class RefineState:
             group["params"] = [kept]
             self.optimiser.state[kept] = {k: v[keep] if v.ndim else v for k, v in moments.items()}
             self.parameters[group["name"]] = kept
+
+
+def _nearest(means: Tensor, centers: Tensor) -> Tensor:
+    """(N,) distance of each mean (N, 3) from the nearest of the centres (V, 3). Memory does not grow with N times V."""
+    together = max(1, _MOST_DISTANCES // max(1, len(centers)))
+    return torch.cat([torch.cdist(some, centers).amin(1) for some in means.split(together)])
 
 
 def _photometric(rgb: Tensor, truth: Tensor, mask: Tensor | None, config: RefineConfig) -> Tensor:

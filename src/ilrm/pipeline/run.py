@@ -5,26 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ilrm.core.checks import find_device, peak_memory
+from ilrm.core.checks import MAX_PIXELS, find_device, peak_memory
 from ilrm.core.errors import collect_warnings
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.precision import resolve
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
 from ilrm.files import atomic_folder, check_apart, check_folder, claim_names, write_json
-from ilrm.files.image_files import MAX_PIXELS
 from ilrm.model.ilrm import ILRM
-from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.extras import EXPORT_FILES, save_extras
+from ilrm.pipeline.forward.passes import forward_pass
+from ilrm.pipeline.forward.plan import make_plan
+from ilrm.pipeline.forward.posing import CAPTURE_FOLDER, PosedInput, files_of, posed_input
 from ilrm.pipeline.options import ExportName, PosesName, PrecisionName, RunOptions, WatchName
-from ilrm.pipeline.posing import CAPTURE_FOLDER, PosedInput, files_of, posed_input
 from ilrm.pipeline.refine import RefineConfig, RefineResult
 from ilrm.pipeline.refinement import refine_reported
 from ilrm.pipeline.scoring import save_comparisons, score
-from ilrm.pipeline.views import ViewSplit, split_views
+from ilrm.pipeline.views import ViewSplit
 from ilrm.render.warm_up import kernels_in_background
 from ilrm.results import Result
 from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE
@@ -32,9 +33,6 @@ from ilrm.results.result import INPUTS, METRICS_FILE, RENDERS
 from ilrm.scenes import load_scene
 
 _MOST_WATCHED = 6
-# Default limit on the pixels of all inputs: 16 views of 256x256 on a CPU, 64 on a GPU.
-_PIXEL_BUDGET = {"cpu": 16 * 256 * 256, "cuda": 64 * 256 * 256}
-_MOST_INPUTS = 32
 _MOST_BYTES = 4 << 30  # of decoded photos in memory
 
 
@@ -43,6 +41,9 @@ def run(
     output: Path | str | None = None,
     *,
     views: int | None = None,
+    gaussians: float | str | None = None,
+    memory: float | str | None = None,
+    seconds: float | str | None = None,
     holdout: int | None = None,
     weights: str = "ilrm-small",
     feedback: int | None = None,
@@ -65,8 +66,8 @@ def run(
             by ``ilrm.capture`` and kept in ``output``/capture.
         output: a folder for scene.ply, cameras.json, metrics.json, inputs/, renders/ and the files of ``export``, which
             are written all or not at all; None writes nothing (``Result.save`` can do so later).
-        views, holdout, weights, feedback, refine, export, watch, size, max_pixels, device, precision, seed, poses,
-            overwrite: see ``RunOptions``.
+        views, gaussians, memory, seconds, holdout, weights, feedback, refine, export, watch, size, max_pixels, device,
+            precision, seed, poses, overwrite: see ``RunOptions``.
         reporter: receives messages and progress.
 
     Returns:
@@ -79,6 +80,9 @@ def run(
         input=Path(input),
         output=None if output is None else Path(output),
         views=views,
+        gaussians=gaussians,
+        memory=memory,
+        seconds=seconds,
         holdout=holdout,
         weights=weights,
         feedback=feedback,
@@ -148,19 +152,23 @@ class _Run:
         with kernels_in_background(self.device, gradients=options.refine > 0):
             with self._stage("load"):
                 scene = load_scene(self.posed.path, max_side=options.size, max_pixels=options.max_pixels)
-                split = self._split(scene)
-                inputs, held_out = scene.select(split.inputs).loaded(), scene.select(split.held_out).loaded(_MOST_BYTES)
                 model = ILRM.from_pretrained(options.weights).to(self.device)
                 if resolve(options.precision, self.device, model.parameter_count()) == "bf16":
                     model.cast_weights()
                 feedback = model.feedback_iterations(options.feedback)
+                plan = make_plan(scene, replace(options, input=self.posed.path), model, feedback)
+                split = plan.split
+                inputs, held_out = (scene.select(use).loaded(_MOST_BYTES) for use in (split.inputs, split.held_out))
             self.reporter.say(
                 f"{options.input}: {len(inputs)} inputs, {len(held_out)} held out, {len(split.spare)} spare, "
                 f"{scene.cameras.width}x{scene.cameras.height}, {options.weights} on {self.device}"
             )
+            self.reporter.say(plan.describe())
             with self._stage("reconstruct"):
-                gaussians = reconstruct(inputs, model, precision=options.precision, feedback=feedback)
-        near = inputs.cameras.near_plane()
+                forward = forward_pass(
+                    inputs, model, plan.groups, precision=options.precision, feedback=feedback, reporter=self.reporter
+                )
+        gaussians, near = forward.gaussians, forward.near
         before, refined = None, None
         if options.refine:
             with self._stage("score_before_refine"):
@@ -177,10 +185,12 @@ class _Run:
             "ssim_before_refine": before and before[1],
             **self._report(gaussians, inputs, held_out, feedback),
             **_refine_report(refined, options.watch),
+            **forward.report(),
+            **plan.report(options.budget()),
             "warnings": self.warnings,
             "files": {},
         }
-        photos = tuple(inputs.images[:].mul(255).round().byte().cpu().numpy())
+        photos = tuple(inputs.images[view].mul(255).round().byte().cpu().numpy() for view in range(len(inputs)))
         path = (options.output or Path(".")) / SCENE_FILE
         result = Result(path, gaussians.to("cpu"), inputs.cameras.to("cpu"), inputs.names, photos, metrics)
         if folder is not None:
@@ -218,15 +228,9 @@ class _Run:
             save_extras(self.options.export, result, folder, near, self.reporter)
         write_json(folder / METRICS_FILE, result.metrics)
 
-    def _split(self, scene: Scene) -> ViewSplit:
-        options = self.options
-        each = scene.cameras.width * scene.cameras.height
-        most = min(max(_PIXEL_BUDGET[self.device.type] // each, 2), _MOST_INPUTS)
-        return split_views(scene, self.posed.path, options.views, options.holdout, most=most, seed=options.seed)
-
     def _refine(self, gaussians: Gaussians, inputs: Scene, watched: Scene) -> RefineResult:
         steps = self.options.refine
-        config = RefineConfig.for_steps(steps, self.options.seed)
+        config = RefineConfig.for_steps(steps, self.options.seed).for_views(len(inputs), self.options.seed)
         return refine_reported(gaussians, inputs, watched, steps, config, self.reporter)
 
 

@@ -40,7 +40,7 @@ def split_views(
         ConfigError: invalid numbers.
         SceneError: fewer than two views remain as inputs.
     """
-    from ilrm.scenes import select_inputs
+    from ilrm.scenes.views import choose_inputs
 
     held_out = _held_out(scene, path, holdout)
     kept_out = set(held_out)
@@ -60,7 +60,7 @@ def split_views(
             f"({len(held_out)} are held out).",
             expected=f"2 to {len(rest)}",
         )
-    inputs = rest if views == len(rest) else sorted(select_inputs(scene.cameras, views, rest, seed))
+    inputs = rest if views == len(rest) else choose_inputs(scene, views, rest, seed)
     chosen = set(inputs)
     return ViewSplit(inputs, held_out, [i for i in rest if i not in chosen])
 

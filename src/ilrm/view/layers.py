@@ -20,7 +20,7 @@ def update_layers(result: Result, device: torch.device | str = "cpu") -> list[tu
 
     Raises:
         SceneError: the cameras or some photos are missing.
-        ConfigError: the result does not name its weights.
+        ConfigError: the result does not name its weights, or was made in groups of photos.
         WeightsError: these weights are not available.
     """
     if result.cameras is None or not result.photos or any(photo is None for photo in result.photos):
@@ -33,6 +33,11 @@ def update_layers(result: Result, device: torch.device | str = "cpu") -> list[tu
         raise ConfigError(
             f"No file beside {result.path} names the weights that it was made with.",
             expected="metrics.json with the field 'weights'",
+        )
+    if (groups := result.metrics.get("groups", 1)) != 1:
+        raise ConfigError(
+            f"The photos of {result.path} were reconstructed in {groups} groups: no layer holds all Gaussians.",
+            fix="use fewer photos (--views), which one group holds",
         )
     images = torch.from_numpy(np.stack([photo for photo in result.photos if photo is not None])).float() / 255
     scene = Scene(images, result.cameras, result.names)

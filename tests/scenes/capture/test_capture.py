@@ -15,7 +15,7 @@ from PIL import Image
 import ilrm
 from ilrm.cli import main
 from ilrm.core.errors import ConfigError, OutputError, WorkerError
-from ilrm.pipeline.posing import needs_capture
+from ilrm.pipeline.forward.posing import needs_capture
 from ilrm.scenes import load_scene
 from ilrm.scenes.capture import sfm
 from tests.scenes.capture.conftest import HEIGHT, VIEWS, WIDTH

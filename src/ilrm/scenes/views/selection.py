@@ -57,12 +57,17 @@ def select_inputs(cameras: Cameras, count: int, candidates: Sequence[int] | None
             expected=f"1 to {len(pool)}",
             fix="request fewer views, or add photos",
         )
-    centres = cameras.centers[pool].double().cpu().numpy()
+    features = camera_features(cameras[pool])
+    return sorted(pool[i] for i in _representatives(features, count, np.random.default_rng(seed)))
+
+
+def camera_features(cameras: Cameras) -> np.ndarray:
+    """(V, 6) float64 [centre / extent, viewing direction]; the extent is the largest distance of a centre from their
+    mean. Distances between them do not depend on the world's position, orientation or scale."""
+    centres = cameras.centers.double().cpu().numpy()
     centres = centres - centres.mean(0)
     extent = np.linalg.norm(centres, axis=1).max()
-    forward = cameras.forward[pool].double().cpu().numpy()
-    features = np.concatenate([centres / (extent or 1.0), forward], axis=1)
-    return sorted(pool[i] for i in _representatives(features, count, np.random.default_rng(seed)))
+    return np.concatenate([centres / (extent or 1.0), cameras.forward.double().cpu().numpy()], axis=1)
 
 
 def farthest_points(positions: Tensor, count: int) -> list[int]:

@@ -1,0 +1,227 @@
+"""Before the work: how many photos, in which groups, and what that is expected to cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ilrm.core.errors import ConfigError, warn
+from ilrm.core.scene import Scene
+from ilrm.model.ilrm import ILRM
+from ilrm.pipeline.forward.budget import Budget
+from ilrm.pipeline.forward.cost import (
+    Cost,
+    Work,
+    expected_cost,
+    gaussians_of_view,
+    measure_slowness,
+    memory_in_use,
+)
+from ilrm.pipeline.forward.groups import Group, group_count, make_groups, view_affinity
+from ilrm.pipeline.options import RunOptions
+from ilrm.pipeline.refine_config import RefineConfig
+from ilrm.pipeline.views import ViewSplit, split_views
+from ilrm.scenes.views import covered_share
+
+# Default limit on the pixels of all inputs: 16 views of 256x256 on a CPU, 64 on a GPU.
+_PIXEL_BUDGET = {"cpu": 16 * 256 * 256, "cuda": 64 * 256 * 256}
+_MOST_INPUTS = 32
+# A group has up to twice as many, and eight of any size: the larger the groups, the better the pictures.
+_WHOLE, _LEAST_WHOLE = 2, 8
+# Groups cover the rest where one group's inputs cover less than this share of what all photos do.
+_WELL_COVERED = 0.95
+# Matching needs another view, and groups need neighbours.
+_LEAST_INPUTS, _LEAST_GROUP = 2, 4
+VIDEO_FRAMES = 90  # three seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        split: the use of every view.
+        groups: of the inputs, by their place in ``split.inputs``.
+        cost: what is expected.
+    """
+
+    split: ViewSplit
+    groups: list[Group]
+    cost: Cost
+
+    def describe(self) -> str:
+        """One line for the user."""
+        seconds = "" if self.cost.seconds is None else f"about {_duration(self.cost.seconds)}, "
+        groups = f" in {len(self.groups)} groups" if len(self.groups) > 1 else ""
+        return (
+            f"{len(self.split.inputs)} photos{groups}, {self.cost.gaussians:,} Gaussians; expected: "
+            f"{seconds}about {self.cost.memory / 1e9:.1f} GB"
+        )
+
+    def report(self, budget: Budget) -> dict[str, Any]:
+        """Of metrics.json: what was allowed and what was expected."""
+        seconds = self.cost.seconds
+        return {
+            "budget": {"gaussians": budget.gaussians, "memory_gb": _gb(budget.memory), "seconds": budget.seconds},
+            "expected": {
+                "gaussians": self.cost.gaussians,
+                "seconds": None if seconds is None else round(seconds, 1),
+                "peak_memory_gb": _gb(self.cost.memory),
+            },
+        }
+
+
+def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> Plan:
+    """Decide on the use of every view.
+
+    Without ``options.views`` the limits of the budget decide on the number of inputs; without those, what is usual.
+    More than one group holds are chosen only where one group cannot cover the scene: else it gives better pictures.
+
+    Raises:
+        ConfigError, SceneError: as ``split_views``; a limit on Gaussians or memory that two photos exceed.
+
+    Warns (IlrmWarning) where the time, or what was asked for by ``options.views``, exceeds a limit.
+    """
+    planner = _Planner(scene, options, model, feedback)
+    split = _split(scene, options, planner)
+    groups = [Group(tuple(range(len(split.inputs))))]
+    if len(split.inputs) > planner.whole:
+        groups = make_groups(view_affinity(scene.select(split.inputs)), planner.whole)
+    cost = planner.cost(tuple(map(len, groups)), len(split.inputs), len(split.held_out))
+    _warn_of_excess(cost, planner.budget)
+    return Plan(split, groups, cost)
+
+
+def _split(scene: Scene, options: RunOptions, planner: _Planner) -> ViewSplit:
+    """The inputs that are asked for; else those of one group, or as many as the budget allows if one group leaves much
+    of the scene out."""
+
+    def of(most: int) -> ViewSplit:
+        return split_views(scene, options.input, options.views, options.holdout, most=most, seed=options.seed)
+
+    if options.views is not None:
+        return of(options.views)
+    limited = not planner.budget.unlimited
+    most = planner.affordable() if limited else len(scene)
+    split = of(min(most, planner.whole if limited else planner.usual))
+    if split.spare and most > len(split.inputs):
+        share = covered_share(scene, split.inputs, [*split.inputs, *split.spare])
+        split = of(most) if share < _WELL_COVERED else split
+    return split
+
+
+class _Planner:
+    """Costs of runs on one scene.
+
+    Attributes:
+        budget: limits on them.
+        usual: inputs where nothing is asked for.
+        whole: the most views of a group.
+    """
+
+    def __init__(self, scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> None:
+        self.config, device = model.config, next(model.parameters()).device
+        self.budget = options.budget()
+        if device.type != "cpu" and self.budget.seconds is not None:
+            raise ConfigError(
+                "--seconds was given, but the time is known in advance on a CPU only.", fix="use --gaussians or --views"
+            )
+        slowness = measure_slowness() if device.type == "cpu" else None
+        self._machine = (slowness, memory_in_use(device))
+        self._scene = scene
+        self._work = Work(
+            groups=(),
+            inputs=0,
+            held_out=0,
+            width=scene.cameras.width,
+            height=scene.cameras.height,
+            feedback=feedback,
+            refine=options.refine,
+            frames=VIDEO_FRAMES if "video" in options.export and options.output is not None else 0,
+            decode=_time_of_a_photo(scene),
+        )
+        each = scene.cameras.width * scene.cameras.height
+        pixels = _PIXEL_BUDGET[device.type]
+        self.usual = self._fitting(min(max(pixels // each, _LEAST_INPUTS), _MOST_INPUTS))
+        self.whole = self._fitting(min(max(_WHOLE * pixels // each, _LEAST_WHOLE), _MOST_INPUTS))
+
+    def cost(self, groups: tuple[int, ...], inputs: int, held_out: int) -> Cost:
+        """Of a run with so many views in each group."""
+        config = RefineConfig.for_steps(self._work.refine, 0).for_views(inputs, 0)
+        step_views = min(config.views_per_step or inputs, inputs)
+        work = replace(self._work, groups=groups, inputs=inputs, held_out=held_out, step_views=step_views)
+        return expected_cost(work, self.config, *self._machine)
+
+    def affordable(self) -> int:
+        """The most inputs that the budget allows, at least two. Raises ConfigError."""
+        self._check_least()
+        fitting = [n for n in range(_LEAST_INPUTS, len(self._scene) + 1) if self._affords(n)]
+        return max(fitting, default=_LEAST_INPUTS)
+
+    def _affords(self, inputs: int) -> bool:
+        return not _excess(self.cost(self._groups(inputs), inputs, len(self._scene) // 8), self.budget)
+
+    def _groups(self, inputs: int) -> tuple[int, ...]:
+        """About how many views each group has where there are ``inputs`` in all."""
+        return (inputs,) if inputs <= self.whole else (self.whole,) * group_count(inputs, self.whole)
+
+    def _fitting(self, wanted: int) -> int:
+        """The wanted size of a group, or as much of it as the memory allows."""
+        least = min(wanted, _LEAST_GROUP)
+        limit = self.budget.memory
+        sizes = range(wanted, least, -1)
+        return next((n for n in sizes if limit is None or self.cost((n,), n, 0).memory <= limit), least)
+
+    def _check_least(self) -> None:
+        """Raises ConfigError where not even two photos can be within a limit that is known exactly, or nearly."""
+        least = self.cost((_LEAST_INPUTS,), _LEAST_INPUTS, 0)
+        each = gaussians_of_view(self.config, self._scene.cameras.width, self._scene.cameras.height)
+        size, fix = f"{self._scene.cameras.width}x{self._scene.cameras.height}", "allow more, or reduce --size"
+        if self.budget.gaussians is not None and least.gaussians > self.budget.gaussians:
+            raise ConfigError(
+                f"--gaussians {self.budget.gaussians} was given, but a photo of {size} makes {each}.",
+                expected=f"{least.gaussians} or more, for two photos",
+                fix=fix,
+            )
+        if self.budget.memory is not None and least.memory > self.budget.memory:
+            raise ConfigError(
+                f"--memory {self.budget.memory / 1e9:.2f}GB was given, but two photos of {size} need about "
+                f"{least.memory / 1e9:.2f} GB.",
+                fix=fix,
+            )
+
+
+def _excess(cost: Cost, budget: Budget) -> list[str]:
+    """The limits that a cost exceeds."""
+    limits = [("gaussians", budget.gaussians), ("memory", budget.memory), ("seconds", budget.seconds)]
+    return [name for name, limit in limits if limit is not None and (getattr(cost, name) or 0) > limit]
+
+
+def _warn_of_excess(cost: Cost, budget: Budget) -> None:
+    said = {
+        "gaussians": f"{cost.gaussians} Gaussians are more than --gaussians allows",
+        "memory": f"About {cost.memory / 1e9:.1f} GB of memory are expected, more than --memory allows",
+        "seconds": f"About {cost.seconds or 0:.0f} s are expected, more than --seconds allows",
+    }
+    for name in _excess(cost, budget):
+        warn(said[name])
+
+
+def _time_of_a_photo(scene: Scene) -> float:
+    """Seconds to read one; 0 where they are in memory."""
+    if isinstance(scene.images, torch.Tensor) or not len(scene):
+        return 0.0
+    start = time.perf_counter()
+    scene.images[0]
+    return time.perf_counter() - start
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _gb(size: float | None) -> float | None:
+    return None if size is None else round(size / 1e9, 3)

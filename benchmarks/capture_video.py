@@ -38,7 +38,7 @@ class Options:
 
     Attributes:
         output: folder of the results.
-        photos: a walk of so many photos instead of a video.
+        photos: number of photos of a walk, instead of a video.
         size: longer side of the photos or of the video.
         frames: of the video.
         seed: of the world.

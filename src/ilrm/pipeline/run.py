@@ -17,7 +17,7 @@ from ilrm.core.scene import Scene
 from ilrm.files import atomic_folder, check_apart, check_folder, write_json
 from ilrm.files.image_files import MAX_PIXELS
 from ilrm.model.ilrm import ILRM
-from ilrm.model.reconstruct import reconstruct
+from ilrm.model.reconstruct import reconstruct, usable_points
 from ilrm.pipeline.extras import EXPORT_FILES, save_extras
 from ilrm.pipeline.options import ExportName, PrecisionName, RunOptions, WatchName
 from ilrm.pipeline.refine import RefineConfig, RefineResult
@@ -46,6 +46,7 @@ def run(
     holdout: int | None = None,
     weights: str = "ilrm-small",
     feedback: int | None = None,
+    points: bool = False,
     refine: int = 0,
     export: Sequence[ExportName] = ("html", "video"),
     watch: WatchName = "spare",
@@ -63,8 +64,8 @@ def run(
         input: a scene's folder or camera file.
         output: a folder for scene.ply, cameras.json, metrics.json, inputs/, renders/ and the files of ``export``, which
             are written all or not at all; None writes nothing (``Result.save`` can do so later).
-        views, holdout, weights, feedback, refine, export, watch, size, max_pixels, device, precision, seed, overwrite:
-            see ``RunOptions``.
+        views, holdout, weights, feedback, points, refine, export, watch, size, max_pixels, device, precision, seed,
+            overwrite: see ``RunOptions``.
         reporter: receives messages and progress.
 
     Returns:
@@ -80,6 +81,7 @@ def run(
         holdout=holdout,
         weights=weights,
         feedback=feedback,
+        points=points,
         refine=refine,
         export=tuple(export),
         watch=watch,
@@ -136,12 +138,15 @@ class _Run:
                 if resolve(options.precision, self.device, model.parameter_count()) == "bf16":
                     model.cast_weights()
                 feedback = model.feedback_iterations(options.feedback)
+                points = usable_points(inputs, model.config) if options.points else None
             self.reporter.say(
                 f"{options.input}: {len(inputs)} inputs, {len(held_out)} held out, {len(split.spare)} spare, "
                 f"{scene.cameras.width}x{scene.cameras.height}, {options.weights} on {self.device}"
             )
             with self._stage("reconstruct"):
-                gaussians = reconstruct(inputs, model, precision=options.precision, feedback=feedback)
+                gaussians = reconstruct(
+                    inputs, model, precision=options.precision, feedback=feedback, points=options.points
+                )
         near = inputs.cameras.near_plane()
         before, refined = None, None
         if options.refine:
@@ -158,6 +163,7 @@ class _Run:
             "psnr_before_refine": before and before[0],
             "ssim_before_refine": before and before[1],
             **self._report(gaussians, inputs, held_out, feedback),
+            "points": 0 if points is None else points.xyz.shape[1],
             **_refine_report(refined, options.watch),
             "warnings": self.warnings,
             "files": {},

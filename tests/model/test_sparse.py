@@ -40,6 +40,7 @@ def views() -> tuple[torch.Tensor, Cameras]:
 def seen_slowly(points: SparsePoints, rgb: torch.Tensor, cameras: Cameras) -> dict[tuple[int, int], list]:
     """(place, fraction, weight) of every point, for each (sample, view): one point after the other."""
     found = {}
+    assert points.rgb is not None
     B, V, H, W, _ = rgb.shape
     for b in range(B):
         for v in range(V):

@@ -75,9 +75,9 @@ def iterated(inputs: Scene, options: Options) -> tuple[list[Gaussians], list[flo
     """The states after each iteration, the decoder's first, and their seconds: all iterations take as long."""
     model = network(options.weights, True)
     begin = time.process_time()
-    reconstruct(inputs, model, feedback=0)
+    reconstruct(inputs, model, feedback=0, points=False)
     between = time.process_time()
-    states = reconstruct(inputs, model, feedback=options.most, iterations=True)
+    states = reconstruct(inputs, model, feedback=options.most, iterations=True, points=False)
     alone, together = between - begin, time.process_time() - between
     first = len(states.means) - 1 - options.most
     numbers = range(options.most + 1)

@@ -2,13 +2,16 @@
 
     python benchmarks/weights.py FOLDER [FOLDER ...] -o out/weights --methods trained sparse
     python benchmarks/weights.py FOLDER [FOLDER ...] -o out/weights --methods untrained random
+    python benchmarks/weights.py FOLDER [FOLDER ...] -o out/points --procedural 0 --methods trained points sparse
 
 Procedural scenes have seeds that training never drew; every 4th of their 16 views is held out, every 8th photo of a
-FOLDER. Starts: "trained" and "untrained" are the forward pass of the same network; "random" draws as many Gaussians as
+FOLDER. Starts: "trained" and "untrained" are the forward pass of the same network, "points" the trained one that is
+also given the scene's sparse points; "random" draws as many Gaussians as
 that makes on rays of the inputs, at random depths; "sparse" has one for every sparse point of the scene that lies in
 two input images or more (all photos of the scene were used to find them, which favours it). All are then refined by
 ``ilrm.refine``. The time allowed to the last two is the processor time that "trained" took for its forward pass and
-``--steps`` steps (it comes first); they are scored when it is used up.
+``--steps`` steps (it comes first), or "points" if that was measured and took longer; they are scored when it is used
+up. ``--steps`` without a number compares forward passes.
 
 Every result is appended to OUT/results.jsonl, so a stopped run can continue. OUT/table.md has the means.
 """
@@ -36,7 +39,7 @@ from ilrm.model.reconstruct import reconstruct
 from ilrm.pipeline.refine import RefineConfig, refine
 from ilrm.scenes import select_inputs, split_holdout
 
-Method = Literal["trained", "untrained", "random", "sparse"]
+Method = Literal["trained", "points", "untrained", "random", "sparse"]
 # Random depths, in units of the normalised frame: from a camera's own reach to far behind everything.
 _RANDOM_DEPTHS = (0.5, 20.0)
 
@@ -103,7 +106,9 @@ def score(gaussians: Gaussians, views: Scene, near: float) -> dict[str, float]:
 def start(method: Method, inputs: Scene, options: Options) -> Gaussians:
     match method:
         case "trained" | "untrained":
-            return reconstruct(inputs, network(options.weights, method == "trained"))
+            return reconstruct(inputs, network(options.weights, method == "trained"), points=False)
+        case "points":
+            return reconstruct(inputs, network(options.weights, True), points=True)
         case "sparse":
             assert inputs.points is not None
             keep = _in_images(inputs) >= 2
@@ -161,10 +166,11 @@ def measure(method: Method, inputs: Scene, held_out: Scene, options: Options, al
     gaussians = start(method, inputs, options)
     used = time.process_time() - begin
     result: dict[str, Any] = {"gaussians": len(gaussians), "start_s": used, "0": score(gaussians, held_out, near)}
-    if not options.steps:
+    result["seconds"] = used
+    if not options.steps and allowed is None:
         return result
     config = RefineConfig.long()
-    if method not in ("trained", "untrained"):
+    if method not in ("trained", "points", "untrained"):
         config = replace(config, footprint=None)  # as ``ilrm refine`` does with Gaussians that no network made
     if allowed is None:
         for steps in options.steps:
@@ -218,7 +224,8 @@ def main(options: Options) -> None:
             for method in options.methods:
                 if (name, views, method) in done or (method in ("random", "sparse") and not refined):
                     continue
-                allowed = done[name, views, "trained"]["seconds"] if method in ("random", "sparse") else None
+                timed = [done[key]["seconds"] for x in ("trained", "points") if (key := (name, views, x)) in done]
+                allowed = max(timed) if method in ("random", "sparse") else None
                 run = options if refined else Options(**{**vars(options), "steps": ()})
                 row = {"scene": name, "views": views, "method": method}
                 row |= measure(method, inputs, scene.select(hidden), run, allowed)

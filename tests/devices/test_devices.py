@@ -25,6 +25,8 @@ from ilrm.evaluate import psnr, ssim
 from ilrm.evaluate.metrics import ssim_map
 from ilrm.model import ILRM, ComputeConfig, FootprintDecoder, ILRMConfig
 from ilrm.model.config import MatchingConfig
+from ilrm.model.matching.neighbours import is_astray
+from ilrm.model.matching.sparse import SparsePoints
 from ilrm.pipeline.refine_config import RefineConfig
 from ilrm.pipeline.refine_state import RefineState
 from ilrm.render import normals
@@ -84,7 +86,9 @@ def test_networks(name: str) -> None:
     for options in ({}, {"mask": mask}, {"iterations": True}):
         assert network(images, pose, K, **options).device == META
     if config.matching is not None:
+        points = SparsePoints(torch.rand(2, 7, 3, device=META), torch.rand(2, 7, 3, device=META))
         assert network(images, pose, K, with_match=True)[1].fraction.device == META
+        assert network(images, pose, K, points=points, mask=mask, with_match=True)[1].fraction.device == META
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -100,6 +104,8 @@ def test_a_forward_pass_takes_nothing_from_the_host(name: str) -> None:
     network(images, pose, K)  # mini-batches stay on the device from then on
     with torch.no_grad(), NothingFromTheHost(META):
         assert network(images, pose, K, mask=mask).device == META
+        points = SparsePoints(torch.rand(2, 7, 3, device=META))
+        assert network(images, pose, K, points=points).device == META
 
 
 def rasterization(device: torch.device = META, **given: Any) -> tuple[Tensor, Tensor, None]:
@@ -142,6 +148,7 @@ FUNCTIONS: dict[str, Callable[[], Any]] = {
     "from_gsplat": lambda: Gaussians.from_gsplat(**meta_gaussians(2).to_gsplat()),
     "gsplat": drawn,
     "normals": lambda: normals.normals(torch.rand(VIEWS, HEIGHT, WIDTH, device=META), meta_cameras(), "world"),
+    "is_astray": lambda: is_astray(torch.rand(20, 3, device=META)),
     "psnr": lambda: psnr(torch.rand(**IMAGES), torch.rand(**IMAGES)),
     "ssim": lambda: ssim(torch.rand(**IMAGES), torch.rand(**IMAGES)),
     "ssim_map": lambda: ssim_map(torch.rand(**IMAGES), torch.rand(**IMAGES)),

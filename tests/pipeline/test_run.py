@@ -20,7 +20,7 @@ from ilrm.cli.reconstruct import Reconstruct
 from ilrm.cli.refine import Refine
 from ilrm.cli.render import Render
 from ilrm.core.errors import ConfigError, IlrmWarning, OutputError
-from ilrm.model import ILRM, FeedbackConfig, FootprintDecoder, ILRMConfig
+from ilrm.model import ILRM, FeedbackConfig, FootprintDecoder, ILRMConfig, MatchingConfig
 from ilrm.pipeline.exporting import ExportOptions
 from ilrm.pipeline.meshing import mesh_file
 from ilrm.pipeline.options import RunOptions
@@ -207,3 +207,15 @@ def test_feedback_is_what_the_weights_say_or_what_is_asked(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="1 feedback iterations were asked of a network without feedback"):
         run(CAPTURE, tmp_path / "none", feedback=1, **{**options, "weights": str(tmp_path / "plain")})
     assert not (tmp_path / "none").exists()
+
+
+def test_sparse_points_are_used_if_they_are_asked_for(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    matched = replace(TINY, matching=MatchingConfig(planes=16, sources=2), image_channels=("rgb", "match"))
+    ILRM(matched).save_pretrained(tmp_path / "weights")
+    options: dict[str, Any] = {"views": 3, "size": 64, "device": "cpu", "weights": str(tmp_path / "weights")}
+    off, on = (run(CAPTURE, points=points, **options) for points in (False, True))
+    assert off.metrics["points"] == 0
+    assert on.metrics["points"] > 100
+    assert not torch.equal(on.gaussians.means[: len(off.gaussians)], off.gaussians.means)
+    assert torch.equal(run(CAPTURE, **options).gaussians.means, off.gaussians.means)

@@ -47,6 +47,8 @@ class Reconstruct:
     """Name, file or folder of the weights, or a hub id."""
     feedback: int | None = None
     """Iterations in which the network sees its own renderings. Default: the number in the weights."""
+    points: bool = False
+    """Use the capture's sparse points: as evidence for depth, and as Gaussians where no input photo sees a surface."""
     refine: int = 0
     """Steps of optimisation on the input photos after the forward pass."""
     export: tuple[ExportName, ...] = ("html", "video")

@@ -31,6 +31,7 @@ from ilrm.model.hidden import fill_hidden, hidden_pixels
 from ilrm.model.matching import Match, match_depth
 from ilrm.model.matching.consistency import cross_check
 from ilrm.model.matching.net import MatchingNet
+from ilrm.model.matching.sparse import SparsePoints
 from ilrm.model.tokens import (
     LAYER_NORM_EPS,
     PatchTokens,
@@ -84,6 +85,7 @@ class ILRM(nn.Module):
         K: Tensor,
         *,
         mask: Tensor | None = None,
+        points: SparsePoints | None = None,
         feedback: int | None = None,
         iterations: bool | Literal["feedback"] = False,
         with_match: Literal[False] = False,
@@ -97,6 +99,7 @@ class ILRM(nn.Module):
         K: Tensor,
         *,
         mask: Tensor | None = None,
+        points: SparsePoints | None = None,
         feedback: int | None = None,
         iterations: bool | Literal["feedback"] = False,
         with_match: Literal[True],
@@ -109,6 +112,7 @@ class ILRM(nn.Module):
         K: Tensor,
         *,
         mask: Tensor | None = None,
+        points: SparsePoints | None = None,
         feedback: int | None = None,
         iterations: bool | Literal["feedback"] = False,
         with_match: bool = False,
@@ -125,6 +129,8 @@ class ILRM(nn.Module):
                 default. 0 is the plain network.
             mask: (B, V, H, W) bool, the pixels that count; all by default. The others are filled in from their
                 surroundings and nothing is matched with them.
+            points: sparse points in the frame of the cameras, as evidence for matching, where the network has it. CUDA
+                graphs are not recorded with them.
             with_match: also return what plane-sweep matching found (None without it), as training supervises it.
 
         Returns:
@@ -142,7 +148,7 @@ class ILRM(nn.Module):
         grid = (images.shape[2] // self.config.viewpoint_factor, images.shape[3] // self.config.viewpoint_factor)
         hidden = () if mask is None else (hidden_pixels(mask, *grid),)
         with self._base_gradients():
-            activated, match, known = self._predict((images, c2w, K, *hidden), every_layer=iterations is True)
+            activated, match, known = self._predict((images, c2w, K, *hidden), points, every_layer=iterations is True)
         if rounds and self.feedback is not None:
             seen = self._seen(images, c2w, K, mask, grid, known)
             activated = [*activated, *self.feedback(activated[-1], seen, rounds)]
@@ -151,20 +157,27 @@ class ILRM(nn.Module):
             gaussians = Gaussians(*(torch.stack([getattr(g, name) for g in activated]) for name in PER_GAUSSIAN))
         return (gaussians, match) if with_match else gaussians
 
-    def _predict(self, given: tuple[Tensor, ...], *, every_layer: bool) -> Prediction:
+    def _predict(self, given: tuple[Tensor, ...], points: SparsePoints | None, *, every_layer: bool) -> Prediction:
         """What comes before feedback, of (images, c2w, K) at a size that patches divide, and hidden pixels if there are
-        any; from a CUDA graph where these are recorded."""
-        predict = partial(self._predict_at_once, every_layer=every_layer)
-        if self._graphs is None or not given[0].is_cuda or torch.is_grad_enabled():
+        any; from a CUDA graph where these are recorded, which would be another one for each number of points."""
+        predict = partial(self._predict_at_once, points=points, every_layer=every_layer)
+        if self._graphs is None or points is not None or not given[0].is_cuda or torch.is_grad_enabled():
             return predict(*given)
         places = tuple(x.data_ptr() for x in self.parameters())
         key = (every_layer, self.compute, self.training, autocast_dtype(given[0].device), places)
         return self._graphs(predict, given, key)
 
     def _predict_at_once(
-        self, images: Tensor, c2w: Tensor, K: Tensor, hidden: Tensor | None = None, *, every_layer: bool
+        self,
+        images: Tensor,
+        c2w: Tensor,
+        K: Tensor,
+        hidden: Tensor | None = None,
+        *,
+        points: SparsePoints | None,
+        every_layer: bool,
     ) -> Prediction:
-        inputs = self.decoder_inputs(images, c2w, K, hidden)
+        inputs = self.decoder_inputs(images, c2w, K, hidden, points)
         activated = [x.activate() for x in self.refine_tokens(images, c2w, K, inputs, every_layer=every_layer)]
         known = [x.channels().detach() for x in (inputs.match, inputs.consistency) if x is not None]
         return (
@@ -256,7 +269,12 @@ class ILRM(nn.Module):
         return plan(self.config, sizes, device, dtype, self.compute.attention, timed=timed)
 
     def decoder_inputs(
-        self, images_BVHW3: Tensor, c2w_BV44: Tensor, K_BV33: Tensor, hidden_BVHW: Tensor | None = None
+        self,
+        images_BVHW3: Tensor,
+        c2w_BV44: Tensor,
+        K_BV33: Tensor,
+        hidden_BVHW: Tensor | None = None,
+        points: SparsePoints | None = None,
     ) -> DecoderInputs:
         """Cameras, colours and matched depth on the viewpoint grid, on which pixels may be hidden."""
         r = self.config.viewpoint_factor
@@ -264,7 +282,7 @@ class ILRM(nn.Module):
         K = scale_intrinsics(K_BV33, 1 / r, 1 / r)
         match = consistency = None
         if self.config.matching is not None:
-            match = match_depth(rgb, c2w_BV44, K, self.config, self.matching, hidden_BVHW)
+            match = match_depth(rgb, c2w_BV44, K, self.config, self.matching, hidden_BVHW, points)
         if match is not None and self.config.cross_checks and isinstance(self.config.decoder, FootprintDecoder):
             consistency = cross_check(match, rgb, c2w_BV44, K, self.config.decoder, hidden_BVHW)
         return DecoderInputs(c2w_BV44, K, rgb, blocks(images_BVHW3, r), match, consistency)

@@ -32,6 +32,7 @@ class RunOptions:
             itself declares, else every 8th if there are 10 or more.
         weights: name, file or folder of the weights, or a hub id.
         feedback: iterations in which the network sees its own renderings; by default the number in its weights.
+        points: use the scene's sparse points beside the photos, if there are any and the network matches its views.
         refine: steps of optimisation on the input photos after the forward pass.
         export: what to write beside scene.ply.
         watch: photos that stop the refinement when they get worse: those neither input nor held out ("spare"), the
@@ -54,6 +55,7 @@ class RunOptions:
     holdout: int | None = None
     weights: str = "ilrm-small"
     feedback: int | None = None
+    points: bool = False
     refine: int = 0
     export: tuple[ExportName, ...] = ("html", "video")
     watch: WatchName = "spare"

@@ -17,6 +17,7 @@ from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
 from ilrm.files import atomic_folder, check_apart, check_folder, claim_names, write_json
 from ilrm.model.ilrm import ILRM
+from ilrm.model.reconstruct import usable_points
 from ilrm.pipeline.extras import EXPORT_FILES, save_extras
 from ilrm.pipeline.forward.passes import forward_pass
 from ilrm.pipeline.forward.plan import make_plan
@@ -47,6 +48,7 @@ def run(
     holdout: int | None = None,
     weights: str = "ilrm-small",
     feedback: int | None = None,
+    points: bool = False,
     refine: int = 0,
     export: Sequence[ExportName] = ("html", "video"),
     watch: WatchName = "spare",
@@ -66,8 +68,8 @@ def run(
             by ``ilrm.capture`` and kept in ``output``/capture.
         output: a folder for scene.ply, cameras.json, metrics.json, inputs/, renders/ and the files of ``export``, which
             are written all or not at all; None writes nothing (``Result.save`` can do so later).
-        views, gaussians, memory, seconds, holdout, weights, feedback, refine, export, watch, size, max_pixels, device,
-            precision, seed, poses, overwrite: see ``RunOptions``.
+        views, gaussians, memory, seconds, holdout, weights, feedback, points, refine, export, watch, size, max_pixels,
+            device, precision, seed, poses, overwrite: see ``RunOptions``.
         reporter: receives messages and progress.
 
     Returns:
@@ -86,6 +88,7 @@ def run(
         holdout=holdout,
         weights=weights,
         feedback=feedback,
+        points=points,
         refine=refine,
         export=tuple(export),
         watch=watch,
@@ -159,6 +162,7 @@ class _Run:
                 plan = make_plan(scene, replace(options, input=self.posed.path), model, feedback)
                 split = plan.split
                 inputs, held_out = (scene.select(use).loaded(_MOST_BYTES) for use in (split.inputs, split.held_out))
+                points = usable_points(inputs, model.config) if options.points else None
             self.reporter.say(
                 f"{options.input}: {len(inputs)} inputs, {len(held_out)} held out, {len(split.spare)} spare, "
                 f"{scene.cameras.width}x{scene.cameras.height}, {options.weights} on {self.device}"
@@ -166,7 +170,13 @@ class _Run:
             self.reporter.say(plan.describe())
             with self._stage("reconstruct"):
                 forward = forward_pass(
-                    inputs, model, plan.groups, precision=options.precision, feedback=feedback, reporter=self.reporter
+                    inputs,
+                    model,
+                    plan.groups,
+                    precision=options.precision,
+                    feedback=feedback,
+                    points=options.points,
+                    reporter=self.reporter,
                 )
         gaussians, near = forward.gaussians, forward.near
         before, refined = None, None
@@ -184,6 +194,7 @@ class _Run:
             "psnr_before_refine": before and before[0],
             "ssim_before_refine": before and before[1],
             **self._report(gaussians, inputs, held_out, feedback),
+            "points": 0 if points is None else points.xyz.shape[1],
             **_refine_report(refined, options.watch),
             **forward.report(),
             **plan.report(options.budget()),

@@ -16,7 +16,8 @@ from ilrm.results.result import Result
 def update_layers(result: Result, device: torch.device | str = "cpu") -> list[tuple[str, Gaussians]]:
     """(name, N Gaussians on the CPU) after every update layer and feedback iteration, without refinement.
 
-    If the result was not refined, the last one equals it, up to rounding and the compression of the photos.
+    If the result was not refined and used no sparse points (results do not keep them), the last one equals it, up to
+    rounding and the compression of the photos.
 
     Raises:
         SceneError: the cameras or some photos are missing.

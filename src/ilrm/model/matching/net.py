@@ -20,7 +20,7 @@ from torch.nn import functional as F
 _INPUTS = 6
 _GROUPS = 4
 # Untrained, probabilities follow the correlation: e^-10 for a hypothesis that is uncorrelated beside a perfect one.
-_SHARPNESS = 10.0
+SHARPNESS = 10.0
 # The same for the fine sweep, where scores differ less.
 _FINE_SHARPNESS = 30.0
 
@@ -49,7 +49,7 @@ class MatchingNet(nn.Module):
         self.out = nn.Conv3d(channels, 1, 3, padding=1)
         self.sharpen_in = nn.Conv2d(2 * planes + 3, 4 * channels, 3, padding=1)
         self.sharpen_out = nn.Conv2d(4 * channels, planes, 3, padding=1)
-        self.sharpness = nn.Parameter(torch.tensor(_SHARPNESS))
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
         self.fine_sharpness = nn.Parameter(torch.tensor(_FINE_SHARPNESS)) if fine else None
         for last in (self.out.weight, self.out.bias, self.sharpen_out.weight, self.sharpen_out.bias):
             if last is not None:
@@ -69,7 +69,7 @@ class MatchingNet(nn.Module):
             skip = levels.pop()
             x = up(skip + _upsampled(lateral(x), skip.shape[2:]))
         coarse = F.interpolate(self.out(x)[:, 0].float(), size=score.shape[2:], mode="bilinear", align_corners=False)
-        maps = torch.cat([score, coarse / _SHARPNESS, colour], dim=1)
+        maps = torch.cat([score, coarse / SHARPNESS, colour], dim=1)
         if maps.device.type == "cuda":  # whose convolutions would change the layout, each for itself
             maps = maps.contiguous(memory_format=torch.channels_last)
         fine = self.sharpen_out(F.silu(self.sharpen_in(maps)))

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from ilrm.core.errors import ConfigError
 from ilrm.core.precision import without_autocast
 from ilrm.model.config import FootprintDecoder, ILRMConfig, MatchingConfig
-from ilrm.model.matching.net import MatchingNet
+from ilrm.model.matching.net import SHARPNESS, MatchingNet
+from ilrm.model.matching.sparse import SparsePoints, Votes
 from ilrm.model.matching.view_geometry import ViewGeometry, at_a_time
 
 # Variance of grey values below which a window counts as plain: (two grey levels of 255) squared.
@@ -91,6 +92,7 @@ def match_depth(
     config: ILRMConfig,
     net: MatchingNet | None = None,
     hidden: Tensor | None = None,
+    points: SparsePoints | None = None,
 ) -> Match:
     """Depth of every pixel by correlation with the nearest other views.
 
@@ -105,6 +107,7 @@ def match_depth(
         c2w: (B, V, 4, 4).  K: (B, V, 3, 3) in pixels of that grid.
         hidden: (B, V, H, W) bool, pixels that say nothing: no source shows anything there, and their own depth is
             what lies around them.
+        points: sparse points in the frame of the cameras, as evidence beside the correlation.
     """
     matching, decoder = config.matching, config.decoder
     if matching is None or not isinstance(decoder, FootprintDecoder):
@@ -118,32 +121,47 @@ def match_depth(
         views = ViewGeometry.of(c2w.float(), K.float(), W, H, matching.sources, hidden)
         correlation = _Correlation(rgb_NHW3.float().mean(-1), views, matching.window)
         volume = _sweep(correlation, matching.planes, decoder)
+        votes = None if points is None else Votes.cast(points, rgb, c2w, K, decoder, hidden)
     logits = None if net is None else net(volume, rgb_NHW3)
     with without_autocast(rgb.device):
+        scores = volume[:, 0]
+        if votes is not None:
+            added = votes.logits(matching.planes)
+            scores, logits = scores + added / SHARPNESS, None if logits is None else logits + added
         if net is None or logits is None:
-            fraction, score = _winner(volume[:, 0])
+            fraction, score = _winner(scores)
         else:
             fraction, score = _likeliest(logits)
             if net.fine_sharpness is not None:
                 with torch.no_grad():
                     fine = _fine_sweep(correlation, fraction, decoder, matching)
                 fraction = _sharpened(*fine, logits, net.fine_sharpness)
-        maps = _settle(fraction, score, logits, views, decoder)
+        maps = _settle(fraction, score, logits, views, decoder, votes)
     fraction, score, agreement = (x.unflatten(0, (B, V)) for x in maps)
     return Match(fraction, score, agreement, None if logits is None else logits.unflatten(0, (B, V)))
 
 
 def _settle(
-    fraction: Tensor, score: Tensor, logits: Tensor | None, views: ViewGeometry, decoder: FootprintDecoder
+    fraction: Tensor,
+    score: Tensor,
+    logits: Tensor | None,
+    views: ViewGeometry,
+    decoder: FootprintDecoder,
+    votes: Votes | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fraction, score and agreement (N, H, W): each view's own finding, replaced by its surroundings where the views
-    disagree."""
+    """Fraction, score and agreement (N, H, W): each view's own finding, moved towards sparse points that are close to
+    it, and replaced by its surroundings where the views disagree and no point vouches for it."""
+    log_range = math.log(decoder.far / decoder.near)
     with torch.no_grad():
-        agreement = _agreement(fraction, views, decoder.near, math.log(decoder.far / decoder.near))
+        agreement = _agreement(fraction, views, decoder.near, log_range)
         confidence = score.clamp_min(0) if logits is None else (score + 1) / 2
-        weight = agreement.square() * confidence
+        weight, shift = agreement.square() * confidence, None
+        if votes is not None:
+            shift, vouched = votes.pull(fraction, log_range)
+            weight = torch.maximum(weight, vouched)
         if views.hidden is not None:
             weight = torch.where(views.hidden, 0.0, weight)
+    fraction = fraction if shift is None else fraction + shift
     return _fill(fraction[:, None], weight[:, None])[:, 0], score, agreement
 
 

@@ -59,6 +59,7 @@ def forward_pass(
     *,
     precision: Precision,
     feedback: int,
+    points: bool = False,
     reporter: Reporter,
 ) -> ForwardPass:
     """Gaussians of all inputs. Only one group's photos and activations are in memory at a time.
@@ -66,19 +67,19 @@ def forward_pass(
     Args:
         inputs: the photos, decoded or not.
         groups: of their indices. A single one is what ``reconstruct`` makes.
-        precision, feedback: see ``reconstruct``.
+        precision, feedback, points: see ``reconstruct``. Gaussians of points alone are made only of a single group.
 
     Raises:
         SceneError, CameraError, ConfigError: as ``reconstruct``.
     """
     if len(groups) == 1:
-        gaussians = reconstruct(inputs.loaded(), model, precision=precision, feedback=feedback)
+        gaussians = reconstruct(inputs.loaded(), model, precision=precision, feedback=feedback, points=points)
         return ForwardPass(gaussians, 1, len(gaussians), 0, 0, inputs.cameras.near_plane())
     device, parts = next(model.parameters()).device, []
     with reporter.progress("groups", len(groups)) as advance:
         for group in groups:
             photos = inputs.select(group.views).loaded()
-            gaussians = reconstruct(photos, model, precision=precision, feedback=feedback)
+            gaussians = reconstruct(photos, model, precision=precision, feedback=feedback, points=points)
             parts.append(_part(gaussians, photos, len(group.own), model))
             advance(f"{len(group)} photos, {len(parts[-1].gaussians):,} Gaussians")
     made = sum(len(part.gaussians) for part in parts)

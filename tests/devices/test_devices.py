@@ -27,8 +27,8 @@ from ilrm.model import ILRM, ComputeConfig, FootprintDecoder, ILRMConfig
 from ilrm.model.config import MatchingConfig
 from ilrm.model.matching.neighbours import is_astray
 from ilrm.model.matching.sparse import SparsePoints
-from ilrm.pipeline.refine_config import RefineConfig
-from ilrm.pipeline.refine_state import RefineState
+from ilrm.pipeline.refining.config import RefineConfig
+from ilrm.pipeline.refining.state import RefineState
 from ilrm.render import normals
 from ilrm.render.gsplat_cuda import draw
 from ilrm.train import losses as train_losses

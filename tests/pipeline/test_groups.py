@@ -32,7 +32,7 @@ from ilrm.pipeline.forward.fusion import (
 )
 from ilrm.pipeline.forward.groups import Group, make_groups, view_affinity
 from ilrm.pipeline.forward.passes import forward_pass
-from ilrm.pipeline.refine_config import RefineConfig
+from ilrm.pipeline.refining.config import RefineConfig
 from ilrm.pipeline.run import run
 from ilrm.scenes import load_scene, save_scene
 from ilrm.view.layers import update_layers

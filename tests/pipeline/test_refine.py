@@ -160,7 +160,7 @@ def test_steps_without_finite_gradients_change_nothing(monkeypatch: pytest.Monke
         rendering = original(*args, **kwargs)
         return replace(rendering, rgb=rendering.rgb * float("nan"))
 
-    monkeypatch.setattr(import_module("ilrm.pipeline.refine_state"), "render", poisoned)
+    monkeypatch.setattr(import_module("ilrm.pipeline.refining.state"), "render", poisoned)
     result = refine(start, scene, 3)
     assert result.skipped_steps == 3
     assert result.gaussians.finite().all()

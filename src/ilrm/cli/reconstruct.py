@@ -51,6 +51,8 @@ class Reconstruct:
     """Use the capture's sparse points: as evidence for depth, and as Gaussians where no input photo sees a surface."""
     refine: int = 0
     """Steps of optimisation on the input photos after the forward pass."""
+    refine_poses: bool = False
+    """Also move the cameras of the photos by small steps. Held-out cameras are then aligned before scoring."""
     export: tuple[ExportName, ...] = ("html", "video")
     """What to write beside scene.ply; without a name, nothing."""
     watch: WatchName = "spare"

@@ -34,6 +34,7 @@ class RunOptions:
         feedback: iterations in which the network sees its own renderings; by default the number in its weights.
         points: use the scene's sparse points beside the photos, if there are any and the network matches its views.
         refine: steps of optimisation on the input photos after the forward pass.
+        refine_poses: cameras of the photos move with the refinement. Held-out cameras are then aligned before scoring.
         export: what to write beside scene.ply.
         watch: photos that stop the refinement when they get worse: those neither input nor held out ("spare"), the
             held-out ones (their score is then no longer independent), or none.
@@ -57,6 +58,7 @@ class RunOptions:
     feedback: int | None = None
     points: bool = False
     refine: int = 0
+    refine_poses: bool = False
     export: tuple[ExportName, ...] = ("html", "video")
     watch: WatchName = "spare"
     size: int = 256
@@ -81,6 +83,8 @@ class RunOptions:
         check_at_least("--max-pixels", self.max_pixels, 1)
         check_at_least("--feedback", self.feedback or 0, 0)
         check_at_least("--refine", self.refine, 0)
+        if self.refine_poses and not self.refine:
+            raise ConfigError("--refine-poses was given without steps of refinement.", fix="give --refine 300, too")
         check_at_least("--holdout", self.holdout or 0, 0)
         check_at_least("--views", 2 if self.views is None else self.views, 2)
         self.budget()

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ilrm.core.cameras import normalise
+from ilrm.core.cameras import Cameras, normalise
 from ilrm.core.checks import free_memory
 from ilrm.core.errors import ConfigError, GaussiansError, SceneError
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.scene import Scene
 from ilrm.evaluate.agreement import warn_if_apart
 from ilrm.evaluate.metrics import mean_of_known, psnr
-from ilrm.pipeline.refine_config import LearningRates, RefineConfig
-from ilrm.pipeline.refine_state import RefineState
+from ilrm.pipeline.refining.config import LearningRates, RefineConfig
+from ilrm.pipeline.refining.state import RefineState
 from ilrm.render import render
 from ilrm.scenes.views import evenly_spaced
 
@@ -65,7 +65,9 @@ class RefineResult:
         stopped_early: whether the watched views stopped the optimisation.
         skipped_steps: steps without effect because a gradient was not finite.
         psnr_inputs_before, psnr_inputs: mean over the photos to fit (at most 16, evenly chosen) in dB, of the Gaussians
-            that were given and of those that are returned.
+            that were given and of those that are returned, through the cameras that were given.
+        cameras: of the photos, in the scene's world frame: those that were given, or moved with
+            ``RefineConfig.poses``.
     """
 
     gaussians: Gaussians
@@ -75,6 +77,7 @@ class RefineResult:
     skipped_steps: int
     psnr_inputs_before: float
     psnr_inputs: float
+    cameras: Cameras
 
 
 Progress = Callable[[RefineStep], None]
@@ -131,13 +134,13 @@ def refine(
         watch_psnr = None
         if watched is not None and (step % config.check_every == 0 or step == steps):
             watch_psnr = mean_psnr(state.gaussians(), watched)
-            best.measured(step, watch_psnr, state.gaussians())
+            best.measured(step, watch_psnr, state.gaussians(), _moved(state))
         history.add(step, measured, watch_psnr, len(state))
         if best.exhausted:
             break
     history.tell()
     if watched is None and history.steps:
-        best.measured(len(history.steps), math.inf, state.gaussians())
+        best.measured(len(history.steps), math.inf, state.gaussians(), _moved(state))
     return RefineResult(
         best.gaussians.transform(to_world, origin=origin),
         tuple(history.steps),
@@ -146,7 +149,13 @@ def refine(
         state.skipped_steps,
         psnr_inputs_before=before,
         psnr_inputs=mean_psnr(best.gaussians, probes),
+        cameras=scene.cameras if best.cameras is None else best.cameras.transform(to_world),
     )
+
+
+def _moved(state: RefineState) -> Cameras | None:
+    """The moved cameras in the unit frame, in float64 as scenes have them; None if they do not move."""
+    return None if state.poses is None else state.poses.moved().to("cpu", torch.float64)
 
 
 def _at_hand(scene: Scene, device: torch.device) -> Scene:
@@ -237,10 +246,12 @@ class _Best:
     step: int = 0
     value: float = -math.inf
     failures: int = 0
+    cameras: Cameras | None = None
 
-    def measured(self, step: int, value: float, gaussians: Gaussians) -> None:
+    def measured(self, step: int, value: float, gaussians: Gaussians, cameras: Cameras | None = None) -> None:
         if value > self.value:
             self.gaussians, self.step, self.value, self.failures = gaussians, step, value, 0
+            self.cameras = cameras
         else:
             self.failures += 1
 

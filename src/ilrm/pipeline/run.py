@@ -25,6 +25,8 @@ from ilrm.pipeline.forward.posing import CAPTURE_FOLDER, PosedInput, files_of, p
 from ilrm.pipeline.options import ExportName, PosesName, PrecisionName, RunOptions, WatchName
 from ilrm.pipeline.refine import RefineConfig, RefineResult
 from ilrm.pipeline.refinement import refine_reported
+from ilrm.pipeline.refining.poses import align_views
+from ilrm.pipeline.refining.state import squared_error
 from ilrm.pipeline.scoring import save_comparisons, score
 from ilrm.pipeline.views import ViewSplit
 from ilrm.render.warm_up import kernels_in_background
@@ -50,6 +52,7 @@ def run(
     feedback: int | None = None,
     points: bool = False,
     refine: int = 0,
+    refine_poses: bool = False,
     export: Sequence[ExportName] = ("html", "video"),
     watch: WatchName = "spare",
     size: int = 256,
@@ -68,8 +71,8 @@ def run(
             by ``ilrm.capture`` and kept in ``output``/capture.
         output: a folder for scene.ply, cameras.json, metrics.json, inputs/, renders/ and the files of ``export``, which
             are written all or not at all; None writes nothing (``Result.save`` can do so later).
-        views, gaussians, memory, seconds, holdout, weights, feedback, points, refine, export, watch, size, max_pixels,
-            device, precision, seed, poses, overwrite: see ``RunOptions``.
+        views, gaussians, memory, seconds, holdout, weights, feedback, points, refine, refine_poses, export, watch,
+            size, max_pixels, device, precision, seed, poses, overwrite: see ``RunOptions``.
         reporter: receives messages and progress.
 
     Returns:
@@ -90,6 +93,7 @@ def run(
         feedback=feedback,
         points=points,
         refine=refine,
+        refine_poses=refine_poses,
         export=tuple(export),
         watch=watch,
         size=size,
@@ -186,11 +190,19 @@ class _Run:
             with self._stage("refine"):
                 refined = self._refine(gaussians, inputs, scene.select(_watched(split, options.watch)))
             gaussians = refined.gaussians
+        apart = None
         with self._stage("score"):
+            if refined is not None and options.refine_poses:
+                apart = score(gaussians, held_out, near)
+                held_out = align_views(gaussians, held_out, inputs.cameras, squared_error)
+                inputs = replace(inputs, cameras=refined.cameras)
             after = score(gaussians, held_out, near)
         metrics = {
             "psnr": after and after[0],
             "ssim": after and after[1],
+            # After cameras have moved, held-out ones are moved to where their photos fit best, and then scored.
+            "held_out_aligned": apart is not None,
+            "psnr_without_alignment": apart and apart[0],
             "psnr_before_refine": before and before[0],
             "ssim_before_refine": before and before[1],
             **self._report(gaussians, inputs, held_out, feedback),
@@ -242,6 +254,7 @@ class _Run:
     def _refine(self, gaussians: Gaussians, inputs: Scene, watched: Scene) -> RefineResult:
         steps = self.options.refine
         config = RefineConfig.for_steps(steps, self.options.seed).for_views(len(inputs), self.options.seed)
+        config = replace(config, poses=self.options.refine_poses)
         return refine_reported(gaussians, inputs, watched, steps, config, self.reporter)
 
 

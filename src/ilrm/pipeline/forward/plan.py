@@ -22,7 +22,7 @@ from ilrm.pipeline.forward.cost import (
 )
 from ilrm.pipeline.forward.groups import Group, group_count, make_groups, view_affinity
 from ilrm.pipeline.options import RunOptions
-from ilrm.pipeline.refine_config import RefineConfig
+from ilrm.pipeline.refining.config import RefineConfig
 from ilrm.pipeline.views import ViewSplit, split_views
 from ilrm.scenes.views import covered_share
 

@@ -11,7 +11,8 @@ from ilrm.core.cameras import Cameras
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.scene import LazyImages, LazyMasks, Scene
 from ilrm.evaluate.metrics import SSIM_WINDOW, psnr, ssim_map, whole_windows
-from ilrm.pipeline.refine_config import MOST_WIDENING, RefineConfig
+from ilrm.pipeline.refining.config import MOST_WIDENING, RefineConfig
+from ilrm.pipeline.refining.poses import PoseSteps
 from ilrm.render import render
 
 _OPACITY_RANGE = (1e-6, 1 - 1e-6)
@@ -43,6 +44,8 @@ class RefineState:
         # The fused kernels leave a step out by themselves where ``found_inf`` says so, without asking the host.
         self.optimiser = torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True)
         self._skipped = torch.zeros((), device=gaussians.device)
+        still = cameras.to(gaussians.device, torch.float32)
+        self.poses = PoseSteps(still, config.rates.turns, config.rates.shifts) if config.poses else None
 
     @property
     def skipped_steps(self) -> int:
@@ -90,16 +93,23 @@ class RefineState:
         losses, decibels = [], []
         together = max(1, _MOST_PIXELS // (photos.cameras.width * photos.cameras.height))
         for group in (views[i : i + together] for i in range(0, len(views), together)):
-            rgb = render(self._gaussians(), _cameras_of(photos.cameras, group)).rgb
+            rgb = self._render(photos.cameras, group)
             truth, mask = _of(photos.images, group).to(rgb), None
             if photos.mask is not None:
                 mask = _of(photos.mask, group).to(rgb.device)
-            loss = _photometric(rgb, truth, mask, self.config) * (len(group) / len(views))
+            loss = photometric(rgb, truth, mask, self.config) * (len(group) / len(views))
             loss.backward()
             losses.append(loss.detach())
             decibels.append(psnr(rgb.detach(), truth, mask))
         self._adam()
+        if self.poses is not None:
+            self.poses.step(views, decay)
         return torch.stack([torch.stack(losses).sum().double(), torch.cat(decibels).nanmean()])
+
+    def _render(self, cameras: Cameras, views: list[int]) -> Tensor:
+        if self.poses is not None:
+            return self.poses.render(self._gaussians(), views)
+        return render(self._gaussians(), _cameras_of(cameras, views)).rgb
 
     def _adam(self) -> None:
         """Adam's step, if all gradients are finite. Sums of them tell: they are infinite or NaN where an element is."""
@@ -134,7 +144,7 @@ def _nearest(means: Tensor, centers: Tensor) -> Tensor:
     return torch.cat([torch.cdist(some, centers).amin(1) for some in means.split(together)])
 
 
-def _photometric(rgb: Tensor, truth: Tensor, mask: Tensor | None, config: RefineConfig) -> Tensor:
+def photometric(rgb: Tensor, truth: Tensor, mask: Tensor | None, config: RefineConfig) -> Tensor:
     """Mean over views (V, H, W, 3); pixels outside the mask (V, H, W) count in none of the terms."""
     difference = rgb - truth
     loss = (1 - config.l1) * _mean(difference.square(), mask)
@@ -144,6 +154,11 @@ def _photometric(rgb: Tensor, truth: Tensor, mask: Tensor | None, config: Refine
         dissimilarity = 1 - ssim_map(rgb, truth).permute(0, 2, 3, 1)
         loss = loss + config.ssim * _mean(dissimilarity, None if mask is None else whole_windows(mask))
     return loss
+
+
+def squared_error(rgb: Tensor, truth: Tensor, mask: Tensor | None) -> Tensor:
+    """The loss of ``RefineConfig.paper``."""
+    return _mean((rgb - truth).square(), mask)
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:

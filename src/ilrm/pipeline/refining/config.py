@@ -20,6 +20,7 @@ class LearningRates:
     Attributes:
         means: in units of the normalised frame, or of the distance to the nearest camera (``by_distance``).
         sh, log_scales, quats, opacity_logits: of the free parameters as they are.
+        turns, shifts: of camera steps, in radians and in units of the normalised frame.
         final: all of them fall exponentially to this share of their start.
         by_distance: far Gaussians move in larger steps: what a pixel sees of a step is then the same everywhere.
     """
@@ -29,6 +30,8 @@ class LearningRates:
     log_scales: float = 1e-3
     quats: float = 1e-3
     opacity_logits: float = 1e-3
+    turns: float = 3e-4
+    shifts: float = 3e-4
     final: float = 1.0
     by_distance: bool = False
 
@@ -50,6 +53,7 @@ class RefineConfig:
         prune_opacity: Gaussians below this opacity go.
         prune_scale: Gaussians larger than this share of their distance to the nearest camera go.
         check_every: steps between measurements of the watched views.
+        poses: cameras of the photos move, too, each by a small rotation and shift.
         patience: checks without improvement after which the optimisation stops.
         seed: of the view order.
     """
@@ -63,6 +67,7 @@ class RefineConfig:
     prune_opacity: float = 0.005
     prune_scale: float = 1.0
     check_every: int = 25
+    poses: bool = False
     patience: int = 3
     seed: int = 0
 

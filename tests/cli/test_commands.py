@@ -275,7 +275,7 @@ def test_demo_is_a_reconstruction_of_the_bundled_capture(tmp_path: Path, monkeyp
         given.update(options)
         return {"psnr": 1.0}
 
-    monkeypatch.setattr("ilrm.cli.demo.run_and_show", run)
+    monkeypatch.setattr("ilrm.cli.reconstruct.run_and_show", run)
     assert main(["demo", "-o", str(tmp_path / "demo"), "--refine", "2", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"psnr": 1.0}
     assert given.pop("input").samefile(CAPTURE)

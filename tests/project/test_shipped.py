@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ilrm import ILRM, load_ply, load_scene, render
-from ilrm.cli import demo, main
+from ilrm.cli import main
+from ilrm.cli import reconstruct as demo
 from ilrm.evaluate import psnr
 from ilrm.model.reconstruct import reconstruct
 from ilrm.model.weights import describe

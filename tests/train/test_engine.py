@@ -28,7 +28,7 @@ from ilrm.train.log import StepRecord
 from ilrm.train.serialise import to_json
 from tests.conftest import PATIENCE_S
 from tests.train.data.sets import write_chunk_set
-from tests.train.runs import MODEL, STAGE, environment, rows, tiny
+from tests.train.runs import MODEL, STAGE, rows, tiny
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,9 @@ def test_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
     output, file = tmp_path / "killed", tmp_path / "config.json"
     to_json(config, file)
     process = [sys.executable, "-c", KILLED, str(file), str(output)]
-    done = subprocess.run(process, env=environment(), stderr=subprocess.PIPE, timeout=PATIENCE_S)
+    # As many threads as here: their number decides the order in which gradients are summed.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "NUMBA_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(process, env=os.environ | threads, stderr=subprocess.PIPE, timeout=PATIENCE_S)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert read_checkpoint(output / "last").progress.step in (2, 4, 6)
     train(config, output)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from PIL import Image
 
 import ilrm
 from ilrm.cli import main
-from ilrm.core.errors import ConfigError, OutputError, WorkerError
+from ilrm.core.errors import ConfigError, IlrmWarning, OutputError, WorkerError
+from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.pipeline.forward.posing import needs_capture
 from ilrm.scenes import load_scene
 from ilrm.scenes.capture import sfm
-from tests.scenes.capture.conftest import HEIGHT, VIEWS, WIDTH
+from tests.conftest import NO_BYTECODE
+from tests.scenes.capture.conftest import HEIGHT, VIEWS, WIDTH, pixels, save
 
 
 def aligned(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,3 +188,37 @@ def test_cameras_are_found_only_where_there_are_none(captured: ilrm.Captured, ph
     assert not needs_capture(captured.folder.parent, "auto")  # a folder of scenes
     with pytest.raises(ConfigError, match="poses"):
         ilrm.run(photos, poses="guess")  # type: ignore[arg-type]
+
+
+def test_two_scenes_in_one_folder(photos: Path, posed: ilrm.Scene, tmp_path: Path) -> None:
+    """The larger one is solved, wide and tall photos together, and the photos of the other are named."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    for view in (2, 5):
+        save(pixels(posed, view)[:, 60:260], folder / f"{view:02d}.jpg")  # as if the phone had been turned
+    other = make_scene(1, ProceduralConfig(views=3, width=WIDTH, height=HEIGHT, style="photographic"))
+    for view in range(3):
+        save(pixels(other, view), folder / f"other {view}.jpg")
+    with pytest.warns(IlrmWarning, match="have a camera"):
+        report = ilrm.capture(folder, tmp_path / "out").report
+    assert report["registered"] >= VIEWS - 1
+    assert {f"other {view}.jpg" for view in range(3)} <= report["left_out"].keys()
+    assert report["cameras"] == 2
+    assert "photos have no camera" in report["weaknesses"][0]["problem"]
+    assert load_scene(tmp_path / "out").cameras.width > load_scene(tmp_path / "out").cameras.height
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of POSIX")
+def test_a_full_disk_is_told(photos: Path, tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+    call = f"from ilrm.cli import main; raise SystemExit(main(['capture', {str(photos)!r}, '-o', 'out']))"
+    environment = {**os.environ, **NO_BYTECODE}
+    done = subprocess.run(
+        [sys.executable, "-c", limit + call], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "to do:" in done.stderr
+    assert not (tmp_path / "out").exists()
+    # With room, the same command goes on from what is there.
+    assert ilrm.capture(photos, tmp_path / "out").report["registered"] == VIEWS

@@ -190,6 +190,7 @@ def test_cameras_are_found_only_where_there_are_none(captured: ilrm.Captured, ph
         ilrm.run(photos, poses="guess")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_two_scenes_in_one_folder(photos: Path, posed: ilrm.Scene, tmp_path: Path) -> None:
     """The larger one is solved, wide and tall photos together, and the photos of the other are named."""
     folder = tmp_path / "photos"

@@ -18,7 +18,7 @@ from ilrm.datasets.procedural import ProceduralConfig, make_scene
 from ilrm.scenes.capture import diagnosis, report, worker
 from ilrm.scenes.capture.exif import PhotoData
 from ilrm.scenes.capture.media import find_media
-from ilrm.scenes.capture.models import Model, best
+from ilrm.scenes.capture.models import Model, best, is_scrap
 from ilrm.scenes.capture.photos import Shot
 from ilrm.scenes.readers.colmap_model import Camera
 from tests.scenes.capture.conftest import pixels, save
@@ -155,6 +155,9 @@ def test_the_largest_model_that_fits_is_chosen() -> None:
     wrong = model_of(20, 0.4, agreement=5000.0)
     assert best([wrong, other]) is other
     assert best([wrong, model_of(20, 0.3, "together")]) is wrong
+    assert is_scrap(model_of(4, 0.9), 38)
+    assert not is_scrap(model_of(10, 0.9), 100)
+    assert not is_scrap(model_of(4, 0.9), 12)
 
 
 def shot(number: int, **changes: Any) -> Shot:

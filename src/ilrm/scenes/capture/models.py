@@ -16,6 +16,8 @@ from ilrm.scenes.readers.colmap_model import Camera
 ENOUGH = 0.9
 # Shares of matches that fit: of a model to rely on, of a photo whose camera is wrong, and a difference of no meaning.
 SUPPORTED, _CONTRADICTED, _NEARLY_EQUAL = 0.6, 0.2, 0.05
+# A model with less than this share of the photos is refused, unless it has as many as a scene needs.
+_SCRAP, _ENOUGH_PHOTOS = 0.25, 10
 _LEAST_PHOTOS = 3
 # A model with worse figures is an accident: mean error in pixels, photos that see a point, points for each photo.
 _MOST_ERROR_PX, _LEAST_TRACK, _LEAST_POINTS = 3.0, 2.05, 10
@@ -69,6 +71,11 @@ def best(models: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         return model["mapper"] == "incremental" and fits >= SUPPORTED, round(fits / _NEARLY_EQUAL), model["agreement"]
 
     return max(full, key=rank)
+
+
+def is_scrap(model: dict[str, Any], photos: int) -> bool:
+    """Whether a model has so few of the photos that it would disappoint everyone."""
+    return len(model["registered"]) < min(_SCRAP * photos, _ENOUGH_PHOTOS)
 
 
 def is_whole(model: dict[str, Any] | None, photos: int) -> bool:

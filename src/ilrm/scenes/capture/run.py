@@ -27,7 +27,7 @@ from ilrm.files.paths import absolute, entries, is_dir, is_file
 from ilrm.files.reading import read_json
 from ilrm.scenes.capture import diagnosis, report
 from ilrm.scenes.capture.media import Media, find_media
-from ilrm.scenes.capture.models import ENOUGH, Model, best, is_whole, load_model
+from ilrm.scenes.capture.models import ENOUGH, Model, best, is_scrap, is_whole, load_model
 from ilrm.scenes.capture.photos import Shot, prepare, shared_cameras
 from ilrm.scenes.capture.picture import from_above
 from ilrm.scenes.capture.sfm import Stages
@@ -301,7 +301,7 @@ class _Capture:
             again.matched(count, pairs)
             models += self._models(again, count)
         chosen = best(models)
-        if chosen is None:
+        if chosen is None or is_scrap(chosen, count):
             raise diagnosis.not_solved(max((len(m["registered"]) for m in models), default=0), count, root)
         return survey, load_model(chosen)
 

@@ -17,7 +17,6 @@ from ilrm.core.reporting import Silent
 from ilrm.core.scene import Scene
 from ilrm.model import ILRM, FootprintDecoder, ILRMConfig
 from ilrm.model.reconstruct import reconstruct
-from ilrm.pipeline import refine_state
 from ilrm.pipeline.forward import plan as planning
 from ilrm.pipeline.forward.fusion import (
     IN_FRONT,
@@ -32,6 +31,7 @@ from ilrm.pipeline.forward.fusion import (
 )
 from ilrm.pipeline.forward.groups import Group, make_groups, view_affinity
 from ilrm.pipeline.forward.passes import forward_pass
+from ilrm.pipeline.refining import state as refine_state
 from ilrm.pipeline.refining.config import RefineConfig
 from ilrm.pipeline.run import run
 from ilrm.scenes import load_scene, save_scene

@@ -25,6 +25,8 @@ from ilrm.scenes.capture import sfm
 from tests.conftest import NO_BYTECODE
 from tests.scenes.capture.conftest import HEIGHT, VIEWS, WIDTH, pixels, save
 
+pytestmark = pytest.mark.slow
+
 
 def aligned(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Errors in degrees and in shares of the extent, after the best rotation, scale and translation."""
@@ -190,7 +192,7 @@ def test_cameras_are_found_only_where_there_are_none(captured: ilrm.Captured, ph
         ilrm.run(photos, poses="guess")  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_scenes_in_one_folder(photos: Path, posed: ilrm.Scene, tmp_path: Path) -> None:
     """The larger one is solved, wide and tall photos together, and the photos of the other are named."""
     folder = tmp_path / "photos"

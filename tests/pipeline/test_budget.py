@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -88,7 +89,7 @@ def small() -> ILRM:
 
 
 def plan(scene: Scene, model: ILRM, **options: Any) -> Any:
-    return make_plan(scene, RunOptions(CAPTURE, device="cpu", **options), model, 3)
+    return make_plan(scene, RunOptions(CAPTURE, device="cpu", **options), model, 3, 1.0)
 
 
 def test_memory_and_time_decide_on_the_photos_as_well(small: ILRM) -> None:
@@ -166,6 +167,20 @@ def test_more_work_costs_more(small: ILRM) -> None:
     slow = expected_cost(WORK, small.config, 3.0, 1e9)
     assert slow.seconds == pytest.approx(3 * base)
     assert slow.memory == pytest.approx(1e9 + expected_cost(WORK, small.config, 1.0, 0.0).memory)
+
+
+def test_the_machine_is_measured_before_kernels_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilation on the same cores made a first run seem to take several times as long as it did."""
+    compiling = []
+
+    def measured() -> float:
+        compiling.append([thread.name for thread in threading.enumerate() if thread.name == "ilrm-kernels"])
+        return 1000.0
+
+    monkeypatch.setattr("ilrm.pipeline.run.measure_slowness", measured)
+    result = run(CAPTURE, views=2, **SMALL)
+    assert compiling == [[]]
+    assert result.metrics["expected"]["seconds"] > 100, "the measurement is what is expected"
 
 
 @pytest.fixture

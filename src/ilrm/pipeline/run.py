@@ -19,6 +19,7 @@ from ilrm.files import atomic_folder, check_apart, check_folder, claim_names, wr
 from ilrm.model.ilrm import ILRM
 from ilrm.model.reconstruct import usable_points
 from ilrm.pipeline.extras import EXPORT_FILES, save_extras
+from ilrm.pipeline.forward.cost import measure_slowness
 from ilrm.pipeline.forward.passes import forward_pass
 from ilrm.pipeline.forward.plan import make_plan
 from ilrm.pipeline.forward.posing import CAPTURE_FOLDER, PosedInput, files_of, posed_input
@@ -156,6 +157,8 @@ class _Run:
     def _compute(self, folder: Path | None) -> Result:
         """Compute the result and write it to ``folder``, unless that is None."""
         options = self.options
+        # Before kernels are compiled on the same cores: on a first run all would seem several times slower.
+        slowness = measure_slowness() if self.device.type == "cpu" else None
         with kernels_in_background(self.device, gradients=options.refine > 0):
             with self._stage("load"):
                 scene = load_scene(self.posed.path, max_side=options.size, max_pixels=options.max_pixels)
@@ -163,7 +166,7 @@ class _Run:
                 if resolve(options.precision, self.device, model.parameter_count()) == "bf16":
                     model.cast_weights()
                 feedback = model.feedback_iterations(options.feedback)
-                plan = make_plan(scene, replace(options, input=self.posed.path), model, feedback)
+                plan = make_plan(scene, replace(options, input=self.posed.path), model, feedback, slowness)
                 split = plan.split
                 inputs, held_out = (scene.select(use).loaded(_MOST_BYTES) for use in (split.inputs, split.held_out))
                 points = usable_points(inputs, model.config) if options.points else None

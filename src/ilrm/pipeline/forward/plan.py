@@ -17,7 +17,6 @@ from ilrm.pipeline.forward.cost import (
     Work,
     expected_cost,
     gaussians_of_view,
-    measure_slowness,
     memory_in_use,
 )
 from ilrm.pipeline.forward.groups import Group, group_count, make_groups, view_affinity
@@ -74,18 +73,21 @@ class Plan:
         }
 
 
-def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> Plan:
+def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int, slowness: float | None) -> Plan:
     """Decide on the use of every view.
 
     Without ``options.views`` the limits of the budget decide on the number of inputs; without those, what is usual.
     More than one group holds are chosen only where one group cannot cover the scene: else it gives better pictures.
+
+    Args:
+        slowness: of this machine, from ``measure_slowness``; None (on a GPU) expects no time.
 
     Raises:
         ConfigError, SceneError: as ``split_views``; a limit on Gaussians or memory that two photos exceed.
 
     Warns (IlrmWarning) where the time, or what was asked for by ``options.views``, exceeds a limit.
     """
-    planner = _Planner(scene, options, model, feedback)
+    planner = _Planner(scene, options, model, feedback, slowness)
     split = _split(scene, options, planner)
     groups = [Group(tuple(range(len(split.inputs))))]
     if len(split.inputs) > planner.whole:
@@ -122,14 +124,13 @@ class _Planner:
         whole: the most views of a group.
     """
 
-    def __init__(self, scene: Scene, options: RunOptions, model: ILRM, feedback: int) -> None:
+    def __init__(self, scene: Scene, options: RunOptions, model: ILRM, feedback: int, slowness: float | None) -> None:
         self.config, device = model.config, next(model.parameters()).device
         self.budget = options.budget()
         if device.type != "cpu" and self.budget.seconds is not None:
             raise ConfigError(
                 "--seconds was given, but the time is known in advance on a CPU only.", fix="use --gaussians or --views"
             )
-        slowness = measure_slowness() if device.type == "cpu" else None
         self._machine = (slowness, memory_in_use(device))
         self._scene = scene
         self._work = Work(
@@ -211,12 +212,12 @@ def _warn_of_excess(cost: Cost, budget: Budget) -> None:
 
 
 def _time_of_a_photo(scene: Scene) -> float:
-    """Seconds to read one; 0 where they are in memory."""
+    """Seconds to read one; 0 where they are in memory. By the clock of this thread: others compile kernels."""
     if isinstance(scene.images, torch.Tensor) or not len(scene):
         return 0.0
-    start = time.perf_counter()
+    start = time.thread_time()
     scene.images[0]
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def _duration(seconds: float) -> str:

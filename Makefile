@@ -7,8 +7,9 @@ TORCH_ARGS ?=
 # Bytecode is compiled on first import; compiling everything during installation would add 100 MB.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-# The number of processes that share the test files.
+# The number of processes that share the test files, slow files first (tests/conftest.py).
 WORKERS ?= 2
+SHARE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-full lint format docs bench lock clean
 
@@ -16,10 +17,10 @@ demo: $(VENV)/installed
 	$(BIN)/ilrm demo -o outputs/demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest $(SHARE)
 
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest $(SHARE) -m "not slow"
 
 # The checks that `make test` does in small form.
 test-full: $(VENV)/installed-dev

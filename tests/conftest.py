@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,17 @@ NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 # How long a test waits for something that must happen. It only ends hangs: an idle machine finishes long before, and
 # a busy one may be ten times slower.
 PATIENCE_S = 600.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first: of the last ones, all processes should have a share.
+
+    See ``--no-loadscope-reorder`` in the Makefile; pytest-xdist alone would begin with the files that have most tests.
+    """
+    slow: Counter[Path] = Counter()
+    for item in items:
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path])  # stable: the order in a file stays
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> None:

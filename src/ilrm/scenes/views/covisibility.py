@@ -1,7 +1,6 @@
 """Which views see which sparse points, and how much pairs of views see of the same.
 
-Files of points do not say which photo saw them, and a point behind a surface is seen by none. Points hide each other
-here: one that lies clearly behind others in the same part of an image is not seen.
+Files of points do not say which photo saw them, and a point behind a surface is seen by none: points hide each other.
 
 Shape suffixes: V views, P points.
 """
@@ -18,12 +17,11 @@ from torch.nn import functional as F
 
 from ilrm.core.cameras import Cameras, normalise
 from ilrm.core.scene import Scene
+from ilrm.scenes.views.hidden import unhidden_points
 from ilrm.scenes.views.selection import evenly_spaced, select_inputs
 
-# Cells along the longer side of an image, and how much farther than the nearest point in a cell and its neighbours a
-# seen point may be: oblique ground varies this much.
+# Cells of the depth buffer along the longer side of an image.
 _CELLS = 32
-_FARTHER = 1.3
 _NEAREST_DEPTH = 1e-6
 # With more points than this, an even subset of them decides.
 _MOST_POINTS = 4096
@@ -100,15 +98,10 @@ def _seen(camera: Cameras, points: Tensor) -> Tensor:
     x, y, z = local.unbind(-1)
     K = camera.K[0]
     ahead = z.clamp_min(_NEAREST_DEPTH)
-    column, row = x / ahead * K[0, 0] + K[0, 2], y / ahead * K[1, 1] + K[1, 2]
-    inside = (z > _NEAREST_DEPTH) & (column >= 0) & (row >= 0) & (column < camera.width) & (row < camera.height)
-    side = max(camera.width, camera.height) / _CELLS
-    columns, rows = int(camera.width / side) + 1, int(camera.height / side) + 1
-    cell = (row / side).clamp(0, rows - 1).long() * columns + (column / side).clamp(0, columns - 1).long()
-    depth = torch.where(inside, z, torch.inf)
-    nearest = z.new_full((rows * columns,), torch.inf).scatter_reduce(0, cell, depth, "amin")
-    around = -F.max_pool2d(-nearest.view(1, 1, rows, columns), 3, 1, 1).flatten()
-    return inside & (z <= _FARTHER * around[cell])
+    xy = torch.stack([x / ahead * K[0, 0] + K[0, 2], y / ahead * K[1, 1] + K[1, 2]], -1)
+    size = camera.width, camera.height
+    inside = (z > _NEAREST_DEPTH) & (xy >= 0).all(-1) & (xy < xy.new_tensor(size)).all(-1)
+    return unhidden_points(xy[None], z[None], inside[None], size, max(size) / _CELLS)[0]
 
 
 def choose_inputs(scene: Scene, count: int, candidates: Sequence[int] | None = None, seed: int = 0) -> list[int]:

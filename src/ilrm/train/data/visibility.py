@@ -15,11 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilrm.core.cameras import Cameras, normalise
+from ilrm.scenes.views.hidden import unhidden_points
 
-# Pixels along a cell of the depth buffer, whose neighbours count too, and how much farther than the nearest point
-# there a seen one may be: oblique ground varies this much.
-_CELL = 8
-_FARTHER = 1.3
+_CELL = 8  # pixels along a cell of the depth buffer
 _BORDER = 3  # pixels
 # Photos are compared at angles at which a hidden point would move against the surface before it, and patches keep
 # their look.
@@ -53,21 +51,9 @@ def seen_points(grey: Tensor, cameras: Cameras, points: Tensor) -> Tensor:
     xy_VP, z_VP = project(points, cameras)
     size = xy_VP.new_tensor([cameras.width, cameras.height])
     inside_VP = (z_VP > 0) & (xy_VP > _BORDER).all(-1) & (xy_VP < size - _BORDER).all(-1)
-    front_VP = inside_VP & (z_VP <= _FARTHER * _nearest(xy_VP, z_VP, inside_VP, cameras))
+    front_VP = unhidden_points(xy_VP, z_VP, inside_VP, (cameras.width, cameras.height), _CELL)
     photos = _Photos(grey.float(), cameras.to(dtype=torch.float32))
     return front_VP & _alike(photos, points.float(), z_VP.float(), inside_VP, front_VP)
-
-
-def _nearest(xy_VP: Tensor, z_VP: Tensor, inside_VP: Tensor, cameras: Cameras) -> Tensor:
-    """(V, P) the least depth among the points around each point's place in the image."""
-    columns, rows = cameras.width // _CELL + 1, cameras.height // _CELL + 1
-    column = (xy_VP[..., 0] / _CELL).clamp(0, columns - 1).long()
-    row = (xy_VP[..., 1] / _CELL).clamp(0, rows - 1).long()
-    cell_VP = row * columns + column
-    empty = z_VP.new_full((len(z_VP), rows * columns), torch.inf)
-    nearest = empty.scatter_reduce(1, cell_VP, torch.where(inside_VP, z_VP, torch.inf), "amin")
-    around = -F.max_pool2d(-nearest.view(-1, 1, rows, columns), 3, 1, 1)
-    return around.flatten(1).gather(1, cell_VP)
 
 
 def _alike(photos: _Photos, points: Tensor, z_VP: Tensor, inside_VP: Tensor, asked_VP: Tensor) -> Tensor:

@@ -64,17 +64,22 @@ class InputNoise:
     Attributes:
         share: of the samples that have any.
         rotation: standard deviation of the turn of each input camera in radians.
-        position: the same of its centre, as a share of the inputs' extent.
+        position: the same of its centre, as a share of the inputs' extent; each sample draws its own in this range.
+        focal: the same of the focal length, as a share of it. All inputs have the same error: they share a lens, and
+            structure from motion finds one focal length for it.
         exposure: the same of each input's exposure in stops.
         sensor: largest standard deviation of the noise of pixels; each sample draws its own from 0 to this.
     """
 
     share: float = 0.5
     rotation: float = 0.001
-    position: float = 0.001
+    position: tuple[float, float] = (0.001, 0.005)
+    focal: float = 0.005
     exposure: float = 0.1
     sensor: float = 0.02
 
     def __post_init__(self) -> None:
-        check_range(self, 0, 1, "share", "rotation", "position", "sensor")
+        check_range(self, 0, 1, "share", "rotation", "position", "focal", "sensor")
+        if self.position[0] > self.position[1]:
+            raise ConfigError(f"position = {self.position}.", expected="the smaller number first")
         check_range(self, 0, 4, "exposure")

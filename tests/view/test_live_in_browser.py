@@ -18,7 +18,6 @@ from ilrm.render import render
 from ilrm.results import Result
 from ilrm.splats import load_ply
 from ilrm.view import controls
-from ilrm.view.controls import FRAMES_PER_SECOND
 from ilrm.view.live import Viewer, pose_of
 from ilrm.view.splats import Pose
 from tests.conftest import PATIENCE_S, wait_until
@@ -89,7 +88,9 @@ def hundredths(slider: Locator) -> int:
 def test_the_live_viewer_records_and_crops(
     capture: Result, viewer: Viewer, watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controls, "VIDEO_SIDE", 240)  # 640 shows no more, and each of 30 frames is rendered
+    # Full size shows no more, and each frame is rendered.
+    monkeypatch.setattr(controls, "VIDEO_SIDE", 240)
+    monkeypatch.setattr(controls, "FRAMES_PER_SECOND", 8)
     page = watched.page
     page.set_viewport_size({"width": 700, "height": 400})
     page.goto(f"http://127.0.0.1:{viewer.server.get_port()}")
@@ -127,7 +128,7 @@ def test_the_live_viewer_records_and_crops(
     download.value.save_as(tmp_path / "flight.mp4")
     with av.open(tmp_path / "flight.mp4") as video:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
-    assert len(frames) == FRAMES_PER_SECOND
+    assert len(frames) == 8
     expected = viewer.picture(first.camera(frames.shape[2], frames.shape[1])) / 255.0
     assert -10 * np.log10(np.square(frames[0] / 255.0 - expected).mean()) >= LEAST_PSNR
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ import torch
 
 from ilrm.core.cameras import Cameras
 from ilrm.core.gaussians import Gaussians
+from ilrm.pipeline import options
 
 if TYPE_CHECKING:
     from ilrm.results import Result
@@ -40,6 +41,14 @@ NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 # How long a test waits for something that must happen. It only ends hangs: an idle machine finishes long before, and
 # a busy one may be ten times slower.
 PATIENCE_S = 600.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_refinement() -> Iterator[None]:
+    """Where nothing is said about refinement, tests do without its half a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(options.REFINE_SECONDS, "cpu", 0.0)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

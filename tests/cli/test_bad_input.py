@@ -298,7 +298,7 @@ def test_file_size_limit(scene_folder: Path, weights: Path, tmp_path: Path) -> N
     """A write that really fails, in another process with a file size limit of 20 kB."""
     command = [sys.executable, "-m", "ilrm.cli", "reconstruct", str(scene_folder), "-o", str(tmp_path / "out")]
     done = subprocess.run(
-        [*command, "--weights", str(weights)],
+        [*command, "--weights", str(weights), "--refine", "0"],
         env={**os.environ, **NO_BYTECODE},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
         capture_output=True,

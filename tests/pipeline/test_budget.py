@@ -19,10 +19,10 @@ from ilrm.core.errors import ConfigError, IlrmWarning
 from ilrm.core.scene import Scene
 from ilrm.model import ILRM, ILRMConfig
 from ilrm.model.reconstruct import reconstruct
-from ilrm.pipeline.forward.budget import Budget
+from ilrm.pipeline.forward.budget import Budget, Effort
 from ilrm.pipeline.forward.cost import Work, expected_cost, gaussians_of_view, measure_slowness
 from ilrm.pipeline.forward.plan import make_plan
-from ilrm.pipeline.options import RunOptions
+from ilrm.pipeline.options import REFINE_SECONDS, RunOptions
 from ilrm.pipeline.run import run
 from ilrm.scenes import load_scene
 from tests.conftest import CAPTURE, make_cameras
@@ -54,6 +54,47 @@ def test_memory_and_seconds_have_units() -> None:
 def test_impossible_numbers_of_gaussians_are_refused(text: Any) -> None:
     with pytest.raises(ConfigError, match=r"--gaussians .* was given[\s\S]*200k"):
         Budget.parse(gaussians=text)
+
+
+@pytest.mark.parametrize(
+    ("given", "effort"),
+    [
+        (None, Effort()),
+        (300, Effort(steps=300)),
+        ("300", Effort(steps=300)),
+        (0, Effort(steps=0)),
+        ("30s", Effort(seconds=30.0)),
+        ("1.5 min", Effort(seconds=90.0)),
+    ],
+)
+def test_refinement_is_steps_or_time(given: Any, effort: Effort) -> None:
+    assert Effort.parse(given) == effort
+
+
+@pytest.mark.parametrize("given", [-1, "-1", "1.5", "many", "30 apples", "0s", True, float("nan"), "1e12"])
+def test_other_refinement_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"--refine .* was given[\s\S]*30s"):
+        Effort.parse(given)
+
+
+def test_time_that_is_left_goes_into_refinement(small: ILRM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REFINE_SECONDS, "cpu", 30.0)
+    cameras = make_cameras(24, 256, 256)
+    scene = Scene(torch.zeros(1, 1, 1, 1).expand(24, 256, 256, 3), cameras, tuple(map(str, range(24))))
+    usual, without = plan(scene, small), plan(scene, small, refine=0)
+    assert usual.effort == Effort(seconds=30.0)
+    assert "(30 s of refinement)" in usual.describe()
+    assert without.effort.none
+    assert "refinement" not in without.describe()
+    # The forward pass is scored, too.
+    assert without.cost.seconds + 30 < usual.cost.seconds < without.cost.seconds + 30 + usual.cost.after
+    short = plan(scene, small, seconds=40)
+    assert short.effort.seconds >= 20
+    assert short.cost.seconds == pytest.approx(40)
+    assert len(short.split.inputs) < len(usual.split.inputs)
+    fixed = plan(scene, small, seconds=40, refine=100)
+    assert fixed.effort == Effort(steps=100)
+    assert fixed.cost.seconds <= 40
 
 
 @pytest.mark.parametrize(
@@ -155,17 +196,24 @@ def test_more_work_costs_more(small: ILRM) -> None:
         {"groups": (9,), "inputs": 9},
         {"width": 512},
         {"feedback": 4},
-        {"refine": 50},
+        {"refine": Effort(steps=50)},
         {"held_out": 3},
         {"frames": 90},
         {"decode": 0.1},
         {"groups": (8, 8), "inputs": 12},
     ):
         assert seconds(**more) > base
-    assert seconds(refine=600) == pytest.approx(2 * seconds(refine=300) - seconds(refine=0), rel=0.1)
+    none, some, more = (seconds(refine=Effort(steps=steps)) for steps in (0, 300, 600))
+    assert more == pytest.approx(2 * some - none, rel=0.1)
+    assert seconds(refine=Effort(seconds=100.0)) > base + 100
     assert expected_cost(WORK, small.config, None, 0.0).seconds is None
     slow = expected_cost(WORK, small.config, 3.0, 1e9)
     assert slow.seconds == pytest.approx(3 * base)
+    refined, with_others = (
+        expected_cost(replace(WORK, refine=Effort(steps=9), fitted=fitted), small.config, 1.0, 0.0).memory
+        for fitted in (8, 20)
+    )
+    assert with_others - refined == pytest.approx(12 * 15 * 256 * 192)
     assert slow.memory == pytest.approx(1e9 + expected_cost(WORK, small.config, 1.0, 0.0).memory)
 
 

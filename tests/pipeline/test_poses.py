@@ -120,4 +120,4 @@ def test_a_run_says_that_held_out_cameras_were_aligned() -> None:
     assert result.metrics["psnr_without_alignment"] is not None
     assert result.metrics["psnr"] >= result.metrics["psnr_without_alignment"]
     with pytest.raises(ConfigError, match="refine-poses"):
-        ilrm.run(CAPTURE, refine_poses=True, **options)
+        ilrm.run(CAPTURE, refine=0, refine_poses=True, **options)

@@ -15,6 +15,7 @@ from ilrm.core.errors import ConfigError, GaussiansError, IlrmWarning, SceneErro
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.scene import LazyImages, Scene
 from ilrm.pipeline.refine import LearningRates, RefineConfig, RefineResult, RefineStep, mean_psnr, refine
+from ilrm.pipeline.refining.pace import Pace
 from ilrm.render import render
 from tests.conftest import make_cameras, make_gaussians
 
@@ -117,6 +118,50 @@ def test_same_seed_same_result() -> None:
     losses = [[step.loss for step in run(seed).history] for seed in (0, 0, 1)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0] != pytest.approx(losses[2], rel=1e-4)
+
+
+class Clock:
+    """A clock that each look moves on by one second."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_steps_or_seconds_end_it() -> None:
+    assert [Pace(3).share(done) for done in range(4)] == [0.0, 0.5, 1.0, None]
+    assert Pace(1).share(0) == 0.0
+    assert Pace(0).share(0) is None
+    # Each step takes a second: the eleventh would end too late.
+    by_time = Pace(None, 10.0, Clock())
+    shares = [by_time.share(done) for done in range(11)]
+    assert shares == pytest.approx([step / 10 for step in range(10)] + [None])
+    both = Pace(4, 10.0, Clock())
+    assert [both.share(done) for done in range(5)] == pytest.approx([0, 1 / 3, 2 / 3, 1, None])
+    slow = Pace(None, 0.5, Clock())
+    assert [slow.share(done) for done in range(2)] == [0.0, None], "one step is always done"
+    assert Pace(None, 0.0).share(0) is None
+
+
+@pytest.mark.parametrize(("steps", "seconds"), [(None, None), (-1, None), (None, -1.0), (None, math.nan)])
+def test_other_limits_are_refused(steps: int | None, seconds: float | None) -> None:
+    with pytest.raises(ConfigError):
+        Pace(steps, seconds)
+
+
+def test_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rates that fall to the end, as with the same number of steps."""
+    monkeypatch.setattr("ilrm.pipeline.refine.Pace", lambda steps, seconds: Pace(steps, seconds, Clock()))
+    start, scene = setup(views=3, count=40)
+    config = replace(RefineConfig.long(), views_per_step=None)
+    timed = refine(start, scene, seconds=5.0, config=config)
+    counted = refine(start, scene, 5, config=config)
+    assert len(timed.history) == 5
+    assert timed.best_step == 5
+    assert timed.history[1].loss == pytest.approx(counted.history[1].loss, rel=1e-4)
+    assert [step.loss for step in timed.history] == sorted((step.loss for step in timed.history), reverse=True)
 
 
 def test_watched_views_stop_it_and_the_best_state_returns() -> None:

@@ -219,3 +219,22 @@ def test_sparse_points_are_used_if_they_are_asked_for(tmp_path: Path) -> None:
     assert on.metrics["points"] > 100
     assert not torch.equal(on.gaussians.means[: len(off.gaussians)], off.gaussians.means)
     assert torch.equal(run(CAPTURE, **options).gaussians.means, off.gaussians.means)
+
+
+def test_refinement_fits_all_photos_that_are_not_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are no inputs, too, unless they are watched."""
+    fitted = []
+
+    def fake(gaussians: Any, scene: Any, *_: Any, **__: Any) -> Any:
+        fitted.append(scene.names)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("ilrm.pipeline.refinement.refine", fake)
+    options = SMALL | {"views": 2, "holdout": 4}
+    names = run(CAPTURE, **options | {"refine": 0}).metrics
+    for watch in ("none", "held-out", "spare"):
+        with pytest.raises(ConfigError, match="enough"):
+            run(CAPTURE, **options | {"watch": watch})
+    assert [len(found) for found in fitted] == [9, 9, 2]
+    assert list(fitted[0][:2]) == list(fitted[2]) == names["input_names"]
+    assert not set(fitted[0]) & set(names["held_out_names"])

@@ -49,15 +49,17 @@ class Reconstruct:
     """Iterations in which the network sees its own renderings. Default: the number in the weights."""
     points: bool = False
     """Use the capture's sparse points: as evidence for depth, and as Gaussians where no input photo sees a surface."""
-    refine: int = 0
-    """Steps of optimisation on the input photos after the forward pass."""
+    refine: str | None = None
+    """Optimisation after the forward pass, on all photos that are not held out: steps, such as 300, or a time, such as
+    30s; 0: none. Default: the time that --seconds leaves, else 30 seconds, on a GPU 5."""
     refine_poses: bool = False
     """Also move the cameras of the photos by small steps. Held-out cameras are then aligned before scoring."""
     export: tuple[ExportName, ...] = ("html", "video")
     """What to write beside scene.ply; without a name, nothing."""
-    watch: WatchName = "spare"
+    watch: WatchName = "none"
     """Photos that stop the refinement when they get worse: spare, held-out or none.
-    Spare photos are neither input nor held out. Watched held-out photos no longer give an independent score."""
+    Spare photos are neither input nor held out; they are then not fitted. Watched held-out photos no longer give an
+    independent score."""
     size: int = 256
     """Longer side of the photos in pixels; larger ones are reduced."""
     max_pixels: MaxPixels = MAX_PIXELS
@@ -86,8 +88,8 @@ class Demo:
 
     output: Output = Path("ilrm-demo")
     """Folder to write."""
-    refine: int = 0
-    """Steps of refinement after the forward pass."""
+    refine: str = "10s"
+    """Optimisation after the forward pass: steps, such as 300, or a time, such as 30s; 0: none."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     overwrite: bool = False

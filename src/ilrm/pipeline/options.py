@@ -8,11 +8,13 @@ from typing import Literal, get_args
 
 from ilrm.core.checks import MAX_PIXELS, check_at_least, check_size
 from ilrm.core.errors import ConfigError
-from ilrm.pipeline.forward.budget import Budget
+from ilrm.pipeline.forward.budget import Budget, Effort
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 PosesName = Literal["auto", "stored", "sfm"]
 WatchName = Literal["spare", "held-out", "none"]
+# Seconds of refinement where neither steps nor a budget are given. Twenty seconds bring most of what minutes bring.
+REFINE_SECONDS = {"cpu": 30.0, "cuda": 5.0}
 ExportName = Literal["html", "video", "mesh", "spz", "splat", "glb", "compressed-ply"]
 
 
@@ -33,11 +35,14 @@ class RunOptions:
         weights: name, file or folder of the weights, or a hub id.
         feedback: iterations in which the network sees its own renderings; by default the number in its weights.
         points: use the scene's sparse points beside the photos, if there are any and the network matches its views.
-        refine: steps of optimisation on the input photos after the forward pass.
+        refine: optimisation after the forward pass, on all photos that are neither held out nor watched: a number of
+            steps, or text such as "30s" or "2min"; 0 is the forward pass alone. By default for as long as ``seconds``
+            allows, or else ``REFINE_SECONDS``. The number of steps is in the metrics, to repeat the run exactly.
         refine_poses: cameras of the photos move with the refinement. Held-out cameras are then aligned before scoring.
         export: what to write beside scene.ply.
-        watch: photos that stop the refinement when they get worse: those neither input nor held out ("spare"), the
-            held-out ones (their score is then no longer independent), or none.
+        watch: photos that stop the refinement when they get worse: none, those that are neither input nor held out
+            ("spare"; the inputs alone are then fitted), or the held-out ones (their score is then no longer
+            independent).
         size: longer side of the photos in pixels; larger ones are reduced.
         max_pixels: photos of more pixels are refused.
         device: auto, cpu, cuda or cuda:N.
@@ -57,10 +62,10 @@ class RunOptions:
     weights: str = "ilrm-small"
     feedback: int | None = None
     points: bool = False
-    refine: int = 0
+    refine: int | str | None = None
     refine_poses: bool = False
     export: tuple[ExportName, ...] = ("html", "video")
-    watch: WatchName = "spare"
+    watch: WatchName = "none"
     size: int = 256
     max_pixels: int = MAX_PIXELS
     device: str = "auto"
@@ -82,12 +87,16 @@ class RunOptions:
         check_size(self.size)
         check_at_least("--max-pixels", self.max_pixels, 1)
         check_at_least("--feedback", self.feedback or 0, 0)
-        check_at_least("--refine", self.refine, 0)
-        if self.refine_poses and not self.refine:
-            raise ConfigError("--refine-poses was given without steps of refinement.", fix="give --refine 300, too")
+        if self.refine_poses and self.effort().none:
+            raise ConfigError("--refine-poses was given without refinement.", fix="leave out --refine 0")
         check_at_least("--holdout", self.holdout or 0, 0)
         check_at_least("--views", 2 if self.views is None else self.views, 2)
+        self.effort()
         self.budget()
+
+    def effort(self) -> Effort:
+        """What ``refine`` asks for. Raises ConfigError."""
+        return Effort.parse(self.refine)
 
     def budget(self) -> Budget:
         """The limits of ``gaussians``, ``memory`` and ``seconds``. Raises ConfigError."""

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ilrm.core.cameras import Cameras, normalise
 from ilrm.core.checks import free_memory
-from ilrm.core.errors import ConfigError, GaussiansError, SceneError
+from ilrm.core.errors import GaussiansError, SceneError
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.scene import Scene
 from ilrm.evaluate.agreement import warn_if_apart
 from ilrm.evaluate.metrics import mean_of_known, psnr
 from ilrm.pipeline.refining.config import LearningRates, RefineConfig
+from ilrm.pipeline.refining.pace import Pace
 from ilrm.pipeline.refining.state import RefineState
 from ilrm.render import render
 from ilrm.scenes.views import evenly_spaced
@@ -86,8 +87,9 @@ Progress = Callable[[RefineStep], None]
 def refine(
     gaussians: Gaussians,
     scene: Scene,
-    steps: int = 10,
+    steps: int | None = None,
     *,
+    seconds: float | None = None,
     config: RefineConfig | None = None,
     watch: Scene | None = None,
     progress: Progress | None = None,
@@ -98,7 +100,9 @@ def refine(
         gaussians: N Gaussians in the scene's world frame. Their device is computed on. Those counted from the world's
             own origin are counted from ``scene.cameras.local_origin()`` afterwards, which differs only far from it.
         scene: the photos to fit; pixels outside their mask pull at nothing.
-        steps: how many steps of Adam.
+        steps: how many steps of Adam; 10 by default, unless ``seconds`` are given.
+        seconds: end after so much time. Rates and all else that changes on the way follow it, so a short time is used
+            as well as a long one. Results then depend on the machine; with ``steps`` alone they can be repeated.
         config: ``RefineConfig.for_steps(steps)`` by default.
         watch: other photos. They are only measured: when they get worse for ``patience`` checks the optimisation
             stops, and the best state is returned.
@@ -107,10 +111,12 @@ def refine(
     Raises:
         GaussiansError: no Gaussians, batched ones, or values that are not finite.
         SceneError: no views.
-        ConfigError: a negative number of steps.
+        ConfigError: a negative number of steps or seconds.
     """
+    steps = 10 if steps is None and seconds is None else steps
     config = config or RefineConfig.for_steps(steps)
-    _check(gaussians, scene, steps)
+    pace = Pace(steps, seconds)
+    _check(gaussians, scene)
     _, to_world = normalise(scene.cameras)
     to_unit = to_world.inverse()
     photos = _at_hand(scene, gaussians.device).transform(to_unit)
@@ -127,12 +133,15 @@ def refine(
         best.measured(0, mean_psnr(best.gaussians, watched), best.gaussians)
     history = _History(progress, 1 if gaussians.device.type == "cpu" else _STEPS_A_REPORT)
     views = _view_rounds(len(photos), config.views_per_step, generator)
-    for step in range(1, steps + 1):
-        measured = state.step(photos, next(views), progress=(step - 1) / max(steps - 1, 1))
+    step, share = 0, pace.share(0)
+    while share is not None:
+        step += 1
+        measured = state.step(photos, next(views), progress=share)
+        share = pace.share(step)
         if config.prune_every and step % config.prune_every == 0:
             state.prune()
         watch_psnr = None
-        if watched is not None and (step % config.check_every == 0 or step == steps):
+        if watched is not None and (step % config.check_every == 0 or share is None):
             watch_psnr = mean_psnr(state.gaussians(), watched)
             best.measured(step, watch_psnr, state.gaussians(), _moved(state))
         history.add(step, measured, watch_psnr, len(state))
@@ -209,9 +218,7 @@ def mean_psnr(gaussians: Gaussians, scene: Scene, *, near: float = 0.01) -> floa
     return math.nan if mean is None else mean
 
 
-def _check(gaussians: Gaussians, scene: Scene, steps: int) -> None:
-    if steps < 0:
-        raise ConfigError(f"{steps} refinement steps were asked for.", expected="0 or more")
+def _check(gaussians: Gaussians, scene: Scene) -> None:
     if len(scene) == 0:
         raise SceneError("There are no photos to refine with.", expected="at least one view")
     if gaussians.means.ndim != 2 or len(gaussians) == 0:

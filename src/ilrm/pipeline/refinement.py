@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
 from ilrm.files import output_file
-from ilrm.pipeline.refine import RefineConfig, RefineResult, refine
+from ilrm.pipeline.forward.budget import Effort
+from ilrm.pipeline.refine import RefineConfig, RefineResult, RefineStep, refine
 from ilrm.pipeline.scoring import score
 from ilrm.pipeline.views import split_views
 from ilrm.results.beside import find_splats, is_forward_pass
@@ -74,17 +76,21 @@ def refine_file(
 
 
 def refine_reported(
-    gaussians: Gaussians, inputs: Scene, watch: Scene, steps: int, config: RefineConfig, reporter: Reporter
+    gaussians: Gaussians, inputs: Scene, watch: Scene, effort: Effort, config: RefineConfig, reporter: Reporter
 ) -> RefineResult:
     """``refine`` with a progress bar."""
-    with reporter.progress("refining", steps) as advance:
+    start, shown = time.perf_counter(), 0
+
+    def told(step: RefineStep) -> None:
+        nonlocal shown
+        done = step.step if effort.steps is not None else int(time.perf_counter() - start)
+        advance(f"loss {step.loss:.4f}  photos {step.psnr:.2f} dB", steps=max(done - shown, 0))
+        shown = max(done, shown)
+
+    total = effort.steps if effort.steps is not None else math.ceil(effort.seconds or 0)
+    with reporter.progress("refining" if effort.steps is not None else "refining (seconds)", total) as advance:
         return refine(
-            gaussians,
-            inputs,
-            steps,
-            config=config,
-            watch=watch,
-            progress=lambda step: advance(f"loss {step.loss:.4f}  inputs {step.psnr:.2f} dB"),
+            gaussians, inputs, effort.steps, seconds=effort.seconds, config=config, watch=watch, progress=told
         )
 
 
@@ -116,7 +122,7 @@ def _refine_and_score(
     """The report without output and warnings, and the refined Gaussians."""
     near = photos.inputs.cameras.near_plane()
     before = score(gaussians, photos.held_out, near)
-    result = refine_reported(gaussians, photos.inputs, photos.spare, steps, config, reporter or Silent())
+    result = refine_reported(gaussians, photos.inputs, photos.spare, Effort(steps=steps), config, reporter or Silent())
     after = score(result.gaussians, photos.held_out, near)
     report = {
         "psnr": after and after[0],

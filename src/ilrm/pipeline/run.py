@@ -19,9 +19,10 @@ from ilrm.files import atomic_folder, check_apart, check_folder, claim_names, wr
 from ilrm.model.ilrm import ILRM
 from ilrm.model.reconstruct import usable_points
 from ilrm.pipeline.extras import EXPORT_FILES, save_extras
+from ilrm.pipeline.forward.budget import Effort
 from ilrm.pipeline.forward.cost import measure_slowness
 from ilrm.pipeline.forward.passes import forward_pass
-from ilrm.pipeline.forward.plan import make_plan
+from ilrm.pipeline.forward.plan import Plan, make_plan
 from ilrm.pipeline.forward.posing import CAPTURE_FOLDER, PosedInput, files_of, posed_input
 from ilrm.pipeline.options import ExportName, PosesName, PrecisionName, RunOptions, WatchName
 from ilrm.pipeline.refine import RefineConfig, RefineResult
@@ -52,10 +53,10 @@ def run(
     weights: str = "ilrm-small",
     feedback: int | None = None,
     points: bool = False,
-    refine: int = 0,
+    refine: int | str | None = None,
     refine_poses: bool = False,
     export: Sequence[ExportName] = ("html", "video"),
-    watch: WatchName = "spare",
+    watch: WatchName = "none",
     size: int = 256,
     max_pixels: int = MAX_PIXELS,
     device: str = "auto",
@@ -116,6 +117,7 @@ class _Run:
         self.options, self.reporter = options, reporter
         self.device = find_device(options.device)
         self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
         self.warnings: list[str] = []
         self.posed = PosedInput(options.input)
 
@@ -159,7 +161,7 @@ class _Run:
         options = self.options
         # Before kernels are compiled on the same cores: on a first run all would seem several times slower.
         slowness = measure_slowness() if self.device.type == "cpu" else None
-        with kernels_in_background(self.device, gradients=options.refine > 0):
+        with kernels_in_background(self.device, gradients=not options.effort().none):
             with self._stage("load"):
                 scene = load_scene(self.posed.path, max_side=options.size, max_pixels=options.max_pixels)
                 model = ILRM.from_pretrained(options.weights).to(self.device)
@@ -187,18 +189,18 @@ class _Run:
                 )
         gaussians, near = forward.gaussians, forward.near
         before, refined = None, None
-        if options.refine:
+        if not plan.effort.none:
             with self._stage("score_before_refine"):
                 before = score(gaussians, held_out, near)
             with self._stage("refine"):
-                refined = self._refine(gaussians, inputs, scene.select(_watched(split, options.watch)))
+                refined = self._refine(gaussians, scene, split, self._in_time(plan))
             gaussians = refined.gaussians
         apart = None
         with self._stage("score"):
             if refined is not None and options.refine_poses:
                 apart = score(gaussians, held_out, near)
                 held_out = align_views(gaussians, held_out, inputs.cameras, squared_error)
-                inputs = replace(inputs, cameras=refined.cameras)
+                inputs = replace(inputs, cameras=refined.cameras[: len(inputs)])
             after = score(gaussians, held_out, near)
         metrics = {
             "psnr": after and after[0],
@@ -210,7 +212,7 @@ class _Run:
             "ssim_before_refine": before and before[1],
             **self._report(gaussians, inputs, held_out, feedback),
             "points": 0 if points is None else points.xyz.shape[1],
-            **_refine_report(refined, options.watch),
+            **_refine_report(refined, plan.effort, options.watch),
             **forward.report(),
             **plan.report(options.budget()),
             "warnings": self.warnings,
@@ -243,7 +245,6 @@ class _Run:
             "precision": options.precision,
             "seed": options.seed,
             "feedback": feedback,
-            "refine_steps": options.refine,
         }
 
     def _write(self, result: Result, gaussians: Gaussians, shown: Scene, near: float, folder: Path) -> None:
@@ -254,11 +255,20 @@ class _Run:
             save_extras(self.options.export, result, folder, near, self.reporter)
         write_json(folder / METRICS_FILE, result.metrics)
 
-    def _refine(self, gaussians: Gaussians, inputs: Scene, watched: Scene) -> RefineResult:
-        steps = self.options.refine
-        config = RefineConfig.for_steps(steps, self.options.seed).for_views(len(inputs), self.options.seed)
+    def _in_time(self, plan: Plan) -> Effort:
+        """What is left of the time for all of the run, if refinement may have it."""
+        limit, asked = self.options.budget().seconds, self.options.effort()
+        if limit is None or asked != Effort():
+            return plan.effort
+        return Effort(seconds=max(limit - (time.perf_counter() - self._start) - plan.cost.after, 0.0))
+
+    def _refine(self, gaussians: Gaussians, scene: Scene, split: ViewSplit, effort: Effort) -> RefineResult:
+        """Inputs come first, then spare photos, if those are not watched."""
+        watch, seed = self.options.watch, self.options.seed
+        fitted = scene.select(split.inputs if watch == "spare" else [*split.inputs, *split.spare])
+        config = RefineConfig.for_steps(effort.steps, seed).for_views(len(fitted), seed)
         config = replace(config, poses=self.options.refine_poses)
-        return refine_reported(gaussians, inputs, watched, steps, config, self.reporter)
+        return refine_reported(gaussians, fitted, scene.select(_watched(split, watch)), effort, config, self.reporter)
 
 
 def _capture_report(report: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -272,11 +282,13 @@ def _watched(split: ViewSplit, watch: WatchName) -> list[int]:
     return watched[:: -(-len(watched) // _MOST_WATCHED) if watched else 1]
 
 
-def _refine_report(result: RefineResult | None, watch: WatchName) -> dict[str, Any]:
+def _refine_report(result: RefineResult | None, effort: Effort, watch: WatchName) -> dict[str, Any]:
+    asked = {"refine_steps": effort.steps, "refine_seconds": effort.seconds and round(effort.seconds, 2)}
     if result is None:
-        return {"refine_steps_done": 0, "refine_best_step": None, "early_stop": None, "watched": None}
+        return {**asked, "refine_steps_done": 0, "refine_best_step": None, "early_stop": None, "watched": None}
     measured = any(step.watch_psnr is not None for step in result.history)
     return {
+        **asked,
         "refine_steps_done": len(result.history),
         "refine_best_step": result.best_step,
         "early_stop": result.stopped_early,

@@ -16,8 +16,10 @@ _EXAMPLES = {
     "gaussians": "a number above 0, such as 200000, 200k or 1.5M",
     "memory": "bytes, or a number with its unit, such as 4GB or 800MB; at least 1 MB",
     "seconds": "a number above 0, such as 120, or 2min",
+    "refine": "a number of steps, such as 300, or a time with its unit, such as 30s or 2min",
 }
 _LEAST_BYTES = 1e6
+_MOST_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,43 @@ class Budget:
     def unlimited(self) -> bool:
         """Whether nothing is asked for."""
         return self == Budget()
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much refinement there is: so many steps, or so much time; neither where that is left to the program.
+
+    Attributes:
+        steps: 0 is none.
+        seconds: of refinement alone.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @staticmethod
+    def parse(given: float | str | None) -> Effort:
+        """What users write: a number of steps, or text such as "30s" or "2min"; None decides nothing. Raises
+        ConfigError."""
+        if given is None:
+            return Effort()
+        if isinstance(given, str) and (match := _NUMBER.fullmatch(given)) and match[3]:
+            return Effort(seconds=_parsed("refine", given, _SECONDS))
+        try:
+            steps = float(given)
+        except (TypeError, ValueError):
+            steps = -1.0
+        if isinstance(given, bool) or not (0 <= steps < _MOST_STEPS and steps == int(steps)):
+            raise ConfigError(f"--refine {given} was given.", expected=_EXAMPLES["refine"])
+        return Effort(steps=int(steps))
+
+    @property
+    def none(self) -> bool:
+        """Whether nothing is refined."""
+        return self.steps == 0 or self.seconds == 0
+
+
+NO_REFINEMENT = Effort(steps=0)
 
 
 def _parsed(name: str, given: float | str, units: dict[str, float], least: float = 0.0) -> float:

@@ -18,6 +18,7 @@ from ilrm.core.checks import peak_memory
 from ilrm.files.reading import read_text
 from ilrm.model.config import ILRMConfig
 from ilrm.model.tokens import round_size
+from ilrm.pipeline.forward.budget import NO_REFINEMENT, Effort
 
 # Seconds a pixel of all views and plane of the sweep (its network included), and for each source view.
 _SWEEP, _SWEEP_SOURCE = 1.2e-7, 4.8e-8
@@ -48,7 +49,8 @@ class Work:
         held_out: views that are scored.
         width, height: of the photos in pixels.
         feedback: iterations.
-        refine: steps, of ``step_views`` views each.
+        fitted: views that refinement fits; those that are no inputs are held in memory for it.
+        refine: how much refinement; steps are of ``step_views`` views each.
         frames: renderings for a video.
         decode: seconds that one photo takes to read.
     """
@@ -59,7 +61,8 @@ class Work:
     width: int
     height: int
     feedback: int
-    refine: int = 0
+    fitted: int = 0
+    refine: Effort = NO_REFINEMENT
     step_views: int = 2
     frames: int = 0
     decode: float = 0.0
@@ -73,11 +76,13 @@ class Cost:
         gaussians: of the forward pass, before groups are fused.
         seconds: of reading, forward pass, refinement, scores and renderings; None on a GPU, where nothing was measured.
         memory: bytes that the process holds at its peak; on a GPU, of the device.
+        after: of the seconds, those that follow refinement.
     """
 
     gaussians: int
     seconds: float | None
     memory: float
+    after: float = 0.0
 
 
 def gaussians_of_view(config: ILRMConfig, width: int, height: int) -> int:
@@ -97,18 +102,21 @@ def expected_cost(work: Work, config: ILRMConfig, slowness: float | None, base: 
     pixels = round_size(work.width, config.size_multiple) * round_size(work.height, config.size_multiple)
     count = each * work.inputs
     group = _GROUP_PIXEL * pixels * max(work.groups)
-    kept = _GAUSSIAN * count + _PHOTO_PIXEL * pixels * (work.inputs + work.held_out)
-    memory = base + _LATER + kept + max(group, _REFINED * count if work.refine else 0)
+    kept = _GAUSSIAN * count + _PHOTO_PIXEL * pixels * (max(work.inputs, work.fitted) + work.held_out)
+    memory = base + _LATER + kept + max(group, 0 if work.refine.none else _REFINED * count)
     if slowness is None:
         return Cost(count, None, memory)
     seconds = sum(_group_seconds(views, pixels, each, work.feedback, config) for views in work.groups)
     if len(work.groups) > 1:
         seconds += _JUDGE * count * work.inputs + work.inputs * _drawn(max(work.groups) * each, pixels / 4)
     drawn = _drawn(count, pixels)
-    seconds += work.refine * work.step_views * (_STEP * count + _STEP_PIXEL * pixels)
-    seconds += work.held_out * (1 + bool(work.refine)) * (drawn + _SCORE_PIXEL * pixels)
-    seconds += (work.held_out + work.frames) * drawn
-    return Cost(count, slowness * seconds + work.decode * (work.inputs + work.held_out), memory)
+    scored = work.held_out * (drawn + _SCORE_PIXEL * pixels)
+    if not work.refine.none:
+        seconds += (work.refine.steps or 0) * work.step_views * (_STEP * count + _STEP_PIXEL * pixels) + scored
+    after = slowness * (scored + (work.held_out + work.frames) * drawn)
+    read = work.decode * (max(work.inputs, work.fitted) + work.held_out)
+    whole = slowness * seconds + (work.refine.seconds or 0.0) + after + read
+    return Cost(count, whole, memory, after)
 
 
 def _drawn(gaussians: float, pixels: float) -> float:

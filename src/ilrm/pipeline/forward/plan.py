@@ -11,7 +11,7 @@ import torch
 from ilrm.core.errors import ConfigError, warn
 from ilrm.core.scene import Scene
 from ilrm.model.ilrm import ILRM
-from ilrm.pipeline.forward.budget import Budget
+from ilrm.pipeline.forward.budget import Budget, Effort
 from ilrm.pipeline.forward.cost import (
     Cost,
     Work,
@@ -20,7 +20,7 @@ from ilrm.pipeline.forward.cost import (
     memory_in_use,
 )
 from ilrm.pipeline.forward.groups import Group, group_count, make_groups, view_affinity
-from ilrm.pipeline.options import RunOptions
+from ilrm.pipeline.options import REFINE_SECONDS, RunOptions
 from ilrm.pipeline.refining.config import RefineConfig
 from ilrm.pipeline.views import ViewSplit, split_views
 from ilrm.scenes.views import covered_share
@@ -34,6 +34,8 @@ _WHOLE, _LEAST_WHOLE = 2, 8
 _WELL_COVERED = 0.95
 # Matching needs another view, and groups need neighbours.
 _LEAST_INPUTS, _LEAST_GROUP = 2, 4
+# Of the seconds allowed, where refinement has no time of its own, the share for everything else.
+_FORWARD_SHARE = 0.5
 VIDEO_FRAMES = 90  # three seconds
 
 
@@ -44,16 +46,21 @@ class Plan:
     Attributes:
         split: the use of every view.
         groups: of the inputs, by their place in ``split.inputs``.
+        effort: how much refinement; 0 steps are none.
         cost: what is expected.
     """
 
     split: ViewSplit
     groups: list[Group]
+    effort: Effort
     cost: Cost
 
     def describe(self) -> str:
         """One line for the user."""
         seconds = "" if self.cost.seconds is None else f"about {_duration(self.cost.seconds)}, "
+        if self.effort.seconds:
+            refining = f"{_duration(self.effort.seconds)} of refinement"
+            seconds = f"{refining}, " if self.cost.seconds is None else f"{seconds[:-2]} ({refining}), "
         groups = f" in {len(self.groups)} groups" if len(self.groups) > 1 else ""
         return (
             f"{len(self.split.inputs)} photos{groups}, {self.cost.gaussians:,} Gaussians; expected: "
@@ -92,9 +99,12 @@ def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int, slo
     groups = [Group(tuple(range(len(split.inputs))))]
     if len(split.inputs) > planner.whole:
         groups = make_groups(view_affinity(scene.select(split.inputs)), planner.whole)
-    cost = planner.cost(tuple(map(len, groups)), len(split.inputs), len(split.held_out))
+    fitted = len(split.inputs) + (0 if options.watch == "spare" else len(split.spare))
+    work = tuple(map(len, groups)), len(split.inputs), len(split.held_out), fitted
+    effort = planner.effort(planner.cost(*work, effort=Effort()).seconds)
+    cost = planner.cost(*work, effort=effort)
     _warn_of_excess(cost, planner.budget)
-    return Plan(split, groups, cost)
+    return Plan(split, groups, effort, cost)
 
 
 def _split(scene: Scene, options: RunOptions, planner: _Planner) -> ViewSplit:
@@ -126,7 +136,9 @@ class _Planner:
 
     def __init__(self, scene: Scene, options: RunOptions, model: ILRM, feedback: int, slowness: float | None) -> None:
         self.config, device = model.config, next(model.parameters()).device
-        self.budget = options.budget()
+        self.budget, self._asked = options.budget(), options.effort()
+        self._inputs_alone = options.watch == "spare"
+        self._usual_seconds = REFINE_SECONDS[device.type]
         if device.type != "cpu" and self.budget.seconds is not None:
             raise ConfigError(
                 "--seconds was given, but the time is known in advance on a CPU only.", fix="use --gaussians or --views"
@@ -140,7 +152,6 @@ class _Planner:
             width=scene.cameras.width,
             height=scene.cameras.height,
             feedback=feedback,
-            refine=options.refine,
             frames=VIDEO_FRAMES if "video" in options.export and options.output is not None else 0,
             decode=_time_of_a_photo(scene),
         )
@@ -149,12 +160,42 @@ class _Planner:
         self.usual = self._fitting(min(max(pixels // each, _LEAST_INPUTS), _MOST_INPUTS))
         self.whole = self._fitting(min(max(_WHOLE * pixels // each, _LEAST_WHOLE), _MOST_INPUTS))
 
-    def cost(self, groups: tuple[int, ...], inputs: int, held_out: int) -> Cost:
-        """Of a run with so many views in each group."""
-        config = RefineConfig.for_steps(self._work.refine, 0).for_views(inputs, 0)
-        step_views = min(config.views_per_step or inputs, inputs)
-        work = replace(self._work, groups=groups, inputs=inputs, held_out=held_out, step_views=step_views)
-        return expected_cost(work, self.config, *self._machine)
+    def cost(
+        self,
+        groups: tuple[int, ...],
+        inputs: int,
+        held_out: int,
+        fitted: int | None = None,
+        effort: Effort | None = None,
+    ) -> Cost:
+        """Of a run with so many views in each group.
+
+        Args:
+            fitted: views that are refined on; by default as many as there can be.
+            effort: of refinement; what was asked for by default.
+        """
+        effort = effort or self._asked
+        fitted = inputs if effort.none else self._fitted(inputs) if fitted is None else fitted
+        config = RefineConfig.for_steps(effort.steps, 0).for_views(fitted, 0)
+        work = replace(self._work, groups=groups, inputs=inputs, held_out=held_out, fitted=fitted, refine=effort)
+        return expected_cost(
+            replace(work, step_views=min(config.views_per_step or fitted, fitted)), self.config, *self._machine
+        )
+
+    def _fitted(self, inputs: int) -> int:
+        return inputs if self._inputs_alone else max(inputs, len(self._scene) * 7 // 8)
+
+    def effort(self, others: float | None) -> Effort:
+        """How much refinement there is: what was asked for, else what the budget leaves, else what is usual.
+
+        Args:
+            others: expected seconds of everything else.
+        """
+        if self._asked != Effort():
+            return self._asked
+        if self.budget.seconds is None:
+            return Effort(seconds=self._usual_seconds)
+        return Effort(seconds=max(self.budget.seconds - (others or 0.0), 0.0))
 
     def affordable(self) -> int:
         """The most inputs that the budget allows, at least two. Raises ConfigError."""
@@ -163,7 +204,10 @@ class _Planner:
         return max(fitting, default=_LEAST_INPUTS)
 
     def _affords(self, inputs: int) -> bool:
-        return not _excess(self.cost(self._groups(inputs), inputs, len(self._scene) // 8), self.budget)
+        budget = self.budget
+        if self._asked == Effort() and budget.seconds is not None:
+            budget = replace(budget, seconds=_FORWARD_SHARE * budget.seconds)
+        return not _excess(self.cost(self._groups(inputs), inputs, len(self._scene) // 8), budget)
 
     def _groups(self, inputs: int) -> tuple[int, ...]:
         """About how many views each group has where there are ``inputs`` in all."""

@@ -94,9 +94,9 @@ class RefineConfig:
         return RefineConfig(rates, views_per_step=2, ssim=0.005, footprint=_FOOTPRINT, prune_every=100, seed=seed)
 
     @staticmethod
-    def for_steps(steps: int, seed: int = 0) -> RefineConfig:
-        """The preset for so many steps: ``paper`` up to 50, ``long`` above."""
-        return RefineConfig.paper() if steps <= 50 else RefineConfig.long(seed)
+    def for_steps(steps: int | None, seed: int = 0) -> RefineConfig:
+        """The preset for so many steps: ``paper`` up to 50, ``long`` above, and where time decides (None)."""
+        return RefineConfig.paper() if steps is not None and steps <= 50 else RefineConfig.long(seed)
 
     def for_views(self, views: int, seed: int) -> RefineConfig:
         """The same for so many input views: of more than 32, a step renders no more than 16."""

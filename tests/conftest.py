@@ -45,7 +45,7 @@ PATIENCE_S = 600.0
 
 @pytest.fixture(scope="session", autouse=True)
 def no_refinement() -> Iterator[None]:
-    """Where nothing is said about refinement, tests do without its half a minute."""
+    """Tests that do not ask for refinement do without its half a minute."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(options.REFINE_SECONDS, "cpu", 0.0)
         yield

@@ -2,7 +2,7 @@
 
 import ilrm
 
-result = ilrm.run("my_capture", "out", refine=300)          # everything, as the command does it
+result = ilrm.run("my_capture", "out")                      # everything, as the command does it
 
 scene = ilrm.load_scene("my_capture")                       # or step by step
 gaussians = ilrm.reconstruct(scene, ilrm.ILRM.from_pretrained("ilrm-small"))

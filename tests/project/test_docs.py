@@ -68,7 +68,7 @@ def run(code: str, folder: Path) -> str:
 def test_the_python_guide_runs(tmp_path: Path) -> None:
     """The guide, with fewer steps and smaller photos."""
     code = "\n".join(snippets(DOCS / "guides" / "python.md"))
-    for large, small in (("refine=300", "refine=2, size=64, export=()"), ("steps=300", "steps=2"), ("=256", "=64")):
+    for large, small in (('refine="30s"', "refine=2, size=64, export=()"), ("steps=300", "steps=2"), ("=256", "=64")):
         assert large in code
         code = code.replace(large, small)
     code = code.replace("frames=90", "frames=3")

@@ -9,7 +9,7 @@ from ilrm.core.errors import ConfigError
 
 
 class Pace:
-    """When a refinement ends, and how far it is on the way there.
+    """When a refinement ends, and which share of it is done.
 
     Counted in steps, a run can be repeated exactly. Counted in seconds, it does what the machine manages; its number
     of steps is then known afterwards.

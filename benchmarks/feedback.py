@@ -35,8 +35,8 @@ from weights import scenes as test_scenes
 
 _PICTURE_WIDTH = 960
 RIVALS = {
-    "full": replace(RefineConfig.long(), views_per_step=None, footprint=None, ssim=0.0),
-    "mini": replace(RefineConfig.long(), footprint=None),
+    "full": replace(RefineConfig.long(), views_per_step=None),
+    "mini": RefineConfig.long(),
 }
 
 

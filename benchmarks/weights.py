@@ -22,7 +22,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -170,8 +170,6 @@ def measure(method: Method, inputs: Scene, held_out: Scene, options: Options, al
     if not options.steps and allowed is None:
         return result
     config = RefineConfig.long()
-    if method not in ("trained", "points", "untrained"):
-        config = replace(config, footprint=None)  # as ``ilrm refine`` does with Gaussians that no network made
     if allowed is None:
         for steps in options.steps:
             begin = time.process_time()

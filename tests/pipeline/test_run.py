@@ -154,27 +154,6 @@ def twins(folder: Path) -> Path:
     return folder
 
 
-def test_splats_of_a_forward_pass_start_wider(
-    by_command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """metrics.json next to the file decides: refined results and files of others are not widened."""
-    from ilrm.pipeline import refinement
-
-    footprints: list[float | None] = []
-    inner = refinement.refine
-
-    def refine(*arguments: Any, config: Any, **options: Any) -> Any:
-        footprints.append(config.footprint)
-        return inner(*arguments, config=config, **options)
-
-    monkeypatch.setattr(refinement, "refine", refine)
-    monkeypatch.setattr(refinement.RefineConfig, "for_steps", lambda steps, seed: refinement.RefineConfig.long(seed))
-    ilrm.run(CAPTURE, tmp_path / "fresh", **{**SMALL, "refine": 0})
-    for number, splats in enumerate((tmp_path / "fresh", by_command, by_command / "scene.spz")):
-        refine_file(splats, CAPTURE, tmp_path / f"{number}.ply", steps=1, views=3, size=64, device="cpu")
-    assert footprints == [refinement.RefineConfig.long().footprint, None, None]
-
-
 @pytest.mark.parametrize("options", [{"export": ("page",)}, {"export": "html"}, {"watch": "all"}, {"precision": "fp8"}])
 def test_unknown_names_are_refused_before_the_work(options: dict[str, Any], tmp_path: Path) -> None:
     """The command's parser knows the choices; callers from Python get a message as well."""

@@ -124,10 +124,10 @@ def refine(
     generator = torch.Generator().manual_seed(config.seed)
     start = gaussians.detach().to(dtype=torch.float32).transform(to_unit, origin=torch.zeros(3))
     origin = gaussians.origin if gaussians.origin.any() else scene.cameras.local_origin()
-    state = RefineState(start, photos.cameras, config)
     best = _Best(start, config.patience)
     probes = photos.select(evenly_spaced(len(photos), _MOST_PROBES))
     before = mean_psnr(start, probes)
+    state = RefineState(start, photos.cameras, config, error=10 ** (-before / 20))
     warn_if_apart(start, probes, before)
     if watched is not None:
         best.measured(0, mean_psnr(best.gaussians, watched), best.gaussians)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ilrm.pipeline.forward.budget import Effort
 from ilrm.pipeline.refine import RefineConfig, RefineResult, RefineStep, refine
 from ilrm.pipeline.scoring import score
 from ilrm.pipeline.views import split_views
-from ilrm.results.beside import find_splats, is_forward_pass
+from ilrm.results.beside import find_splats
 from ilrm.scenes import load_scene
 from ilrm.scenes.inputs import input_paths
 from ilrm.splats import load_gaussians, save_ply
@@ -70,7 +70,7 @@ def refine_file(
         gaussians = load_gaussians(file, antialiased or None).to(target)
         photos = _load_photos(Path(scene), views, holdout, size, max_pixels, seed)
         with output_file(Path(output), reads=reads, overwrite=overwrite) as temporary:
-            report, refined = _refine_and_score(gaussians, photos, steps, _config(file, steps, seed), reporter)
+            report, refined = _refine_and_score(gaussians, photos, steps, RefineConfig.for_steps(steps, seed), reporter)
             save_ply(refined, temporary)
     return {"output": str(output), **report, "warnings": warnings}
 
@@ -108,12 +108,6 @@ def _load_photos(path: Path, views: int | None, holdout: int | None, size: int, 
     split = split_views(scene, path, views, holdout, seed=seed)
     held_out = scene.select(split.held_out).loaded(_MOST_BYTES)
     return _Photos(scene.select(split.inputs), held_out, scene.select(split.spare))
-
-
-def _config(file: Path, steps: int, seed: int) -> RefineConfig:
-    """The preset. Only results of a forward pass are enlarged first (``RefineConfig.footprint``)."""
-    config = RefineConfig.for_steps(steps, seed)
-    return config if is_forward_pass(file) else replace(config, footprint=None)
 
 
 def _refine_and_score(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ilrm.core.cameras import Cameras
-from ilrm.core.errors import CameraError, GaussiansError, SceneError, warn
+from ilrm.core.errors import CameraError, GaussiansError, warn
 from ilrm.files import paths
-from ilrm.files.reading import read_json
 from ilrm.splats.cameras import load_cameras
 from ilrm.splats.formats import FORMATS
 
@@ -74,15 +73,3 @@ def cameras_beside(splats: Path) -> tuple[Cameras, tuple[str, ...]] | None:
     except CameraError as error:
         warn(f"left out the cameras beside the splats: {error.problem}")
         return None
-
-
-def is_forward_pass(splats: Path) -> bool:
-    """Whether the metrics.json beside a splat file says that it comes from the network and has not been refined."""
-    path = splats.parent / "metrics.json"
-    if splats.name != SCENE_FILE or not paths.is_file(path):
-        return False
-    try:
-        metrics = read_json(path)
-    except SceneError:
-        return False
-    return isinstance(metrics, dict) and metrics.get("refine_steps_done") == 0

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 from ilrm.core.errors import ConfigError
 
-# From widenings of 1 to 2.2 times, compared on the five captures of docs/benchmarks and the bundled one.
-_FOOTPRINT, MOST_WIDENING = 1.5, 1.75
 # Of more views than the first, a step renders as many as the second: it would take minutes with hundreds.
 _ALL_AT_ONCE, _VIEWS_A_STEP = 32, 16
 
@@ -23,6 +20,9 @@ class LearningRates:
         turns, shifts: of camera steps, in radians and in units of the normalised frame.
         final: all of them fall exponentially to this share of their start.
         by_distance: far Gaussians move in larger steps: what a pixel sees of a step is then the same everywhere.
+        error: all rates hold for photos that are missed by this much (root of the mean squared error), and are smaller
+            or larger in proportion to the error at the start. The first steps of Adam are as large as the rates say,
+            whatever the gradients: a good start would be lost. None leaves the rates as they are.
     """
 
     means: float = 6e-4
@@ -34,6 +34,7 @@ class LearningRates:
     shifts: float = 3e-4
     final: float = 1.0
     by_distance: bool = False
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class RefineConfig:
         views_per_step: input views that a step renders, drawn in seeded shuffled rounds; None is all of them.
         l1: share of the absolute error in the photometric loss; the rest is squared error.
         ssim: weight of 1 - SSIM beside it.
-        footprint: pixels. Gaussians whose median standard deviation, as the nearest camera sees it, is smaller start
-            larger by one factor, at most ``MOST_WIDENING``, so that it is this. A Gaussian of less than a pixel has a
-            gradient from that pixel alone; predicted ones, of which many are seen at once, find their places better
-            from a larger size. None leaves them as they are.
+        betas: decay of Adam's first and second moments.
+        warm_start: second moments start from this share of the first squared gradients, averaged over all Gaussians, so
+            that those with hardly any gradient do not move as far as all others in the first steps. None starts them
+            as Adam does, from 0 and corrected for it.
         prune_every: steps between prunings; None never prunes.
         prune_opacity: Gaussians below this opacity go.
         prune_scale: Gaussians larger than this share of their distance to the nearest camera go.
@@ -60,9 +61,10 @@ class RefineConfig:
 
     rates: LearningRates = field(default_factory=LearningRates)
     views_per_step: int | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    warm_start: float | None = None
     l1: float = 0.0
     ssim: float = 0.0
-    footprint: float | None = None
     prune_every: int | None = None
     prune_opacity: float = 0.005
     prune_scale: float = 1.0
@@ -75,8 +77,6 @@ class RefineConfig:
         for name in ("views_per_step", "prune_every", "check_every", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"RefineConfig was given {name} = {value}.", expected="at least 1")
-        if self.footprint is not None and not 0 < self.footprint < math.inf:
-            raise ConfigError(f"RefineConfig was given footprint = {self.footprint}.", expected="pixels above 0")
         if not 0 <= self.l1 <= 1:
             raise ConfigError(f"RefineConfig was given l1 = {self.l1}.", expected="a share from 0 to 1")
 
@@ -87,11 +87,20 @@ class RefineConfig:
 
     @staticmethod
     def long(seed: int = 0) -> RefineConfig:
-        """Hundreds of steps: mini-batches, pruning, and rates tuned for the views that are not fitted."""
+        """Ten to hundreds of steps: mini-batches, pruning, and rates tuned for the views that are not fitted."""
         rates = LearningRates(
-            means=1e-2, sh=1.5e-2, log_scales=5e-2, quats=5e-3, opacity_logits=3e-2, final=0.1, by_distance=True
+            means=3e-3,
+            sh=1.5e-2,
+            log_scales=5e-2,
+            quats=5e-3,
+            opacity_logits=8e-2,
+            final=0.1,
+            by_distance=True,
+            error=0.06,
         )
-        return RefineConfig(rates, views_per_step=2, ssim=0.005, footprint=_FOOTPRINT, prune_every=100, seed=seed)
+        return RefineConfig(
+            rates, views_per_step=2, betas=(0.9, 0.99), warm_start=0.1, l1=0.8, ssim=0.2, prune_every=100, seed=seed
+        )
 
     @staticmethod
     def for_steps(steps: int | None, seed: int = 0) -> RefineConfig:

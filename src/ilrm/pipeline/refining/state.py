@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ from ilrm.core.cameras import Cameras
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.scene import LazyImages, LazyMasks, Scene
 from ilrm.evaluate.metrics import SSIM_WINDOW, psnr, ssim_map, whole_windows
-from ilrm.pipeline.refining.config import MOST_WIDENING, RefineConfig
+from ilrm.pipeline.refining.config import RefineConfig
 from ilrm.pipeline.refining.poses import PoseSteps
 from ilrm.render import render
 
@@ -19,12 +20,20 @@ _OPACITY_RANGE = (1e-6, 1 - 1e-6)
 # Of the photos that a step renders at once, about: what renderings and gradients need of memory follows.
 _MOST_PIXELS = 1 << 21
 _MOST_DISTANCES = 1 << 25
+# Rates are at most so many times as large, however bad the start is.
+_MOST_SCALE = 3.0
+_UNCORRECTED = 1e5
 
 
 class RefineState:
-    """Free parameters, their optimiser and what they started from, in the unit frame."""
+    """Free parameters, their optimiser and what they started from, in the unit frame.
 
-    def __init__(self, gaussians: Gaussians, cameras: Cameras, config: RefineConfig) -> None:
+    Args:
+        cameras: of the photos.
+        error: root of the mean squared error of the photos at the start, see ``LearningRates.error``.
+    """
+
+    def __init__(self, gaussians: Gaussians, cameras: Cameras, config: RefineConfig, error: float = math.nan) -> None:
         self.config = config
         self.centers = cameras.centers.to(gaussians.means)
         self.start, self.antialiased = gaussians.means, gaussians.antialiased
@@ -32,9 +41,7 @@ class RefineState:
         self.parameters: dict[str, Tensor] = {
             "means": torch.zeros_like(self.start),  # the way from the start, in units of self._unit()
             "sh": gaussians.sh.clone(),
-            "log_scales": (gaussians.scales * self._widening(gaussians, cameras))
-            .clamp_min(torch.finfo(torch.float32).tiny)
-            .log(),
+            "log_scales": gaussians.scales.clamp_min(torch.finfo(torch.float32).tiny).log(),
             "quats": gaussians.quats.clone(),
             "opacity_logits": torch.logit(gaussians.opacities.double().clamp(*_OPACITY_RANGE)).float(),
         }
@@ -42,7 +49,8 @@ class RefineState:
             value.requires_grad_()
         groups = [{"params": [value], "name": name} for name, value in self.parameters.items()]
         # The fused kernels leave a step out by themselves where ``found_inf`` says so, without asking the host.
-        self.optimiser = torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True)
+        self.optimiser = torch.optim.Adam(groups, lr=0.0, eps=1e-15, betas=config.betas, fused=True)
+        self._scale = _rate_scale(error, config.rates.error)
         self._skipped = torch.zeros((), device=gaussians.device)
         still = cameras.to(gaussians.device, torch.float32)
         self.poses = PoseSteps(still, config.rates.turns, config.rates.shifts) if config.poses else None
@@ -51,15 +59,6 @@ class RefineState:
     def skipped_steps(self) -> int:
         """Steps without effect, because a gradient was not finite."""
         return int(self._skipped.item())
-
-    def _widening(self, gaussians: Gaussians, cameras: Cameras) -> float:
-        """The factor that ``RefineConfig.footprint`` asks for."""
-        if self.config.footprint is None:
-            return 1.0
-        focal = cameras.K[:, 0, 0].mean().item()
-        across = gaussians.scales.sort(dim=-1).values[:, 1:].prod(-1).sqrt()  # without the thinnest axis
-        median = (across / self.distance[:, 0]).median().item() * focal
-        return min(max(self.config.footprint / max(median, 1e-12), 1.0), MOST_WIDENING)
 
     def __len__(self) -> int:
         return self.start.shape[0]
@@ -86,7 +85,7 @@ class RefineState:
 
     def step(self, photos: Scene, views: list[int], progress: float) -> Tensor:
         """One step of Adam on the views; loss and PSNR (2,) that it was taken at. ``progress`` runs from 0 to 1."""
-        decay = self.config.rates.final**progress
+        decay = self._scale * self.config.rates.final**progress
         for group in self.optimiser.param_groups:
             group["lr"] = getattr(self.config.rates, group["name"]) * decay
         self.optimiser.zero_grad(set_to_none=True)
@@ -114,10 +113,24 @@ class RefineState:
     def _adam(self) -> None:
         """Adam's step, if all gradients are finite. Sums of them tell: they are infinite or NaN where an element is."""
         gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
+        if self.config.warm_start is not None and not self.optimiser.state:
+            self._warm_start(self.config.warm_start)
         found_inf = 1 - torch.isfinite(torch.stack([x.sum() for x in gradients])).all().float()
         self._skipped += found_inf
         self.optimiser.found_inf = found_inf  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
         self.optimiser.step()
+
+    @torch.no_grad()
+    def _warm_start(self, share: float) -> None:
+        for value in self.parameters.values():
+            assert value.grad is not None
+            typical = share * torch.nan_to_num(value.grad.square(), 0.0, 0.0, 0.0).mean()
+            self.optimiser.state[value] = {
+                # So many that Adam no longer corrects its moments for their start from 0.
+                "step": torch.full((), _UNCORRECTED, device=value.device),
+                "exp_avg": torch.zeros_like(value),
+                "exp_avg_sq": typical.expand_as(value).clone(),
+            }
 
     @torch.no_grad()
     def prune(self) -> None:
@@ -136,6 +149,11 @@ class RefineState:
             group["params"] = [kept]
             self.optimiser.state[kept] = {k: v[keep] if v.ndim else v for k, v in moments.items()}
             self.parameters[group["name"]] = kept
+
+
+def _rate_scale(error: float, usual: float | None) -> float:
+    """By how much rates differ from those for the usual error; 1 where either is unknown."""
+    return 1.0 if usual is None or math.isnan(error) else min(error / usual, _MOST_SCALE)
 
 
 def _nearest(means: Tensor, centers: Tensor) -> Tensor:

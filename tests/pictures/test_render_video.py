@@ -59,7 +59,12 @@ def test_python_renders_what_the_command_renders(tmp_path: Path) -> None:
         arguments = ["render", str(tmp_path / "scene.ply"), "-o", str(command), "--device", "cpu", *flags]
         assert main(arguments) == 0
         ilrm.render_video(gaussians, cameras, python, **options)
-        assert python.read_bytes() == command.read_bytes(), name
+        if name.endswith(".gif"):
+            assert python.read_bytes() == command.read_bytes(), name
+        else:  # threads of the encoder divide its work as they find the machine
+            ours, theirs = (np.stack(read(path)).astype(int) for path in (python, command))
+            assert ours.shape == theirs.shape
+            assert np.abs(ours - theirs).max() <= 8, name
 
 
 @pytest.mark.parametrize(

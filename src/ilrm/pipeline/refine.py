@@ -33,7 +33,7 @@ _MOST_BYTES, _SHARE_OF_FREE = 4 << 30, 0.25
 # Steps whose numbers come from a GPU together: asking for them after each one would make every step wait.
 _STEPS_A_REPORT = 10
 # Photos that are measured before the first step and after the last.
-_MOST_PROBES = 16
+_MOST_PROBES = 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RefineResult:
         best_step: the step that ``gaussians`` come from.
         stopped_early: whether the watched views stopped the optimisation.
         skipped_steps: steps without effect because a gradient was not finite.
-        psnr_inputs_before, psnr_inputs: mean over the photos to fit (at most 16, evenly chosen) in dB, of the Gaussians
+        psnr_inputs_before, psnr_inputs: mean over the photos to fit (at most 8, evenly chosen) in dB, of the Gaussians
             that were given and of those that are returned, through the cameras that were given.
         cameras: of the photos, in the scene's world frame: those that were given, or moved with
             ``RefineConfig.poses``.

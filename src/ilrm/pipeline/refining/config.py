@@ -96,7 +96,7 @@ class RefineConfig:
             opacity_logits=8e-2,
             final=0.1,
             by_distance=True,
-            error=0.06,
+            error=0.08,
         )
         return RefineConfig(
             rates, views_per_step=2, betas=(0.9, 0.99), warm_start=0.1, l1=0.8, ssim=0.2, prune_every=100, seed=seed

@@ -37,7 +37,7 @@ class RunOptions:
         points: use the scene's sparse points beside the photos, if there are any and the network matches its views.
         refine: optimisation after the forward pass, on all photos that are neither held out nor watched: a number of
             steps, or text such as "30s" or "2min"; 0 is the forward pass alone. By default for as long as ``seconds``
-            allows, or else ``REFINE_SECONDS``. The number of steps is in the metrics, to repeat the run exactly.
+            allows, or else ``REFINE_SECONDS``. A time gives slightly different results from run to run.
         refine_poses: cameras of the photos move with the refinement. Held-out cameras are then aligned before scoring.
         export: what to write beside scene.ply.
         watch: photos that stop the refinement when they get worse: none, those that are neither input nor held out

@@ -173,6 +173,18 @@ def test_refine_file(result: Path, scene_folder: Path, tmp_path: Path, capsys) -
     assert len(load_ply(output)) == report["num_gaussians"]
 
 
+def test_refine_for_a_time(result: Path, scene_folder: Path, tmp_path: Path, capsys) -> None:
+    command = ["refine", str(result / "scene.ply"), str(scene_folder), "-o", str(tmp_path / "a.ply")]
+    assert main([*command, "--seconds", "1s", "--holdout", "3", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["refine_steps"] is None
+    assert report["refine_seconds"] == 1.0
+    assert report["refine_steps_done"] >= 1
+    assert report["psnr_inputs"] > report["psnr_inputs_before_refine"] - 0.2
+    assert main([*command, "--seconds", "soon", "--overwrite"]) == 1
+    assert "--seconds soon was given" in capsys.readouterr().err
+
+
 def test_data_make_and_check(tmp_path: Path, capsys) -> None:
     assert main(["data", "make", "-o", str(tmp_path / "made"), "--scenes", "2", "--views", "3", "--size", "32"]) == 0
     names = sorted(p.name for p in (tmp_path / "made").iterdir())

@@ -27,8 +27,10 @@ class Refine:
     """A scene's folder or camera file."""
     output: Output
     """Splat file to write (.ply)."""
-    steps: int = 300
-    """Steps of optimisation."""
+    steps: int | None = None
+    """Steps of optimisation. Default: as many as fit into the time."""
+    seconds: str | None = None
+    """Time of optimisation, such as 30 or 2min. Default: 30 seconds, on a GPU 5, unless --steps are given."""
     views: int | None = None
     """Number of photos to optimise on; by default all that are not held out."""
     holdout: int | None = None

@@ -14,7 +14,8 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.core.reporting import Reporter, Silent
 from ilrm.core.scene import Scene
 from ilrm.files import output_file
-from ilrm.pipeline.forward.budget import Effort
+from ilrm.pipeline.forward.budget import Budget, Effort
+from ilrm.pipeline.options import REFINE_SECONDS
 from ilrm.pipeline.refine import RefineConfig, RefineResult, RefineStep, refine
 from ilrm.pipeline.scoring import score
 from ilrm.pipeline.views import split_views
@@ -31,7 +32,8 @@ def refine_file(
     scene: Path | str,
     output: Path | str,
     *,
-    steps: int = 300,
+    steps: int | None = None,
+    seconds: float | str | None = None,
     views: int | None = None,
     holdout: int | None = None,
     size: int = 256,
@@ -48,7 +50,9 @@ def refine_file(
 
     Args:
         splats: a splat file, or the folder of a result. scene: its photos, in the same world.
-        steps: of Adam.
+        steps: of Adam; by default as many as fit into the time.
+        seconds: of optimisation, a number or text such as "2min"; by default ``REFINE_SECONDS``, unless ``steps`` are
+            given. With both, the first limit that is reached ends it.
         views: number of photos to optimise on; by default all that are not held out.
         holdout, size, max_pixels, device, seed, overwrite: see ``RunOptions``.
         antialiased: treat the splats as trained anti-aliased, for files that do not say so.
@@ -61,7 +65,8 @@ def refine_file(
     """
     check_suffix(Path(output), ".ply")
     check_size(size)
-    check_at_least("--steps", steps, 1)
+    check_at_least("--steps", 1 if steps is None else steps, 1)
+    limit = Budget.parse(seconds=seconds).seconds
     check_at_least("--max-pixels", max_pixels, 1)
     target, warnings = find_device(device), []
     with collect_warnings(warnings):
@@ -70,7 +75,8 @@ def refine_file(
         gaussians = load_gaussians(file, antialiased or None).to(target)
         photos = _load_photos(Path(scene), views, holdout, size, max_pixels, seed)
         with output_file(Path(output), reads=reads, overwrite=overwrite) as temporary:
-            report, refined = _refine_and_score(gaussians, photos, steps, RefineConfig.for_steps(steps, seed), reporter)
+            effort = Effort(steps, REFINE_SECONDS[target.type] if steps is None and limit is None else limit)
+            report, refined = _refine_and_score(gaussians, photos, effort, seed, reporter)
             save_ply(refined, temporary)
     return {"output": str(output), **report, "warnings": warnings}
 
@@ -111,12 +117,13 @@ def _load_photos(path: Path, views: int | None, holdout: int | None, size: int, 
 
 
 def _refine_and_score(
-    gaussians: Gaussians, photos: _Photos, steps: int, config: RefineConfig, reporter: Reporter | None
+    gaussians: Gaussians, photos: _Photos, effort: Effort, seed: int, reporter: Reporter | None
 ) -> tuple[dict[str, Any], Gaussians]:
     """The report without output and warnings, and the refined Gaussians."""
     near = photos.inputs.cameras.near_plane()
     before = score(gaussians, photos.held_out, near)
-    result = refine_reported(gaussians, photos.inputs, photos.spare, Effort(steps=steps), config, reporter or Silent())
+    config = RefineConfig.for_steps(effort.steps, seed).for_views(len(photos.inputs), seed)
+    result = refine_reported(gaussians, photos.inputs, photos.spare, effort, config, reporter or Silent())
     after = score(result.gaussians, photos.held_out, near)
     report = {
         "psnr": after and after[0],
@@ -130,7 +137,8 @@ def _refine_and_score(
         "num_inputs": len(photos.inputs),
         "input_names": list(photos.inputs.names),
         "held_out_names": list(photos.held_out.names),
-        "refine_steps": steps,
+        "refine_steps": effort.steps,
+        "refine_seconds": effort.seconds,
         "refine_steps_done": len(result.history),
         "refine_best_step": result.best_step,
         "early_stop": result.stopped_early,

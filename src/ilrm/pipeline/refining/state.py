@@ -165,9 +165,10 @@ def _nearest(means: Tensor, centers: Tensor) -> Tensor:
 def photometric(rgb: Tensor, truth: Tensor, mask: Tensor | None, config: RefineConfig) -> Tensor:
     """Mean over views (V, H, W, 3); pixels outside the mask (V, H, W) count in none of the terms."""
     difference = rgb - truth
-    loss = (1 - config.l1) * _mean(difference.square(), mask)
+    error = difference.square()
     if config.l1:
-        loss = loss + config.l1 * _mean(difference.abs(), mask)
+        error = (1 - config.l1) * error + config.l1 * difference.abs()
+    loss = _mean(error, mask)
     if config.ssim and min(truth.shape[1:3]) >= SSIM_WINDOW:
         dissimilarity = 1 - ssim_map(rgb, truth).permute(0, 2, 3, 1)
         loss = loss + config.ssim * _mean(dissimilarity, None if mask is None else whole_windows(mask))

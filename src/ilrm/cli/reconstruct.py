@@ -88,7 +88,7 @@ class Demo:
 
     output: Output = Path("ilrm-demo")
     """Folder to write."""
-    refine: str = "10s"
+    refine: str = "5s"
     """Optimisation after the forward pass: steps, such as 300, or a time, such as 30s; 0: none."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""

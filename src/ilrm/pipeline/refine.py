@@ -126,8 +126,9 @@ def refine(
     origin = gaussians.origin if gaussians.origin.any() else scene.cameras.local_origin()
     best = _Best(start, config.patience)
     probes = photos.select(evenly_spaced(len(photos), _MOST_PROBES))
-    before = mean_psnr(start, probes)
-    state = RefineState(start, photos.cameras, config, error=10 ** (-before / 20))
+    each = _each_psnr(start, probes)
+    before = _mean(each)
+    state = RefineState(start, photos.cameras, config, _root_mean_square(each))
     warn_if_apart(start, probes, before)
     if watched is not None:
         best.measured(0, mean_psnr(best.gaussians, watched), best.gaussians)
@@ -209,13 +210,28 @@ class _History:
 @torch.no_grad()
 def mean_psnr(gaussians: Gaussians, scene: Scene, *, near: float = 0.01) -> float:
     """Mean over the views of the PSNR of their renderings, in dB (NaN if no pixel counts); one view at a time."""
+    return _mean(_each_psnr(gaussians, scene, near))
+
+
+@torch.no_grad()
+def _each_psnr(gaussians: Gaussians, scene: Scene, near: float = 0.01) -> list[float]:
+    """Of every view, in dB; NaN if no pixel of it counts."""
     values = []
     for view in range(len(scene)):
         rgb = render(gaussians, scene.cameras[view], near=near).rgb
         mask = scene.mask_of([view])
         values.append(psnr(rgb.cpu(), scene.images[[view]].cpu(), None if mask is None else mask.cpu()).item())
+    return values
+
+
+def _mean(values: list[float]) -> float:
     mean = mean_of_known(values)
     return math.nan if mean is None else mean
+
+
+def _root_mean_square(decibels: list[float]) -> float:
+    """The error that PSNRs mean together; a view without any error (infinite dB) counts as 0 and hides no other."""
+    return _mean([10 ** (-value / 10) for value in decibels]) ** 0.5
 
 
 def _check(gaussians: Gaussians, scene: Scene) -> None:

@@ -320,3 +320,17 @@ def test_finished_parts_of_a_running_process_stay(tmp_path: Path) -> None:
         assert theirs.exists()
         assert not ours.exists()
     assert leftovers(tmp_path) == []
+
+
+def test_errors_name_the_path_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and not a temporary one: the folder above is part of both."""
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", closed)
+    for target in (tmp_path / "new", tmp_path / "deep" / "new", tmp_path):
+        for opened in (files.resumable_folder(target, "0123456789"), files.atomic_folder(target, ("a",))):
+            with pytest.raises(OutputError) as told, opened:
+                pass
+            assert told.value.problem == f"Cannot write {target}: permission denied."

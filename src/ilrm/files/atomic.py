@@ -47,10 +47,14 @@ def as_output_error(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def with_parents(path: Path) -> Iterator[None]:
-    """Create the missing folders above ``path``; remove them again if the body fails."""
+def with_parents(path: Path, given: Path | None = None) -> Iterator[None]:
+    """Create the missing folders above ``path``; remove them again if the body fails.
+
+    Args:
+        given: the path that errors are about, where ``path`` is a temporary one.
+    """
     missing = [folder for folder in path.parents if not folder.exists()]
-    with as_output_error(path):
+    with as_output_error(given or path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
@@ -106,7 +110,7 @@ def _create_temporary(target: Path) -> tuple[Path, int | None]:
 def check_writable(folder: Path | str) -> None:
     """Check that files can be created in a folder, which is created if necessary. Raises OutputError."""
     probe = temporary_path(absolute(folder) / "probe")
-    with with_parents(probe), as_output_error(Path(folder)):
+    with with_parents(probe, Path(folder)), as_output_error(Path(folder)):
         probe.touch(exist_ok=False)
         probe.unlink()
 

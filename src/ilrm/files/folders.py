@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -61,7 +62,7 @@ def atomic_folder(
             claim_names(target, names)
         # Staged inside an existing folder: its parent may be another disk, where a rename fails, or not writable.
         staging = temporary_path(target / target.name if existed else target)
-        stack.enter_context(with_parents(staging))
+        stack.enter_context(with_parents(staging, target))
         stack.callback(_remove_staging, staging)
         with as_output_error(target):
             stack.enter_context(locked(staging, lambda folder: (folder / NEW).mkdir(parents=True)))
@@ -69,7 +70,7 @@ def atomic_folder(
             yield staging / NEW
             _install(staging, target, names, former, overwrite)
         except OutputError as error:
-            raise _reworded_for(target, staging / NEW, error) from error
+            raise _reworded_for(target, error, staging / NEW, staging) from error
         except OSError as error:
             if error.errno not in _DISK and not _lies_in(error.filename, staging):
                 raise  # an error of something that the body reads
@@ -180,9 +181,10 @@ def _remove_staging(staging: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _reworded_for(target: Path, temporary: Path, error: OutputError) -> OutputError:
-    """The same error with the path that the user gave in place of the temporary one."""
-    problem = error.problem.replace(str(temporary), str(target)).replace(str(temporary.parent), str(target))
+def _reworded_for(target: Path, error: OutputError, *temporary: Path) -> OutputError:
+    """The same error with the path that the user gave in place of the temporary ones, the longer ones first."""
+    # At once: the path may lie below a temporary one, or contain one.
+    problem = re.sub("|".join(re.escape(str(path)) for path in temporary), lambda _: str(target), error.problem)
     return OutputError(problem, expected=error.expected, fix=error.fix)
 
 
@@ -227,13 +229,13 @@ def resumable_folder(path: Path | str, fingerprint: str) -> Iterator[Path]:
         holder = target if target.is_dir() else target.parent
     settle(holder)
     folder = temporary_path(holder / target.name, KEPT, draw=fingerprint[:8])
-    with with_parents(folder):
+    with with_parents(folder, target):
         try:
             with only_writer(folder):
                 yield folder
         except OutputError as error:
             _remove_if_empty(folder)
-            raise _reworded_for(target, folder, error) from error
+            raise _reworded_for(target, error, folder) from error
         except BaseException:
             _remove_if_empty(folder)  # one with finished parts stays for the next call
             raise

@@ -242,6 +242,16 @@ def test_weaknesses_are_named() -> None:
     assert "share only 10%" in problems(around(turn), shared=sparse)[0]
 
 
+def test_photos_that_cannot_be_used_are_named() -> None:
+    turn = around(list(range(0, 360, 30)))
+    shots = [shot(i) for i in range(len(turn))]
+    model = solved([one.prepared for one in shots])
+    refused = {"a.jpg": "is blurred", "b.heic": "cannot be opened as an image"}
+    blurred, broken = (weakness.problem for weakness in report.weaknesses(shots, {}, refused, model, turn))
+    assert "1 photos are too blurred to use: a.jpg" in blurred
+    assert "1 photos cannot be used: b.heic (cannot be opened as an image)" in broken
+
+
 def test_groups_by_overlap() -> None:
     pairs = [{"names": ["a", "b"]}, {"names": ["d", "c"]}, {"names": ["b", "e"]}]
     assert diagnosis.groups_that_overlap(pairs, list("abcdef")) == [["a", "b", "e"], ["c", "d"], ["f"]]

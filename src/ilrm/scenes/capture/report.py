@@ -83,6 +83,15 @@ def weaknesses(
                 f"{len(blurry)} photos are too blurred to use: {_named(blurry)}", "move more slowly, use more light"
             )
         )
+    unusable = {name: reason for name, reason in refused.items() if name not in blurry}
+    if unusable:
+        found.append(
+            Weakness(
+                f"{len(unusable)} photos cannot be used: "
+                + _named([f"{name} ({reason})" for name, reason in unusable.items()]),
+                "export them again from the camera or phone, or leave them out",
+            )
+        )
     found += _about_overlap(shots, model)
     found += _about_exposure(shots, model)
     found += _about_places(cameras, model)

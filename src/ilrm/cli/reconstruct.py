@@ -84,7 +84,7 @@ class Reconstruct:
 
 @dataclass(frozen=True)
 class Demo:
-    """Reconstruct a capture that comes with the package, in under a minute on two cores."""
+    """Reconstruct a capture that comes with the package, in about a minute on two cores."""
 
     output: Output = Path("ilrm-demo")
     """Folder to write."""

@@ -41,7 +41,7 @@ def test_reconstruct_writes_everything(result: Path, scene_folder: Path) -> None
     assert not set(metrics["input_names"]) & set(metrics["held_out_names"])
     assert (metrics["width"], metrics["height"]) == (64, 48)
     assert metrics["refine_steps"] == 4
-    stages = {"load", "reconstruct", "score_before_refine", "refine", "score", "write", "export"}
+    stages = {"load", "reconstruct", "kernels", "score_before_refine", "refine", "score", "write", "export"}
     assert set(metrics["seconds"]) == stages
     assert metrics["peak_memory_gb"] > 0.1
     assert metrics["watched"] == "none"

@@ -207,6 +207,10 @@ def test_more_work_costs_more(small: ILRM) -> None:
     assert more == pytest.approx(2 * some - none, rel=0.1)
     assert seconds(refine=Effort(seconds=100.0)) > base + 100
     assert expected_cost(WORK, small.config, None, 0.0).seconds is None
+    first = expected_cost(replace(WORK, compile=True), small.config, 1.0, 0.0)
+    assert first.seconds == pytest.approx(base + first.compile)
+    refined = expected_cost(replace(WORK, compile=True, refine=Effort(steps=1)), small.config, 1.0, 0.0)
+    assert refined.compile > first.compile > 10
     slow = expected_cost(WORK, small.config, 3.0, 1e9)
     assert slow.seconds == pytest.approx(3 * base)
     refined, with_others = (

@@ -227,6 +227,20 @@ def test_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step.loss for step in timed.history] == sorted((step.loss for step in timed.history), reverse=True)
 
 
+def test_compiling_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first run had one step in its five seconds: the others passed while gradients were compiled."""
+    clock = Clock()
+
+    def compile_for_long(device: torch.device) -> None:
+        clock.now += 1000.0
+
+    monkeypatch.setattr("ilrm.pipeline.refine.load_kernels", compile_for_long)
+    monkeypatch.setattr("ilrm.pipeline.refine.Pace", lambda steps, seconds: Pace(steps, seconds, clock))
+    start, scene = setup(views=3, count=40)
+    assert len(refine(start, scene, seconds=5.0).history) == 5
+    assert clock.now > 1000
+
+
 def test_watched_views_stop_it_and_the_best_state_returns() -> None:
     start, scene = setup(views=4)
     lies = scene.select([3])

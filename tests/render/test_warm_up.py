@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from ilrm.render import render
-from ilrm.render.warm_up import kernels_in_background
+from ilrm.render.warm_up import kernels_are_kept, kernels_in_background, load_kernels
 from tests.conftest import make_cameras, make_gaussians, wait_until
 
 CPU = torch.device("cpu")
@@ -36,6 +40,30 @@ def test_they_are_ready_afterwards(rendered: list[tuple[str, bool]]) -> None:
         wait_until(lambda: len(rendered) == 2)  # one after the other
     assert rendered == [("ilrm-kernels", False), ("ilrm-kernels", True)]
     assert "ilrm-kernels" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_it_is_waited_for_on_request(rendered: list[tuple[str, bool]]) -> None:
+    with kernels_in_background(CPU, gradients=True) as ready:
+        ready()
+        assert rendered == [("ilrm-kernels", False), ("ilrm-kernels", True)]
+
+
+def test_kernels_on_disk_are_known(tmp_path: Path) -> None:
+    """Here they are, once they were needed; in a process with an empty folder they are not."""
+    load_kernels(CPU)
+    assert kernels_are_kept(CPU, gradients=True)
+    assert kernels_are_kept(torch.device("cuda"), gradients=True)
+    code = (
+        "import torch; from ilrm.render.warm_up import kernels_are_kept as kept; cpu = torch.device('cpu'); "
+        "print(kept(cpu, gradients=False), kept(cpu, gradients=True))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.split() == ["False", "False"], found.stderr
 
 
 def test_a_gpu_needs_none(rendered: list[tuple[str, bool]]) -> None:

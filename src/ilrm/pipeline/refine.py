@@ -24,6 +24,7 @@ from ilrm.pipeline.refining.config import LearningRates, RefineConfig
 from ilrm.pipeline.refining.pace import Pace
 from ilrm.pipeline.refining.state import RefineState
 from ilrm.render import render
+from ilrm.render.warm_up import load_kernels
 from ilrm.scenes.views import evenly_spaced
 
 __all__ = ["LearningRates", "Progress", "RefineConfig", "RefineResult", "RefineStep", "mean_psnr", "refine"]
@@ -101,8 +102,9 @@ def refine(
             own origin are counted from ``scene.cameras.local_origin()`` afterwards, which differs only far from it.
         scene: the photos to fit; pixels outside their mask pull at nothing.
         steps: how many steps of Adam; 10 by default, unless ``seconds`` are given.
-        seconds: end after so much time. Rates and all else that changes on the way follow it, so a short time is used
-            as well as a long one. Results then depend on the machine; with ``steps`` alone they can be repeated.
+        seconds: end after so much time, counted from the first step. Rates and all else that changes on the way follow
+            it, so a short time is used as well as a long one. Results then depend on the machine; with ``steps`` alone
+            they can be repeated.
         config: ``RefineConfig.for_steps(steps)`` by default.
         watch: other photos. They are only measured: when they get worse for ``patience`` checks the optimisation
             stops, and the best state is returned.
@@ -134,6 +136,8 @@ def refine(
         best.measured(0, mean_psnr(best.gaussians, watched), best.gaussians)
     history = _History(progress, 1 if gaussians.device.type == "cpu" else _STEPS_A_REPORT)
     views = _view_rounds(len(photos), config.views_per_step, generator)
+    if seconds is not None:
+        load_kernels(gaussians.device)
     step, share = 0, pace.share(0)
     while share is not None:
         step += 1

@@ -31,7 +31,7 @@ from ilrm.pipeline.refining.poses import align_views
 from ilrm.pipeline.refining.state import squared_error
 from ilrm.pipeline.scoring import save_comparisons, score
 from ilrm.pipeline.views import ViewSplit
-from ilrm.render.warm_up import kernels_in_background
+from ilrm.render.warm_up import kernels_are_kept, kernels_in_background
 from ilrm.results import Result
 from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE
 from ilrm.results.result import INPUTS, METRICS_FILE, RENDERS
@@ -161,14 +161,17 @@ class _Run:
         options = self.options
         # Before kernels are compiled on the same cores: on a first run all would seem several times slower.
         slowness = measure_slowness() if self.device.type == "cpu" else None
-        with kernels_in_background(self.device, gradients=not options.effort().none):
+        gradients = not options.effort().none
+        with kernels_in_background(self.device, gradients=gradients) as kernels_ready:
             with self._stage("load"):
                 scene = load_scene(self.posed.path, max_side=options.size, max_pixels=options.max_pixels)
                 model = ILRM.from_pretrained(options.weights).to(self.device)
                 if resolve(options.precision, self.device, model.parameter_count()) == "bf16":
                     model.cast_weights()
                 feedback = model.feedback_iterations(options.feedback)
-                plan = make_plan(scene, replace(options, input=self.posed.path), model, feedback, slowness)
+                compiled = kernels_are_kept(self.device, gradients=gradients)
+                asked = replace(options, input=self.posed.path)
+                plan = make_plan(scene, asked, model, feedback, slowness, compiled=compiled)
                 split = plan.split
                 inputs, held_out = (scene.select(use).loaded(_MOST_BYTES) for use in (split.inputs, split.held_out))
                 points = usable_points(inputs, model.config) if options.points else None
@@ -187,6 +190,9 @@ class _Run:
                     points=options.points,
                     reporter=self.reporter,
                 )
+            if not plan.effort.none:
+                with self._stage("kernels"):  # their time is not refinement's
+                    kernels_ready()
         gaussians, near = forward.gaussians, forward.near
         before, refined = None, None
         if not plan.effort.none:

@@ -39,6 +39,12 @@ def kernel(*, forceinline: bool = False, parallel: bool = False) -> Callable[[Ca
     return compiled
 
 
+def is_kept(dispatcher: Any) -> bool:
+    """Whether a kernel was compiled before, perhaps by another process, and lies on disk."""
+    cache = dispatcher._cache
+    return isinstance(cache, _Cache) and cache.has_files()
+
+
 class _Cache(FunctionCache):
     """A cache that is a help, not a need: what cannot be read is compiled, what cannot be written is not kept."""
 
@@ -51,6 +57,12 @@ class _Cache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError, ValueError, EOFError):
             super().save_overload(sig, data)
+
+    def has_files(self) -> bool:
+        try:
+            return bool(self._cache_file._load_index())
+        except Exception:  # as above
+            return False
 
 
 def _cache(function: Callable[..., Any]) -> _Cache | None:

@@ -13,7 +13,7 @@ from ilrm.core.gaussians import Gaussians
 
 
 @contextmanager
-def kernels_in_background(device: torch.device, *, gradients: bool = False) -> Iterator[None]:
+def kernels_in_background(device: torch.device, *, gradients: bool = False) -> Iterator[Callable[[], None]]:
     """Get the kernels ready in a thread while inside; nothing on a GPU, which has others.
 
     A rendering in the meantime waits for what is under way. At the end, too, the thread is waited for: it stops at the
@@ -21,9 +21,12 @@ def kernels_in_background(device: torch.device, *, gradients: bool = False) -> I
 
     Args:
         gradients: whether those of the backward pass will be needed.
+
+    Yields:
+        what waits until all of them are ready.
     """
     if device.type != "cpu":
-        yield
+        yield lambda: None
         return
     wanted, threads = threading.Event(), torch.get_num_threads()
     wanted.set()
@@ -31,23 +34,40 @@ def kernels_in_background(device: torch.device, *, gradients: bool = False) -> I
     def work() -> None:
         torch.set_num_threads(threads)  # each thread of the process has its own number
         with suppress(Exception):  # who renders will see it
-            _compile(wanted.is_set, gradients)
+            _compile(device, wanted.is_set, gradients)
 
     thread = threading.Thread(target=work, name="ilrm-kernels")
     thread.start()
     try:
-        yield
+        yield thread.join
     finally:
         wanted.clear()
         thread.join()
 
 
-def _compile(wanted: Callable[[], bool], gradients: bool) -> None:
+def load_kernels(device: torch.device) -> None:
+    """Get all kernels of a device ready, those of gradients too; what comes after it can be timed."""
+    _compile(device, lambda: True, gradients=True)
+
+
+def kernels_are_kept(device: torch.device, *, gradients: bool) -> bool:
+    """Whether an earlier process has left the compiled kernels on disk; always True on a GPU."""
+    if device.type != "cpu":
+        return True
+    from ilrm.render.compiling import is_kept
+    from ilrm.render.numba_projection import unproject
+    from ilrm.render.numba_tiles import composite
+
+    return is_kept(unproject if gradients else composite)  # the last ones to be compiled
+
+
+def _compile(device: torch.device, wanted: Callable[[], bool], gradients: bool) -> None:
     """Render one Gaussian, and its gradients, as long as that is wanted."""
     from ilrm.render import render  # loads numba
 
-    ones = torch.ones(1, 3)
-    gaussian = Gaussians(ones, 0.1 * ones, torch.ones(1, 4), torch.full((1,), 0.5), torch.zeros(1, 1, 3))
+    ones = torch.ones(1, 3, device=device)
+    one = ones[:, 0]
+    gaussian = Gaussians(ones, 0.1 * ones, torch.ones(1, 4, device=device), 0.5 * one, torch.zeros_like(ones)[:, None])
     K = torch.tensor([[[16.0, 0, 8], [0, 16, 8], [0, 0, 1]]])
     camera = Cameras(torch.eye(4)[None], K, 16, 16)
     if wanted():

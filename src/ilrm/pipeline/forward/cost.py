@@ -31,6 +31,8 @@ _DRAW, _DRAW_PIXEL, _SCORE_PIXEL = 5e-7, 2.7e-7, 8e-7
 _STEP, _STEP_PIXEL = 1.75e-6, 1.05e-6
 # Seconds that judging a Gaussian from one view takes where groups are fused.
 _JUDGE = 8e-8
+# Seconds of compilation where kernels are new: those of renderings, and of their gradients.
+_COMPILE, _COMPILE_GRADIENTS = 16.0, 12.0
 # Bytes a pixel of a group: activations, matching volumes and images; of a Gaussian that is kept, drawn or refined; of a
 # photo's pixel as floats and as bytes; and of what is loaded and compiled after the estimate.
 _GROUP_PIXEL, _GAUSSIAN, _REFINED, _PHOTO_PIXEL, _LATER = 1700, 200, 700, 15, 150e6
@@ -53,6 +55,7 @@ class Work:
         refine: how much refinement; steps are of ``step_views`` views each.
         frames: renderings for a video.
         decode: seconds that one photo takes to read.
+        compile: whether kernels have to be compiled.
     """
 
     groups: tuple[int, ...]
@@ -66,6 +69,7 @@ class Work:
     step_views: int = 2
     frames: int = 0
     decode: float = 0.0
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,14 @@ class Cost:
         seconds: of reading, forward pass, refinement, scores and renderings; None on a GPU, where nothing was measured.
         memory: bytes that the process holds at its peak; on a GPU, of the device.
         after: of the seconds, those that follow refinement.
+        compile: of the seconds, those that no later run will need.
     """
 
     gaussians: int
     seconds: float | None
     memory: float
     after: float = 0.0
+    compile: float = 0.0
 
 
 def gaussians_of_view(config: ILRMConfig, width: int, height: int) -> int:
@@ -115,8 +121,9 @@ def expected_cost(work: Work, config: ILRMConfig, slowness: float | None, base: 
         seconds += (work.refine.steps or 0) * work.step_views * (_STEP * count + _STEP_PIXEL * pixels) + scored
     after = slowness * (scored + (work.held_out + work.frames) * drawn)
     read = work.decode * (max(work.inputs, work.fitted) + work.held_out)
-    whole = slowness * seconds + (work.refine.seconds or 0.0) + after + read
-    return Cost(count, whole, memory, after)
+    compiled = slowness * work.compile * (_COMPILE + (0.0 if work.refine.none else _COMPILE_GRADIENTS))
+    whole = slowness * seconds + (work.refine.seconds or 0.0) + after + read + compiled
+    return Cost(count, whole, memory, after, compiled)
 
 
 def _drawn(gaussians: float, pixels: float) -> float:

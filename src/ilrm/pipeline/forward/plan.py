@@ -57,10 +57,15 @@ class Plan:
 
     def describe(self) -> str:
         """One line for the user."""
-        seconds = "" if self.cost.seconds is None else f"about {_duration(self.cost.seconds)}, "
+        parts = []
         if self.effort.seconds:
-            refining = f"{_duration(self.effort.seconds)} of refinement"
-            seconds = f"{refining}, " if self.cost.seconds is None else f"{seconds[:-2]} ({refining}), "
+            parts.append(f"{_duration(self.effort.seconds)} of refinement")
+        if self.cost.compile:
+            parts.append(f"{_duration(self.cost.compile)} of compilation, this once")
+        seconds = ", ".join(parts)
+        if self.cost.seconds is not None:
+            seconds = f"about {_duration(self.cost.seconds)}" + (f" ({seconds})" if parts else "")
+        seconds += ", " if seconds else ""
         groups = f" in {len(self.groups)} groups" if len(self.groups) > 1 else ""
         return (
             f"{len(self.split.inputs)} photos{groups}, {self.cost.gaussians:,} Gaussians; expected: "
@@ -80,7 +85,9 @@ class Plan:
         }
 
 
-def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int, slowness: float | None) -> Plan:
+def make_plan(
+    scene: Scene, options: RunOptions, model: ILRM, feedback: int, slowness: float | None, *, compiled: bool = True
+) -> Plan:
     """Decide on the use of every view.
 
     Without ``options.views`` the limits of the budget decide on the number of inputs; without those, what is usual.
@@ -88,13 +95,14 @@ def make_plan(scene: Scene, options: RunOptions, model: ILRM, feedback: int, slo
 
     Args:
         slowness: of this machine, from ``measure_slowness``; None (on a GPU) expects no time.
+        compiled: whether the kernels are there.
 
     Raises:
         ConfigError, SceneError: as ``split_views``; a limit on Gaussians or memory that two photos exceed.
 
     Warns (IlrmWarning) where the time, or what was asked for by ``options.views``, exceeds a limit.
     """
-    planner = _Planner(scene, options, model, feedback, slowness)
+    planner = _Planner(scene, options, model, feedback, slowness, compiled)
     split = _split(scene, options, planner)
     groups = [Group(tuple(range(len(split.inputs))))]
     if len(split.inputs) > planner.whole:
@@ -134,7 +142,15 @@ class _Planner:
         whole: the most views of a group.
     """
 
-    def __init__(self, scene: Scene, options: RunOptions, model: ILRM, feedback: int, slowness: float | None) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        options: RunOptions,
+        model: ILRM,
+        feedback: int,
+        slowness: float | None,
+        compiled: bool,
+    ) -> None:
         self.config, device = model.config, next(model.parameters()).device
         self.budget, self._asked = options.budget(), options.effort()
         self._inputs_alone = options.watch == "spare"
@@ -154,6 +170,7 @@ class _Planner:
             feedback=feedback,
             frames=VIDEO_FRAMES if "video" in options.export and options.output is not None else 0,
             decode=_time_of_a_photo(scene),
+            compile=not compiled,
         )
         each = scene.cameras.width * scene.cameras.height
         pixels = _PIXEL_BUDGET[device.type]

@@ -16,8 +16,8 @@ class Pace:
 
     Args:
         steps: at most so many; None does not limit them.
-        seconds: at most so much time; a step that would end later is not begun, except the first. None does not limit
-            it.
+        seconds: at most so much time from the first call of ``share`` on; a step that would end later is not begun,
+            except the first. None does not limit it.
         clock: seconds.
 
     Raises:
@@ -34,10 +34,12 @@ class Pace:
         if seconds is not None and not seconds >= 0:
             raise ConfigError(f"{seconds} seconds of refinement were asked for.", expected="0 or more")
         self._steps, self._seconds, self._clock = steps, seconds, clock
-        self._start = clock()
+        self._start: float | None = None
 
     def share(self, done: int) -> float | None:
         """Where the step after ``done`` ones lies between the first (0) and the last (1); None if it shall not be."""
+        if self._start is None:
+            self._start = self._clock()
         by_steps = self._by_steps(done)
         by_time = self._by_time(done)
         return None if by_steps is None or by_time is None else max(by_steps, by_time)
@@ -52,7 +54,7 @@ class Pace:
             return 0.0
         if self._seconds == 0:
             return None
-        if done == 0:
+        if done == 0 or self._start is None:
             return 0.0
         used = self._clock() - self._start
         return None if used * (done + 1) / done > self._seconds else min(used / self._seconds, 1.0)

@@ -31,7 +31,8 @@ _DRAW, _DRAW_PIXEL, _SCORE_PIXEL = 5e-7, 2.7e-7, 8e-7
 _STEP, _STEP_PIXEL = 1.75e-6, 1.05e-6
 # Seconds that judging a Gaussian from one view takes where groups are fused.
 _JUDGE = 8e-8
-# Seconds of compilation where kernels are new: those of renderings, and of their gradients.
+# Seconds of compilation where kernels are new: those of renderings, and of their gradients. One thread does it, so
+# that it is not scaled by what all threads manage.
 _COMPILE, _COMPILE_GRADIENTS = 16.0, 12.0
 # Bytes a pixel of a group: activations, matching volumes and images; of a Gaussian that is kept, drawn or refined; of a
 # photo's pixel as floats and as bytes; and of what is loaded and compiled after the estimate.
@@ -121,7 +122,7 @@ def expected_cost(work: Work, config: ILRMConfig, slowness: float | None, base: 
         seconds += (work.refine.steps or 0) * work.step_views * (_STEP * count + _STEP_PIXEL * pixels) + scored
     after = slowness * (scored + (work.held_out + work.frames) * drawn)
     read = work.decode * (max(work.inputs, work.fitted) + work.held_out)
-    compiled = slowness * work.compile * (_COMPILE + (0.0 if work.refine.none else _COMPILE_GRADIENTS))
+    compiled = work.compile * (_COMPILE + (0.0 if work.refine.none else _COMPILE_GRADIENTS))
     whole = slowness * seconds + (work.refine.seconds or 0.0) + after + read + compiled
     return Cost(count, whole, memory, after, compiled)
 

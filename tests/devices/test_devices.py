@@ -28,6 +28,7 @@ from ilrm.model.config import MatchingConfig
 from ilrm.model.matching.neighbours import is_astray
 from ilrm.model.matching.sparse import SparsePoints
 from ilrm.pipeline.refining.config import RefineConfig
+from ilrm.pipeline.refining.losses import photometric_reference
 from ilrm.pipeline.refining.state import RefineState
 from ilrm.render import normals
 from ilrm.render.gsplat_cuda import draw
@@ -219,6 +220,8 @@ def test_a_step_of_refinement_waits_for_nothing(
     monkeypatch.setattr(rendering, "_render_with", lambda backend: draw_here)
     monkeypatch.setattr(rendering, "_drawable", lambda gaussians: gaussians)  # looks at values, on a CPU
     monkeypatch.setattr(Cameras, "relative_to", lambda cameras, origin: cameras)  # origins are always on the CPU
+    # The CPU has kernels of its own for the loss.
+    monkeypatch.setattr("ilrm.pipeline.refining.state.photometric", photometric_reference)
     state = RefineState(gaussians, cameras, config)
     state.step(photos, [0, 2], 0.0)  # the background and the window of SSIM stay on the device from then on
     with NothingFromTheHost(torch.device("cpu")), Launches() as launches:

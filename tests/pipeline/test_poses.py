@@ -14,8 +14,8 @@ from ilrm.core.cameras import Cameras
 from ilrm.core.errors import ConfigError
 from ilrm.core.scene import Scene
 from ilrm.pipeline.refine import RefineConfig, refine
+from ilrm.pipeline.refining.losses import squared_error
 from ilrm.pipeline.refining.poses import PoseSteps, align_views, exponential
-from ilrm.pipeline.refining.state import squared_error
 from ilrm.render import render
 from tests.conftest import CAPTURE, make_cameras, make_gaussians
 

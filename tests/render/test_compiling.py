@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import math
 import os
+import pickle
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
+from numba.core import config
 
 from ilrm.render import compiling
 from ilrm.render.compiling import _Cache
@@ -94,3 +98,17 @@ def test_a_damaged_or_full_cache_costs_nothing(monkeypatch: pytest.MonkeyPatch) 
     basis = np.zeros(1)
     fill_basis(np.float32(0), np.float32(0), np.float32(1), basis)  # types that no other call uses
     np.testing.assert_allclose(basis, [0.28209479])
+
+
+def test_an_index_of_another_version_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kernels had signatures with types of our own; after an upgrade these may have gone, and numba gave up."""
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    kernel = compiling.kernel()(fill_basis.py_func)
+    cache = kernel._cache
+    index = Path(cache._cache_file._index_path)
+    index.parent.mkdir(parents=True, exist_ok=True)
+    index.write_bytes(pickle.dumps(numba.__version__) + b"cilrm.render.simd\n_Gone\n.")
+    basis = np.zeros(1)
+    kernel(0.0, 0.0, 1.0, basis)
+    assert basis[0] == pytest.approx(0.5 / math.sqrt(math.pi))
+    assert compiling.is_kept(kernel), "and the next process finds it"

@@ -21,9 +21,27 @@ def _vector_exp(values: Any, out: Any) -> None:
 @njit
 def _vector_arithmetic(a: Any, b: Any, out: Any) -> tuple[float, bool, bool]:
     x, y = simd.load(a, 0), simd.load(b, 16)
-    simd.store(out, 0, simd.where(x <= y, x * y - 2, (x + simd.splat(0.5)) / y))
+    simd.store(out, 0, simd.where(x <= y, x * y - 2, (x + simd.splat(np.float32(0.5))) / y))
     simd.store(out, 16, simd.iota() * y)
     return simd.total(x), simd.any_lane(x > 15), simd.any_lane(x >= 15)
+
+
+@njit
+def _double_arithmetic(a: Any, out: Any) -> bool:
+    x, y = simd.load(a, 0), simd.load(a, 8)
+    inside = (x >= 2) & (x < 6)
+    simd.store(out, 0, simd.where(inside, simd.root(x * y), 1 - x / y))
+    simd.store(out, 8, simd.splat(0.1) + 1)
+    return simd.any_lane(inside & (y > 1e9))
+
+
+def test_doubles_compute_as_numpy_does() -> None:
+    a = np.concatenate([np.arange(8.0), 3 + np.cos(np.arange(8))])
+    out = np.empty(16)
+    assert not _double_arithmetic(a, out)
+    x, y = a[:8], a[8:]
+    np.testing.assert_allclose(out[:8], np.where((x >= 2) & (x < 6), np.sqrt(x * y), 1 - x / y), rtol=1e-15)
+    np.testing.assert_allclose(out[8:], 1.1, rtol=1e-15)
 
 
 def test_exp_has_float32_accuracy_down_to_minus_8() -> None:

@@ -57,7 +57,7 @@ import numba, torch
 torch.set_num_threads(1)
 from tests.conftest import ROOT, make_cameras, make_gaussians
 from ilrm.render import numba_cpu, render
-with numba_cpu._threads():
+with numba_cpu.threads_of_torch():
     assert numba.get_num_threads() == 1
 render(make_gaussians(4), make_cameras(1, 8, 8))
 assert torch.get_num_threads() == 1

@@ -19,8 +19,8 @@ from ilrm.core.errors import SceneError
 SSIM_WINDOW = 11
 _SIGMA = 1.5
 _LARGE = 400  # pixels
-_C1, _C2 = 0.01**2, 0.03**2
-_SAMPLE = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)  # from population to sample covariance
+SSIM_CONSTANTS = _C1, _C2 = 0.01**2, 0.03**2
+SSIM_SAMPLE = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)  # from population to sample covariance
 
 
 def _check(prediction: Tensor, truth: Tensor) -> None:
@@ -99,7 +99,7 @@ def ssim_map(prediction: Tensor, truth: Tensor) -> Tensor:
     x, y = prediction.permute(0, 3, 1, 2), truth.permute(0, 3, 1, 2)
     blurred = _blur(torch.cat([x, y, x * x, y * y, x * y], dim=1))
     mx, my, mxx, myy, mxy = blurred.chunk(5, dim=1)
-    vx, vy, cov = _SAMPLE * (mxx - mx * mx), _SAMPLE * (myy - my * my), _SAMPLE * (mxy - mx * my)
+    vx, vy, cov = SSIM_SAMPLE * (mxx - mx * mx), SSIM_SAMPLE * (myy - my * my), SSIM_SAMPLE * (mxy - mx * my)
     return ((2 * mx * my + _C1) * (2 * cov + _C2)) / ((mx * mx + my * my + _C1) * (vx + vy + _C2))
 
 
@@ -115,7 +115,7 @@ def _blur(x: Tensor) -> Tensor:
 
 
 def _blur_by_convolution(x: Tensor) -> Tensor:
-    kernel = _weights().to(x).expand(x.shape[1], 1, 1, SSIM_WINDOW)
+    kernel = ssim_weights().to(x).expand(x.shape[1], 1, 1, SSIM_WINDOW)
     down = F.conv2d(x, kernel.transpose(-1, -2), groups=x.shape[1])
     return F.conv2d(down, kernel, groups=x.shape[1])
 
@@ -125,7 +125,7 @@ def _blur_by_bands(x: Tensor) -> Tensor:
     return rows @ x @ columns.T
 
 
-def _weights() -> Tensor:
+def ssim_weights() -> Tensor:
     """(11,) float64 window along one axis."""
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     weights = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
@@ -136,7 +136,7 @@ def _weights() -> Tensor:
 def _band(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(size - 10, size) matrix that blurs a column of ``size`` values wherever the whole window fits."""
     band = torch.zeros(size - SSIM_WINDOW + 1, size, dtype=torch.float64)
-    for i, weight in enumerate(_weights()):
+    for i, weight in enumerate(ssim_weights()):
         band.diagonal(i).fill_(weight)
     return band.to(device, dtype)
 

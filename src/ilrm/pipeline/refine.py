@@ -21,6 +21,7 @@ from ilrm.core.scene import Scene
 from ilrm.evaluate.agreement import warn_if_apart
 from ilrm.evaluate.metrics import mean_of_known, psnr
 from ilrm.pipeline.refining.config import LearningRates, RefineConfig
+from ilrm.pipeline.refining.losses import load_loss_kernels
 from ilrm.pipeline.refining.pace import Pace
 from ilrm.pipeline.refining.state import RefineState
 from ilrm.render import render
@@ -138,6 +139,7 @@ def refine(
     views = _view_rounds(len(photos), config.views_per_step, generator)
     if seconds is not None:
         load_kernels(gaussians.device)
+        load_loss_kernels()
     step, share = 0, pace.share(0)
     while share is not None:
         step += 1

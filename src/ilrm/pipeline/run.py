@@ -27,8 +27,8 @@ from ilrm.pipeline.forward.posing import CAPTURE_FOLDER, PosedInput, files_of, p
 from ilrm.pipeline.options import ExportName, PosesName, PrecisionName, RunOptions, WatchName
 from ilrm.pipeline.refine import RefineConfig, RefineResult
 from ilrm.pipeline.refinement import refine_reported
+from ilrm.pipeline.refining.losses import load_loss_kernels, squared_error
 from ilrm.pipeline.refining.poses import align_views
-from ilrm.pipeline.refining.state import squared_error
 from ilrm.pipeline.scoring import save_comparisons, score
 from ilrm.pipeline.views import ViewSplit
 from ilrm.render.warm_up import kernels_are_kept, kernels_in_background
@@ -162,7 +162,8 @@ class _Run:
         # Before kernels are compiled on the same cores: on a first run all would seem several times slower.
         slowness = measure_slowness() if self.device.type == "cpu" else None
         gradients = not options.effort().none
-        with kernels_in_background(self.device, gradients=gradients) as kernels_ready:
+        of_loss = load_loss_kernels if gradients else None
+        with kernels_in_background(self.device, gradients=gradients, others=of_loss) as kernels_ready:
             with self._stage("load"):
                 scene = load_scene(self.posed.path, max_side=options.size, max_pixels=options.max_pixels)
                 model = ILRM.from_pretrained(options.weights).to(self.device)

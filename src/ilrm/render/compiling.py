@@ -55,14 +55,23 @@ class _Cache(FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with suppress(OSError, ValueError, EOFError):
+        try:
             super().save_overload(sig, data)
+        except Exception:  # numba reads the index again
+            if not self._is_readable():
+                with suppress(Exception):
+                    Path(self._cache_file._index_path).unlink()
+                    super().save_overload(sig, data)
+
+    def _is_readable(self) -> bool:
+        try:
+            self._cache_file._load_index()
+        except Exception:  # what it lists was left by another version, whose types may have gone
+            return False
+        return True
 
     def has_files(self) -> bool:
-        try:
-            return bool(self._cache_file._load_index())
-        except Exception:  # as above
-            return False
+        return self._is_readable() and bool(self._cache_file._load_index())
 
 
 def _cache(function: Callable[..., Any]) -> _Cache | None:

@@ -42,7 +42,7 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def _threads() -> Iterator[None]:
+def threads_of_torch() -> Iterator[None]:
     """As many numba threads as torch has been told to use."""
     with _LOCK:
         wanted = torch.get_num_threads()
@@ -81,7 +81,7 @@ def compare_views(
     rgb, alpha, depth = job.images()
     gradients, seen = [np.zeros(a.shape, np.float32) for a in arrays], np.zeros(arrays[3].shape, np.float32)
     nothing = np.zeros((job.height, job.width), np.float32)
-    with _threads():
+    with threads_of_torch():
         for b, v, view in job.each():
             element = [array[b] for array in arrays]
             trace = _render(element, view, job, rgb[b, v], alpha[b, v], depth[b, v])
@@ -148,7 +148,7 @@ class _Rasterise(torch.autograd.Function):
         arrays = [np.ascontiguousarray(p.detach().numpy()) for p in parameters]
         rgb, alpha, depth = job.images()
         traces, kept = [], 0
-        with _threads():
+        with threads_of_torch():
             for b, v, view in job.each():
                 trace = _render([array[b] for array in arrays], view, job, rgb[b, v], alpha[b, v], depth[b, v])
                 if any(ctx.needs_input_grad):
@@ -164,7 +164,7 @@ class _Rasterise(torch.autograd.Function):
         arrays = [np.ascontiguousarray(p.detach().numpy()) for p in parameters]
         gradients = [np.zeros(a.shape, np.float32) for a in arrays]
         images = [np.ascontiguousarray(v.numpy()) for v in image_gradients]
-        with _threads():
+        with threads_of_torch():
             for (b, v, view), trace in zip(ctx.job.each(), ctx.traces, strict=True):
                 of_element = [array[b] for array in arrays], view, ctx.job, trace
                 seen = np.zeros(arrays[0].shape[1], np.float32)  # weights, which nothing here asks for

@@ -1,11 +1,12 @@
-"""Projection of single Gaussians and its derivative, for the CPU rasteriser.
+"""Projection of Gaussians and its derivative, for the CPU rasteriser.
 
-All arithmetic is float64: it costs nothing beside the memory traffic, and thin Gaussians lose no digits. The
-covariance of the image is handed on as the whitening W, the inverse of its Cholesky factor: |W d|^2 equals
-d^T cov^-1 d, without the cancellation of the expanded form. ``projection.py`` says the same readably; a test
-holds the two together.
+Eight Gaussians at a time: their numbers are packed into the lanes of vectors (``simd.py``), and what comes out is
+unpacked one by one. All arithmetic is float64: thin Gaussians lose no digits. The covariance of the image is handed on
+as the whitening W, the inverse of its Cholesky factor: |W d|^2 equals d^T cov^-1 d, without the cancellation of the
+expanded form. ``projection.py`` says the same readably; a test holds the two together.
 
-Layouts: a view is a float64 vector (VIEW_*), a record is a float32 row (REC_*) of one projected Gaussian.
+Layouts: a view is a float64 vector, a record is a float32 row (REC_*) of one projected Gaussian, lanes are a flat
+float64 array with eight values for each number.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ilrm.render.compiling import kernel
 from ilrm.render.numba_harmonics import direction_gradient, fill_basis
 from ilrm.render.projection import Pinhole
 from ilrm.render.rules import ALPHA_MIN, BLUR
+from ilrm.render.simd import WIDE_LANES, load, root, store, where
 
 # Record: centre x, y; whitening W = [[w11, 0], [w21, w22]]; opacity (compensated if the view says so); colour; camera
 # z; half extents of the ellipse within which alpha reaches ALPHA_MIN.
@@ -44,10 +46,19 @@ GRADIENT = 11
 _CENTRE, _FOCAL, _LIMITS, _RANGE, _SIZE, _ANTIALIASED = 12, 15, 19, 23, 25, 27
 # Pieces that the Gaussians are dealt out in.
 _SHARES = 64
+# Lanes: mean, scale, quaternion, opacity; for gradients also the whitening and the sums of GRADIENT.
+_MEAN, _SCALE, _QUAT, _OPACITY, _WHITE, _SUMS = 0, 3, 6, 10, 11, 14
+# What comes out follows: of a projection the centre, whitening, opacity, variances of x and y, and whether the Gaussian
+# can be drawn; of a gradient those of mean, scale and quaternion.
+_OUT = _SUMS + 10
+_PROJECTED, _DRAWN = _OUT, _OUT + 8
+_V_MEAN, _V_SCALE, _V_QUAT = _OUT, _OUT + 3, _OUT + 6
+_ROWS = _OUT + 10
 
 _jit = kernel(forceinline=True)
 _parallel = kernel(parallel=True)
 Array = Any
+Lanes = Any  # eight float64
 
 
 def view_vector(view: Pinhole, near: float, far: float, antialiased: bool) -> np.ndarray:
@@ -60,73 +71,164 @@ def view_vector(view: Pinhole, near: float, far: float, antialiased: bool) -> np
 
 
 @_jit
-def _to_camera(view: Array, mean: Array) -> tuple[float, float, float]:
-    m0, m1, m2 = float(mean[0]), float(mean[1]), float(mean[2])
-    x = view[0] * m0 + view[1] * m1 + view[2] * m2 + view[9]
-    y = view[3] * m0 + view[4] * m1 + view[5] * m2 + view[10]
-    z = view[6] * m0 + view[7] * m1 + view[8] * m2 + view[11]
+def _row(lanes: Array, row: int) -> Lanes:
+    return load(lanes, row * WIDE_LANES)
+
+
+@_jit
+def _three(lanes: Array, row: int) -> tuple[Lanes, Lanes, Lanes]:
+    return _row(lanes, row), _row(lanes, row + 1), _row(lanes, row + 2)
+
+
+@_jit
+def _put(lanes: Array, row: int, value: Lanes) -> None:
+    store(lanes, row * WIDE_LANES, value)
+
+
+@_jit
+def _clamp(x: Lanes, low: float, high: float) -> Lanes:
+    x = where(x > low, x, low)
+    return where(x < high, x, high)
+
+
+@_jit
+def _dot(a: Any, b: Any, c: Any, x: Any, y: Any, z: Any) -> Any:
+    return a * x + b * y + c * z
+
+
+@_jit
+def _to_camera(view: Array, mean: Any) -> tuple[Any, Any, Any]:
+    """Position in the camera's frame, of lanes or of one Gaussian."""
+    m0, m1, m2 = mean
+    x = _dot(view[0], view[1], view[2], m0, m1, m2) + view[9]
+    y = _dot(view[3], view[4], view[5], m0, m1, m2) + view[10]
+    z = _dot(view[6], view[7], view[8], m0, m1, m2) + view[11]
     return x, y, z
 
 
 @_jit
-def _rotation(quat: Array, out: Array) -> float:
-    """Write the (3, 3) rotation of a quaternion and return the length it was divided by."""
-    w, x, y, z = float(quat[0]), float(quat[1]), float(quat[2]), float(quat[3])
-    length = max(math.sqrt(w * w + x * x + y * y + z * z), 1e-12)
-    w, x, y, z = w / length, x / length, y / length, z / length
-    out[0, 0], out[0, 1], out[0, 2] = 1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)
-    out[1, 0], out[1, 1], out[1, 2] = 2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)
-    out[2, 0], out[2, 1], out[2, 2] = 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)
-    return length
+def _unit_quaternion(lanes: Array) -> tuple[Lanes, Lanes, Lanes, Lanes, Lanes]:
+    """w, x, y, z of length 1, and the length before."""
+    w, (x, y, z) = _row(lanes, _QUAT), _three(lanes, _QUAT + 1)
+    length = root(w * w + _dot(x, y, z, x, y, z))
+    length = where(length > 1e-12, length, 1e-12)
+    return w / length, x / length, y / length, z / length, length
 
 
 @_jit
-def _footprint(view: Array, x: float, y: float, z: float, quat: Array, scale: Array, work: Array) -> float:
-    """Fill the work arrays of one Gaussian and return the quaternion's length.
-
-    work[0:3] own axes in the world (rotation), work[3:6] the same in the camera frame, work[6:8] image axes
-    P = J R diag(s) (2, 3), work[8:10] Jacobian J (2, 3).
-    """
-    length = _rotation(quat, work)
-    for i in range(3):
-        for j in range(3):
-            work[3 + i, j] = view[3 * i] * work[0, j] + view[3 * i + 1] * work[1, j] + view[3 * i + 2] * work[2, j]
-    fx, fy = view[_FOCAL], view[_FOCAL + 1]
-    u = min(max(x / z, view[_LIMITS]), view[_LIMITS + 1])
-    v = min(max(y / z, view[_LIMITS + 2]), view[_LIMITS + 3])
-    work[8, 0], work[8, 1], work[8, 2] = fx / z, 0.0, -fx * u / z
-    work[9, 0], work[9, 1], work[9, 2] = 0.0, fy / z, -fy * v / z
-    for j in range(3):
-        work[6, j] = (work[8, 0] * work[3, j] + work[8, 2] * work[5, j]) * scale[j]
-        work[7, j] = (work[9, 1] * work[4, j] + work[9, 2] * work[5, j]) * scale[j]
-    return length
+def _rotation(w: Lanes, x: Lanes, y: Lanes, z: Lanes) -> tuple[Any, Any, Any]:
+    """The three columns of the rotation: a Gaussian's own axes in the world."""
+    one = (1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y))
+    two = (2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x))
+    three = (2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y))
+    return one, two, three
 
 
 @_jit
-def _covariance(work: Array) -> tuple[float, float, float]:
-    """Variances and covariance (xx, xy, yy) of the image axes work[6:8], blur included."""
-    xx = work[6, 0] * work[6, 0] + work[6, 1] * work[6, 1] + work[6, 2] * work[6, 2] + BLUR
-    xy = work[6, 0] * work[7, 0] + work[6, 1] * work[7, 1] + work[6, 2] * work[7, 2]
-    yy = work[7, 0] * work[7, 0] + work[7, 1] * work[7, 1] + work[7, 2] * work[7, 2] + BLUR
+def _turned(view: Array, axis: Any) -> Any:
+    """A direction of the world in the camera's frame."""
+    x, y, z = axis
+    return (
+        _dot(view[0], view[1], view[2], x, y, z),
+        _dot(view[3], view[4], view[5], x, y, z),
+        _dot(view[6], view[7], view[8], x, y, z),
+    )
+
+
+@_jit
+def _turned_back(view: Array, x: Any, y: Any, z: Any) -> Any:
+    """A direction of the camera's frame in the world."""
+    return (
+        _dot(view[0], view[3], view[6], x, y, z),
+        _dot(view[1], view[4], view[7], x, y, z),
+        _dot(view[2], view[5], view[8], x, y, z),
+    )
+
+
+@_jit
+def _jacobian(view: Array, x: Lanes, y: Lanes, z: Lanes) -> tuple[Lanes, Lanes, Lanes, Lanes, Lanes, Lanes]:
+    """u = x / z and v = y / z as far as they are followed, and of the Jacobian [[a, 0, c], [0, b, d]] a, b, c, d."""
+    u = _clamp(x / z, view[_LIMITS], view[_LIMITS + 1])
+    v = _clamp(y / z, view[_LIMITS + 2], view[_LIMITS + 3])
+    a, b = view[_FOCAL] / z, view[_FOCAL + 1] / z
+    return u, v, a, b, 0 - a * u, 0 - b * v
+
+
+@_jit
+def _image_axis(jacobian: Any, axis: Any, scale: Lanes) -> tuple[Lanes, Lanes]:
+    """What one scaled axis of the camera's frame looks like in the image."""
+    _, _, a, b, c, d = jacobian
+    x, y, z = axis
+    return (a * x + c * z) * scale, (b * y + d * z) * scale
+
+
+@_jit
+def _covariance(p: Any, q: Any, r: Any) -> tuple[Lanes, Lanes, Lanes]:
+    """Variances and covariance (xx, xy, yy) of three image axes, blur included."""
+    xx = _dot(p[0], q[0], r[0], p[0], q[0], r[0]) + BLUR
+    xy = _dot(p[0], q[0], r[0], p[1], q[1], r[1])
+    yy = _dot(p[1], q[1], r[1], p[1], q[1], r[1]) + BLUR
     return xx, xy, yy
 
 
 @_jit
-def _whitening(xx: float, xy: float, yy: float) -> tuple[float, float, float]:
-    """(w11, w21, w22) of the inverse Cholesky factor of a covariance."""
-    l11 = math.sqrt(xx)
-    l21 = xy / l11
-    l22 = math.sqrt(yy - l21 * l21)
-    return 1 / l11, -l21 / (l11 * l22), 1 / l22
+def _determinant(p: Any, q: Any, r: Any) -> Lanes:
+    """Determinant of the covariance without blur: the squared cross product of x and y of the image axes."""
+    x, y, z = q[0] * r[1] - r[0] * q[1], r[0] * p[1] - p[0] * r[1], p[0] * q[1] - q[0] * p[1]
+    return _dot(x, y, z, x, y, z)
 
 
 @_jit
-def _determinant(work: Array) -> float:
-    """Determinant of the covariance without blur: the squared cross product of the image axes work[6:8]."""
-    x = work[6, 1] * work[7, 2] - work[6, 2] * work[7, 1]
-    y = work[6, 2] * work[7, 0] - work[6, 0] * work[7, 2]
-    z = work[6, 0] * work[7, 1] - work[6, 1] * work[7, 0]
-    return x * x + y * y + z * z
+def _image_axes(view: Array, lanes: Array) -> Any:
+    """Position, Jacobian, unit quaternion with length, axes in the camera's frame, scales, and image axes."""
+    position = _to_camera(view, _three(lanes, _MEAN))
+    jacobian = _jacobian(view, *position)
+    quaternion = _unit_quaternion(lanes)
+    one, two, three = _rotation(quaternion[0], quaternion[1], quaternion[2], quaternion[3])
+    axes = _turned(view, one), _turned(view, two), _turned(view, three)
+    scales = _three(lanes, _SCALE)
+    p = _image_axis(jacobian, axes[0], scales[0])
+    q = _image_axis(jacobian, axes[1], scales[1])
+    r = _image_axis(jacobian, axes[2], scales[2])
+    return position, jacobian, quaternion, axes, scales, (p, q, r)
+
+
+@_jit
+def _project_lanes(view: Array, lanes: Array) -> None:
+    """Fill the rows _PROJECTED and _DRAWN."""
+    (x, y, z), _, _, _, _, (p, q, r) = _image_axes(view, lanes)
+    xx, xy, yy = _covariance(p, q, r)
+    # The inverse of the Cholesky factor [[l11, 0], [l21, l22]].
+    l11 = root(xx)
+    l21 = xy / l11
+    l22 = root(yy - l21 * l21)
+    w11, w21, w22 = 1 / l11, 0 - l21 / (l11 * l22), 1 / l22
+    opacity = _row(lanes, _OPACITY)
+    if view[_ANTIALIASED]:
+        opacity = opacity * root(_determinant(p, q, r)) * w11 * w22  # det W^-2 is that of the blurred covariance
+    check = 0 * xx + 0 * yy
+    for row in range(_QUAT + 4):
+        check = check + 0 * _row(lanes, row)  # NaN, if one of them is none or infinite
+    fine = (check >= 0) & (w11 > 0) & (w22 > 0) & (w22 < np.inf) & (opacity >= np.float32(ALPHA_MIN))
+    _put(lanes, _PROJECTED, view[_FOCAL] * x / z + view[_FOCAL + 2])
+    _put(lanes, _PROJECTED + 1, view[_FOCAL + 1] * y / z + view[_FOCAL + 3])
+    _put(lanes, _PROJECTED + 2, w11)
+    _put(lanes, _PROJECTED + 3, w21)
+    _put(lanes, _PROJECTED + 4, w22)
+    _put(lanes, _PROJECTED + 5, opacity)
+    _put(lanes, _PROJECTED + 6, xx)
+    _put(lanes, _PROJECTED + 7, yy)
+    _put(lanes, _DRAWN, where(fine, 1, 0))
+
+
+@_jit
+def _pack(lanes: Array, lane: int, mean: Array, scale: Array, quat: Array, opacity: float) -> None:
+    for j in range(3):
+        lanes[(_MEAN + j) * WIDE_LANES + lane] = mean[j]
+        lanes[(_SCALE + j) * WIDE_LANES + lane] = scale[j]
+    for j in range(4):
+        lanes[(_QUAT + j) * WIDE_LANES + lane] = quat[j]
+    lanes[_OPACITY * WIDE_LANES + lane] = opacity
 
 
 @_jit
@@ -138,16 +240,12 @@ def _direction(view: Array, mean: Array) -> tuple[float, float, float, float]:
 
 
 @_jit
-def _finite(mean: Array, scale: Array, quat: Array, sh: Array) -> bool:
-    """Whether all values of a Gaussian are numbers. A sum would overflow only where the image does, too."""
-    check = 0.0
-    for j in range(3):
-        check += 0.0 * mean[j] + 0.0 * scale[j]
-        for k in range(sh.shape[0]):
-            check += 0.0 * sh[k, j]
-    for j in range(4):
-        check += 0.0 * quat[j]
-    return check == 0.0
+def _fill_basis(view: Array, mean: Array, basis: Array) -> None:
+    """Spherical harmonics of the direction that a Gaussian is seen from; degree 0 has none."""
+    dx, dy, dz = 0.0, 0.0, 1.0
+    if len(basis) > 1:
+        dx, dy, dz, _ = _direction(view, mean)
+    fill_basis(dx, dy, dz, basis)
 
 
 @_jit
@@ -160,47 +258,36 @@ def _colour(sh: Array, basis: Array, channel: int) -> float:
 
 
 @_jit
-def _project_one(
-    view: Array,
-    mean: Array,
-    scale: Array,
-    quat: Array,
-    opacity: float,
-    sh: Array,
-    work: Array,
-    basis: Array,
-    out: Array,
-) -> bool:
-    """Write the record of a Gaussian; False, with nothing written, if it reaches no pixel of the view."""
-    x, y, z = _to_camera(view, mean)
-    if not (view[_RANGE] <= z <= view[_RANGE + 1] and opacity >= np.float32(ALPHA_MIN)):
+def _all_finite(sh: Array) -> bool:
+    """Whether all values are numbers. A sum would overflow only where the image does, too."""
+    check = 0.0
+    for k in range(sh.shape[0]):
+        for j in range(3):
+            check += 0.0 * sh[k, j]
+    return check == 0.0
+
+
+@_jit
+def _write_record(view: Array, lanes: Array, lane: int, mean: Array, sh: Array, basis: Array, out: Array) -> bool:
+    """Write the record of a Gaussian; False, with nothing of use written, if it reaches no pixel of the view."""
+    at = _PROJECTED * WIDE_LANES + lane
+    opacity = lanes[at + 5 * WIDE_LANES]
+    if not (lanes[_DRAWN * WIDE_LANES + lane] > 0 and _all_finite(sh)):
         return False
-    if not (opacity < np.inf and _finite(mean, scale, quat, sh)):
-        return False
-    _footprint(view, x, y, z, quat, scale, work)
-    xx, xy, yy = _covariance(work)
-    w11, w21, w22 = _whitening(xx, xy, yy)
-    if not (w11 > 0.0 and w22 < np.inf):
-        return False
-    if view[_ANTIALIASED]:
-        opacity *= math.sqrt(_determinant(work)) * w11 * w22  # det W^-2 is that of the blurred covariance
-        if not opacity >= np.float32(ALPHA_MIN):
-            return False
-    centre_x = view[_FOCAL] * x / z + view[_FOCAL + 2]
-    centre_y = view[_FOCAL + 1] * y / z + view[_FOCAL + 3]
     reach = math.sqrt(2 * math.log(opacity / ALPHA_MIN)) if opacity > ALPHA_MIN else 0.0
-    half_x, half_y = reach * math.sqrt(xx), reach * math.sqrt(yy)
+    half_x = reach * math.sqrt(lanes[at + 6 * WIDE_LANES])
+    half_y = reach * math.sqrt(lanes[at + 7 * WIDE_LANES])
+    centre_x, centre_y = lanes[at], lanes[at + WIDE_LANES]
     if abs(centre_x - 0.5 * view[_SIZE]) > 0.5 * view[_SIZE] + half_x:
         return False
     if abs(centre_y - 0.5 * view[_SIZE + 1]) > 0.5 * view[_SIZE + 1] + half_y:
         return False
-    dx, dy, dz, _ = _direction(view, mean)
-    fill_basis(dx, dy, dz, basis)
+    _fill_basis(view, mean, basis)
     out[REC_X], out[REC_Y] = centre_x, centre_y
-    out[REC_W11], out[REC_W21], out[REC_W22] = w11, w21, w22
-    out[REC_OPACITY], out[REC_Z] = opacity, z
-    for channel in range(3):
-        out[REC_RGB + channel] = max(_colour(sh, basis, channel), 0.0)
+    for j in range(3):
+        out[REC_W11 + j] = lanes[at + (2 + j) * WIDE_LANES]
+        out[REC_RGB + j] = max(_colour(sh, basis, j), 0.0)
+    out[REC_OPACITY] = opacity
     out[REC_HALF_X], out[REC_HALF_Y] = half_x, half_y
     return True
 
@@ -214,85 +301,140 @@ def project_all(
     records, depth_bits = np.empty((count, RECORD), np.float32), np.zeros(count, np.int32)
     depths = depth_bits.view(np.float32)
     for share in prange(_SHARES):
-        work, basis = np.empty((10, 3)), np.empty(sh.shape[1])
-        for i in range(share * count // _SHARES, (share + 1) * count // _SHARES):
-            out = records[i]
-            if _project_one(view, means[i], scales[i], quats[i], opacities[i], sh[i], work, basis, out):
-                depths[i] = out[REC_Z]
+        lanes, basis = np.zeros(_ROWS * WIDE_LANES), np.empty(sh.shape[1])
+        packed, filled = np.empty(WIDE_LANES, np.int64), 0
+        stop = (share + 1) * count // _SHARES
+        for i in range(share * count // _SHARES, stop):
+            _, _, z = _to_camera(view, (float(means[i, 0]), float(means[i, 1]), float(means[i, 2])))
+            if view[_RANGE] <= z <= view[_RANGE + 1] and np.float32(ALPHA_MIN) <= opacities[i] < np.inf:
+                _pack(lanes, filled, means[i], scales[i], quats[i], opacities[i])
+                records[i, REC_Z] = z
+                packed[filled] = i
+                filled += 1
+            if filled == WIDE_LANES or (filled > 0 and i == stop - 1):
+                _project_lanes(view, lanes)
+                for lane in range(filled):
+                    j = packed[lane]
+                    if _write_record(view, lanes, lane, means[j], sh[j], basis, records[j]):
+                        depths[j] = records[j, REC_Z]
+                filled = 0
     return records, depth_bits
 
 
 @_jit
-def _covariance_gradient(moments: Array, record: Array, out: Array) -> None:
-    """Write d loss / d covariance (2, 2) = W^T M W / 2, with M the summed g y y^T."""
-    w11, w21, w22 = float(record[REC_W11]), float(record[REC_W21]), float(record[REC_W22])
-    m11, m12, m22 = moments[7], moments[8], moments[9]
+def _covariance_gradient(view: Array, lanes: Array, image_axes: Any) -> tuple[Lanes, Lanes, Lanes]:
+    """d loss / d covariance (xx, xy, yy) = W^T M W / 2, with M the summed g y y^T.
+
+    To that is added what flows through the compensation c = sqrt(det C / det (C + BLUR I)):
+    d log c / d C = (C^-1 - (C + BLUR I)^-1) / 2.
+    """
+    w11, w21, w22 = _three(lanes, _WHITE)
+    m11, m12, m22 = _three(lanes, _SUMS + 7)
     a, b = w11 * m11 + w21 * m12, w11 * m12 + w21 * m22  # first row of W^T M
-    out[0, 0] = 0.5 * (a * w11 + b * w21)
-    out[0, 1] = out[1, 0] = 0.5 * b * w22
-    out[1, 1] = 0.5 * w22 * m22 * w22
+    v_xx, v_xy, v_yy = 0.5 * (a * w11 + b * w21), 0.5 * b * w22, 0.5 * w22 * m22 * w22
+    if view[_ANTIALIASED]:
+        p, q, r = image_axes
+        xx, xy, yy = _covariance(p, q, r)
+        determinant, half = _determinant(p, q, r), 0.5 * _row(lanes, _SUMS + 4)
+        v_xx = v_xx + half * ((yy - BLUR) / determinant - (w11 * w11 + w21 * w21))
+        v_xy = v_xy + half * (0 - xy / determinant - w21 * w22)
+        v_yy = v_yy + half * ((xx - BLUR) / determinant - w22 * w22)
+    return v_xx, v_xy, v_yy
 
 
 @_jit
-def _add_compensation_gradient(work: Array, record: Array, v_log: float, out: Array) -> None:
-    """Add what flows to the covariance C (2, 2) through the compensation c = sqrt(det C / det (C + BLUR I)).
-
-    d log c / d C = (C^-1 - (C + BLUR I)^-1) / 2; v_log is d loss / d log opacity.
-    """
-    xx, xy, yy = _covariance(work)
-    determinant = _determinant(work)
-    w11, w21, w22 = float(record[REC_W11]), float(record[REC_W21]), float(record[REC_W22])
-    out[0, 0] += 0.5 * v_log * ((yy - BLUR) / determinant - (w11 * w11 + w21 * w21))
-    off_diagonal = 0.5 * v_log * (-xy / determinant - w21 * w22)
-    out[0, 1] += off_diagonal
-    out[1, 0] += off_diagonal
-    out[1, 1] += 0.5 * v_log * ((xx - BLUR) / determinant - w22 * w22)
+def _image_axis_gradient(v_covariance: Any, image_axis: Any) -> tuple[Lanes, Lanes]:
+    """cov = P P^T, hence dP = 2 dcov P."""
+    v_xx, v_xy, v_yy = v_covariance
+    x, y = image_axis
+    return 2 * (v_xx * x + v_xy * y), 2 * (v_xy * x + v_yy * y)
 
 
 @_jit
-def _footprint_gradient(work: Array, scale: Array, v_cov: Array, v_axes: Array, v_jacobian: Array) -> None:
-    """From d loss / d covariance to the camera-frame axes R diag(s) (3, 3) and to the Jacobian (2, 3).
-
-    cov = P P^T with P = J A, hence dP = 2 dcov P, dA = J^T dP, dJ = dP A^T.
-    """
-    for j in range(3):
-        p0 = 2 * (v_cov[0, 0] * work[6, j] + v_cov[0, 1] * work[7, j])
-        p1 = 2 * (v_cov[1, 0] * work[6, j] + v_cov[1, 1] * work[7, j])
-        for i in range(3):
-            v_axes[i, j] = work[8, i] * p0 + work[9, i] * p1
-            v_jacobian[0, i] += p0 * work[3 + i, j] * scale[j]
-            v_jacobian[1, i] += p1 * work[3 + i, j] * scale[j]
+def _axis_gradient(jacobian: Any, v: Any) -> tuple[Lanes, Lanes, Lanes]:
+    """From an image axis P = J A to the scaled axis A of the camera's frame: dA = J^T dP."""
+    _, _, a, b, c, d = jacobian
+    return a * v[0], b * v[1], c * v[0] + d * v[1]
 
 
 @_jit
-def _position_gradient(
-    view: Array, x: float, y: float, z: float, v_x: float, v_y: float, v_z: float, v_jacobian: Array
-) -> tuple[float, float, float]:
-    """From gradients of image centre, z and Jacobian to the camera-space position."""
+def _position_gradient(view: Array, position: Any, jacobian: Any, v_centre: Any, v_z: Lanes, v_j: Any) -> Any:
+    """From gradients of the image centre, z and the Jacobian's a, b, c, d to the position in the camera's frame."""
+    x, y, z = position
+    u, v, _, _, _, _ = jacobian
     fx, fy = view[_FOCAL], view[_FOCAL + 1]
     x_z, y_z = x / z, y / z
-    u, v = min(max(x_z, view[_LIMITS]), view[_LIMITS + 1]), min(max(y_z, view[_LIMITS + 2]), view[_LIMITS + 3])
-    v_u = -fx / z * v_jacobian[0, 2] if u == x_z else 0.0
-    v_v = -fy / z * v_jacobian[1, 2] if v == y_z else 0.0
-    out_x = (v_x * fx + v_u) / z
-    out_y = (v_y * fy + v_v) / z
-    v_inverse = fx * (v_jacobian[0, 0] - u * v_jacobian[0, 2]) + fy * (v_jacobian[1, 1] - v * v_jacobian[1, 2])
+    followed_x = (x_z >= view[_LIMITS]) & (x_z <= view[_LIMITS + 1])
+    followed_y = (y_z >= view[_LIMITS + 2]) & (y_z <= view[_LIMITS + 3])
+    v_u = where(followed_x, 0 - fx / z * v_j[2], 0)
+    v_v = where(followed_y, 0 - fy / z * v_j[3], 0)
+    out_x = (v_centre[0] * fx + v_u) / z
+    out_y = (v_centre[1] * fy + v_v) / z
+    v_inverse = fx * (v_j[0] - u * v_j[2]) + fy * (v_j[1] - v * v_j[3])
     return out_x, out_y, v_z - x_z * out_x - y_z * out_y - v_inverse / (z * z)
 
 
 @_jit
-def _quaternion_gradient(quat: Array, length: float, v: Array, out: Array) -> None:
-    """Add d loss / d quat for a gradient v (3, 3) of the rotation, through the normalisation."""
-    w, x, y, z = quat[0] / length, quat[1] / length, quat[2] / length, quat[3] / length
-    g0 = 2 * (x * (v[2, 1] - v[1, 2]) + y * (v[0, 2] - v[2, 0]) + z * (v[1, 0] - v[0, 1]))
-    g1 = 2 * (y * (v[0, 1] + v[1, 0]) + z * (v[0, 2] + v[2, 0]) + w * (v[2, 1] - v[1, 2]) - 2 * x * (v[1, 1] + v[2, 2]))
-    g2 = 2 * (x * (v[0, 1] + v[1, 0]) + z * (v[1, 2] + v[2, 1]) + w * (v[0, 2] - v[2, 0]) - 2 * y * (v[0, 0] + v[2, 2]))
-    g3 = 2 * (x * (v[0, 2] + v[2, 0]) + y * (v[1, 2] + v[2, 1]) + w * (v[1, 0] - v[0, 1]) - 2 * z * (v[0, 0] + v[1, 1]))
-    along = w * g0 + x * g1 + y * g2 + z * g3
-    out[0] += (g0 - w * along) / length
-    out[1] += (g1 - x * along) / length
-    out[2] += (g2 - y * along) / length
-    out[3] += (g3 - z * along) / length
+def _put_quaternion_gradient(lanes: Array, quaternion: Any, one: Any, two: Any, three: Any) -> None:
+    """Fill _V_QUAT from gradients of the three columns of the rotation, through the normalisation."""
+    w, x, y, z, length = quaternion
+    skew_x, skew_y, skew_z = two[2] - three[1], three[0] - one[2], one[1] - two[0]
+    even_x, even_y, even_z = two[2] + three[1], three[0] + one[2], one[1] + two[0]
+    g0 = 2 * _dot(x, y, z, skew_x, skew_y, skew_z)
+    g1 = 2 * (y * even_z + z * even_y + w * skew_x - 2 * x * (two[1] + three[2]))
+    g2 = 2 * (x * even_z + z * even_x + w * skew_y - 2 * y * (one[0] + three[2]))
+    g3 = 2 * (x * even_y + y * even_x + w * skew_z - 2 * z * (one[0] + two[1]))
+    along = w * g0 + _dot(x, y, z, g1, g2, g3)
+    _put(lanes, _V_QUAT, (g0 - w * along) / length)
+    _put(lanes, _V_QUAT + 1, (g1 - x * along) / length)
+    _put(lanes, _V_QUAT + 2, (g2 - y * along) / length)
+    _put(lanes, _V_QUAT + 3, (g3 - z * along) / length)
+
+
+@_jit
+def _scaled(axis: Any, scale: Lanes) -> tuple[Lanes, Lanes, Lanes]:
+    return axis[0] * scale, axis[1] * scale, axis[2] * scale
+
+
+@_jit
+def _unproject_lanes(view: Array, lanes: Array) -> None:
+    """Fill the rows _V_MEAN, _V_SCALE, _V_QUAT."""
+    position, jacobian, quaternion, axes, scales, image_axes = _image_axes(view, lanes)
+    v_covariance = _covariance_gradient(view, lanes, image_axes)
+    v_p = _image_axis_gradient(v_covariance, image_axes[0])
+    v_q = _image_axis_gradient(v_covariance, image_axes[1])
+    v_r = _image_axis_gradient(v_covariance, image_axes[2])
+    one, two, three = _scaled(axes[0], scales[0]), _scaled(axes[1], scales[1]), _scaled(axes[2], scales[2])
+    # P = J A with A the scaled axes, hence dJ = dP A^T.
+    v_j = (
+        _dot(v_p[0], v_q[0], v_r[0], one[0], two[0], three[0]),
+        _dot(v_p[1], v_q[1], v_r[1], one[1], two[1], three[1]),
+        _dot(v_p[0], v_q[0], v_r[0], one[2], two[2], three[2]),
+        _dot(v_p[1], v_q[1], v_r[1], one[2], two[2], three[2]),
+    )
+    w11, w21, w22 = _three(lanes, _WHITE)
+    sum_y1, sum_y2 = _row(lanes, _SUMS + 5), _row(lanes, _SUMS + 6)
+    v_centre = w11 * sum_y1 + w21 * sum_y2, w22 * sum_y2
+    v_position = _position_gradient(view, position, jacobian, v_centre, _row(lanes, _SUMS + 3), v_j)
+    v_mean = _turned_back(view, v_position[0], v_position[1], v_position[2])
+    v_one, v_two, v_three = (
+        _axis_gradient(jacobian, v_p),
+        _axis_gradient(jacobian, v_q),
+        _axis_gradient(jacobian, v_r),
+    )
+    for j in range(3):
+        _put(lanes, _V_MEAN + j, v_mean[j])
+    _put(lanes, _V_SCALE, _dot(v_one[0], v_one[1], v_one[2], axes[0][0], axes[0][1], axes[0][2]))
+    _put(lanes, _V_SCALE + 1, _dot(v_two[0], v_two[1], v_two[2], axes[1][0], axes[1][1], axes[1][2]))
+    _put(lanes, _V_SCALE + 2, _dot(v_three[0], v_three[1], v_three[2], axes[2][0], axes[2][1], axes[2][2]))
+    v_one, v_two, v_three = _scaled(v_one, scales[0]), _scaled(v_two, scales[1]), _scaled(v_three, scales[2])
+    _put_quaternion_gradient(
+        lanes,
+        quaternion,
+        _turned_back(view, v_one[0], v_one[1], v_one[2]),
+        _turned_back(view, v_two[0], v_two[1], v_two[2]),
+        _turned_back(view, v_three[0], v_three[1], v_three[2]),
+    )
 
 
 @_jit
@@ -300,8 +442,7 @@ def _colour_gradient(
     view: Array, mean: Array, sh: Array, v_colour: Array, basis: Array, weights: Array, v_mean: Array, v_sh: Array
 ) -> None:
     """Add the gradients of sh, and of the mean through the viewing direction."""
-    dx, dy, dz, length = _direction(view, mean)
-    fill_basis(dx, dy, dz, basis)
+    _fill_basis(view, mean, basis)
     weights[:] = 0.0
     for channel in range(3):
         if _colour(sh, basis, channel) >= 0.0:
@@ -309,6 +450,7 @@ def _colour_gradient(
                 v_sh[k, channel] += basis[k] * v_colour[channel]
                 weights[k] += sh[k, channel] * v_colour[channel]
     if len(basis) > 1:
+        dx, dy, dz, length = _direction(view, mean)
         gx, gy, gz = direction_gradient(dx, dy, dz, weights)
         along = gx * dx + gy * dy + gz * dz
         v_mean[0] += (gx - along * dx) / length
@@ -317,41 +459,16 @@ def _colour_gradient(
 
 
 @_jit
-def _unproject_one(
-    view: Array,
-    mean: Array,
-    scale: Array,
-    quat: Array,
-    opacity: float,
-    record: Array,
-    sums: Array,
-    work: Array,
-    v: Array,
-    out: Array,
-) -> float:
-    """Write d loss / d mean, scale, quat into out[0:3], [3:6], [6:10] and return d loss / d opacity.
-
-    Scratch: work (10, 3) as in _footprint, v (10, 3): covariance, camera axes, Jacobian, rotation in the rows
-    0-1, 2-4, 5-6, 7-9.
-    """
-    x, y, z = _to_camera(view, mean)
-    length = _footprint(view, x, y, z, quat, scale, work)
-    v[:] = 0.0
-    out[:] = 0.0
-    _covariance_gradient(sums, record, v[0:2])
-    if view[_ANTIALIASED]:
-        _add_compensation_gradient(work, record, sums[4], v[0:2])
-    _footprint_gradient(work, scale, v[0:2], v[2:5], v[5:7])
-    v_x = record[REC_W11] * sums[5] + record[REC_W21] * sums[6]
-    v_y = record[REC_W22] * sums[6]
-    px, py, pz = _position_gradient(view, x, y, z, v_x, v_y, sums[3], v[5:7])
+def _pack_sums(lanes: Array, lane: int, record: Array, slot_gradients: Array, sums: Array) -> None:
+    """Whitening, and the image-space gradients of a Gaussian's slots (S, GRADIENT), summed in their order."""
+    sums[:] = 0.0
+    for slot in range(len(slot_gradients)):
+        for k in range(GRADIENT):
+            sums[k] += slot_gradients[slot, k]
+    for k in range(10):
+        lanes[(_SUMS + k) * WIDE_LANES + lane] = sums[k]
     for j in range(3):
-        out[j] = view[j] * px + view[3 + j] * py + view[6 + j] * pz
-        for i in range(3):
-            out[3 + j] += v[2 + i, j] * work[3 + i, j]
-            v[7 + i, j] = (view[i] * v[2, j] + view[3 + i] * v[3, j] + view[6 + i] * v[4, j]) * scale[j]
-    _quaternion_gradient(quat, length, v[7:10], out[6:10])
-    return sums[4] / opacity
+        lanes[(_WHITE + j) * WIDE_LANES + lane] = record[REC_W11 + j]
 
 
 @_parallel
@@ -379,22 +496,27 @@ def unproject(
     """
     count = len(means)
     for share in prange(_SHARES):
-        work, v, out, sums = np.empty((10, 3)), np.empty((10, 3)), np.empty(10), np.empty(GRADIENT)
+        lanes, sums = np.zeros(_ROWS * WIDE_LANES), np.empty(GRADIENT)
         basis, weights = np.empty(sh.shape[1]), np.empty(sh.shape[1])
-        for i in range(share * count // _SHARES, (share + 1) * count // _SHARES):
-            if slot_starts[i] == slot_starts[i + 1]:
-                continue
-            sums[:] = 0.0
-            for slot in range(slot_starts[i], slot_starts[i + 1]):
-                for k in range(GRADIENT):
-                    sums[k] += slot_gradients[slot, k]
-            v_opacities[i] += _unproject_one(
-                view, means[i], scales[i], quats[i], opacities[i], records[i], sums, work, v, out
-            )
-            for j in range(3):
-                v_means[i, j] += out[j]
-                v_scales[i, j] += out[3 + j]
-            for j in range(4):
-                v_quats[i, j] += out[6 + j]
-            seen[i] += sums[10]
-            _colour_gradient(view, means[i], sh[i], sums[0:3], basis, weights, v_means[i], v_sh[i])
+        packed, filled = np.empty(WIDE_LANES, np.int64), 0
+        stop = (share + 1) * count // _SHARES
+        for i in range(share * count // _SHARES, stop):
+            first, last = slot_starts[i], slot_starts[i + 1]
+            if last > first:
+                _pack(lanes, filled, means[i], scales[i], quats[i], opacities[i])
+                _pack_sums(lanes, filled, records[i], slot_gradients[first:last], sums)
+                v_opacities[i] += sums[4] / opacities[i]
+                seen[i] += sums[10]
+                _colour_gradient(view, means[i], sh[i], sums, basis, weights, v_means[i], v_sh[i])
+                packed[filled] = i
+                filled += 1
+            if filled == WIDE_LANES or (filled > 0 and i == stop - 1):
+                _unproject_lanes(view, lanes)
+                for lane in range(filled):
+                    j = packed[lane]
+                    for k in range(3):
+                        v_means[j, k] += lanes[(_V_MEAN + k) * WIDE_LANES + lane]
+                        v_scales[j, k] += lanes[(_V_SCALE + k) * WIDE_LANES + lane]
+                    for k in range(4):
+                        v_quats[j, k] += lanes[(_V_QUAT + k) * WIDE_LANES + lane]
+                filled = 0

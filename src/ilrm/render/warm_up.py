@@ -13,7 +13,9 @@ from ilrm.core.gaussians import Gaussians
 
 
 @contextmanager
-def kernels_in_background(device: torch.device, *, gradients: bool = False) -> Iterator[Callable[[], None]]:
+def kernels_in_background(
+    device: torch.device, *, gradients: bool = False, others: Callable[[], None] | None = None
+) -> Iterator[Callable[[], None]]:
     """Get the kernels ready in a thread while inside; nothing on a GPU, which has others.
 
     A rendering in the meantime waits for what is under way. At the end, too, the thread is waited for: it stops at the
@@ -21,6 +23,7 @@ def kernels_in_background(device: torch.device, *, gradients: bool = False) -> I
 
     Args:
         gradients: whether those of the backward pass will be needed.
+        others: gets kernels of other parts ready, after these.
 
     Yields:
         what waits until all of them are ready.
@@ -35,6 +38,8 @@ def kernels_in_background(device: torch.device, *, gradients: bool = False) -> I
         torch.set_num_threads(threads)  # each thread of the process has its own number
         with suppress(Exception):  # who renders will see it
             _compile(device, wanted.is_set, gradients)
+            if others is not None and wanted.is_set():
+                others()
 
     thread = threading.Thread(target=work, name="ilrm-kernels")
     thread.start()

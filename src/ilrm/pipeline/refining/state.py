@@ -11,8 +11,9 @@ from torch import Tensor
 from ilrm.core.cameras import Cameras
 from ilrm.core.gaussians import Gaussians
 from ilrm.core.scene import LazyImages, LazyMasks, Scene
-from ilrm.evaluate.metrics import SSIM_WINDOW, psnr, ssim_map, whole_windows
+from ilrm.evaluate.metrics import psnr
 from ilrm.pipeline.refining.config import RefineConfig
+from ilrm.pipeline.refining.losses import photometric
 from ilrm.pipeline.refining.poses import PoseSteps
 from ilrm.render import render
 
@@ -96,7 +97,7 @@ class RefineState:
             truth, mask = _of(photos.images, group).to(rgb), None
             if photos.mask is not None:
                 mask = _of(photos.mask, group).to(rgb.device)
-            loss = photometric(rgb, truth, mask, self.config) * (len(group) / len(views))
+            loss = photometric(rgb, truth, mask, self.config.l1, self.config.ssim) * (len(group) / len(views))
             loss.backward()
             losses.append(loss.detach())
             decibels.append(psnr(rgb.detach(), truth, mask))
@@ -160,32 +161,6 @@ def _nearest(means: Tensor, centers: Tensor) -> Tensor:
     """(N,) distance of each mean (N, 3) from the nearest of the centres (V, 3). Memory does not grow with N times V."""
     together = max(1, _MOST_DISTANCES // max(1, len(centers)))
     return torch.cat([torch.cdist(some, centers).amin(1) for some in means.split(together)])
-
-
-def photometric(rgb: Tensor, truth: Tensor, mask: Tensor | None, config: RefineConfig) -> Tensor:
-    """Mean over views (V, H, W, 3); pixels outside the mask (V, H, W) count in none of the terms."""
-    difference = rgb - truth
-    error = difference.square()
-    if config.l1:
-        error = (1 - config.l1) * error + config.l1 * difference.abs()
-    loss = _mean(error, mask)
-    if config.ssim and min(truth.shape[1:3]) >= SSIM_WINDOW:
-        dissimilarity = 1 - ssim_map(rgb, truth).permute(0, 2, 3, 1)
-        loss = loss + config.ssim * _mean(dissimilarity, None if mask is None else whole_windows(mask))
-    return loss
-
-
-def squared_error(rgb: Tensor, truth: Tensor, mask: Tensor | None) -> Tensor:
-    """The loss of ``RefineConfig.paper``."""
-    return _mean((rgb - truth).square(), mask)
-
-
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the views of each one's mean over the pixels that count; 0 for a view in which none does."""
-    if mask is None:
-        return values.mean()
-    counted = torch.where(mask[..., None], values, 0.0).sum((1, 2, 3))
-    return (counted / (values.shape[-1] * mask.sum((1, 2))).clamp_min(1)).mean()
 
 
 def _of(values: Tensor | LazyImages | LazyMasks, views: list[int]) -> Tensor:

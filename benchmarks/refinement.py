@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +30,7 @@ from ilrm.pipeline.refine import RefineConfig, refine
 from ilrm.pipeline.refining.pace import Pace
 from ilrm.pipeline.scoring import score
 from ilrm.scenes import split_holdout
+from ilrm.scenes.photos.background import background_colour
 from ilrm.scenes.views import choose_inputs
 
 Fitted = Literal["all", "inputs"]
@@ -59,6 +60,11 @@ class Options:
 @cache
 def network() -> ILRM:
     return ILRM.from_pretrained("ilrm-small")
+
+
+def _start(inputs: Scene) -> Gaussians:
+    """The forward pass, as ``ilrm reconstruct`` makes it."""
+    return replace(reconstruct(inputs, network()), background=background_colour(inputs))
 
 
 def measured(start: Gaussians, fitted: Scene, held_out: Scene, seconds: float) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def main(options: Options) -> int:
                 key = {"scene": path.name, "fitted": fitted, "seconds": seconds}
                 if any(key.items() <= row.items() for row in results):
                     continue
-                start = start or reconstruct(scene.select(inputs).loaded(), network())
+                start = start or _start(scene.select(inputs).loaded())
                 results.append({**key, "photos": len(photos), **measured(start, photos, scored, seconds)})
                 with done.open("a") as file:
                     file.write(json.dumps(results[-1]) + "\n")

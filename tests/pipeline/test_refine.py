@@ -227,6 +227,26 @@ def test_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step.loss for step in timed.history] == sorted((step.loss for step in timed.history), reverse=True)
 
 
+def test_few_photos_are_not_fitted_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that stands still never ends it; steps that were asked for are done."""
+    monkeypatch.setattr("ilrm.pipeline.refine.Pace", lambda steps, seconds: Pace(steps, seconds, lambda: 0.0))
+    start, scene = setup(views=3, count=40)
+    config = replace(RefineConfig.long(), passes=4.0)
+    assert [config.most_steps(photos) for photos in (1, 2, 3, 22)] == [4, 4, 6, 44]
+    assert len(refine(start, scene, seconds=5.0, config=config).history) == 6
+    assert len(refine(start, scene, 9, config=config).history) == 9
+    assert replace(config, views_per_step=None).most_steps(22) == 4
+    assert RefineConfig.paper().most_steps(22) is None
+
+
+def test_the_background_is_refined_before() -> None:
+    start, scene = setup(views=3, count=40)
+    dark = replace(start, background=(0.1, 0.2, 0.3))
+    result = refine(dark, scene, 2)
+    assert result.gaussians.background == (0.1, 0.2, 0.3)
+    assert result.psnr_inputs_before != refine(start, scene, 1).psnr_inputs_before
+
+
 def test_compiling_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first run had one step in its five seconds: the others passed while gradients were compiled."""
     clock = Clock()

@@ -85,6 +85,7 @@ def test_python_writes_what_the_command_writes(by_command: Path, tmp_path: Path)
     assert {k: v for k, v in metrics.items() if k not in TIMED} == {k: v for k, v in told.items() if k not in TIMED}
     assert metrics == json.loads(json.dumps(result.metrics))
     assert metrics["seconds"].keys() == told["seconds"].keys()
+    assert metrics["background"] == pytest.approx(load_result(tmp_path / "out").gaussians.background, abs=1e-4)
 
 
 def test_without_a_folder_nothing_is_written(by_command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,8 @@ class Render:
     """Play the frames forwards and backwards."""
     loops: int = 1
     """Play a video this many times. Previews repeat forever anyway."""
-    background: str = "white"
-    """A colour by name or as #rrggbb."""
+    background: str | None = None
+    """A colour by name or as #rrggbb. Default: that of the splats, else white."""
     up: Literal["x", "y", "z", "-x", "-y", "-z"] = "-y"
     """Axis of the world that points up, for generated cameras."""
     device: str = "auto"

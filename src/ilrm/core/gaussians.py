@@ -47,6 +47,10 @@ class GsplatArguments(TypedDict):
     rasterize_mode: Literal["antialiased", "classic"]
 
 
+def _is_colour(values: tuple[float, ...]) -> bool:
+    return len(values) == 3 and all(0 <= value <= 1 for value in values)
+
+
 class NoSuchGaussian(GaussiansError, IndexError):
     """An index out of range; as an IndexError it ends iteration by index."""
 
@@ -67,6 +71,7 @@ class Gaussians:
         origin: (3,) float64 on the CPU, the world point where means are 0; shared by all batch elements.
         antialiased: to be rendered with compensated opacity (Mip-Splatting's screen-space filter): opacity falls by
             the factor by which the renderer's blur enlarges the splat; see ``ilrm.render.rules``.
+        background: red, green, blue in [0, 1] of what is behind all of them; None says nothing, and white is drawn.
     """
 
     means: Tensor
@@ -76,6 +81,7 @@ class Gaussians:
     sh: Tensor
     origin: Tensor = _WORLD_ORIGIN
     antialiased: bool = field(default=False, kw_only=True)
+    background: tuple[float, float, float] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         shape = tuple(self.means.shape[:-1])
@@ -93,6 +99,10 @@ class Gaussians:
                 given = self.origin.tolist()
                 raise GaussiansError(f"Gaussians were given the origin {given}.", expected="three finite numbers")
             object.__setattr__(self, "origin", self.origin.detach().to("cpu", torch.float64))
+        if self.background is not None and not _is_colour(self.background):
+            raise GaussiansError(
+                f"Gaussians were given the background {self.background}.", expected="three numbers from 0 to 1, or None"
+            )
         coefficients = self.sh.shape[-2] if self.sh.ndim >= 2 else 0
         if tuple(self.sh.shape) != (*shape, coefficients, 3) or coefficients not in (1, 4, 9, 16):
             raise GaussiansError(
@@ -269,7 +279,9 @@ class Gaussians:
 
     @staticmethod
     def cat(parts: Sequence[Gaussians]) -> Gaussians:
-        """Concatenate several sets, with the origin of the first; all need the same SH degree and batch shape.
+        """Concatenate several sets, with the origin and background of the first.
+
+        All need the same SH degree and batch shape.
 
         Raises:
             GaussiansError: no sets, or sets with different values of ``antialiased``.

@@ -89,4 +89,5 @@ def _discs(xyz_M3: Tensor, rgb_M3: Tensor, size_M: Tensor, offsets_Mk3: Tensor, 
         opacities=torch.full_like(size_M, _OPACITY),
         sh=sh,
         antialiased=like.antialiased,
+        background=like.background,
     )

@@ -88,6 +88,7 @@ class Shot:
             ilrm.__version__,
             gaussians.device.type,
             gaussians.antialiased,
+            gaussians.background,
             self.picture,
             self.cameras.width,
             self.cameras.height,

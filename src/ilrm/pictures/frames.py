@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ilrm.core.cameras import Cameras
 from ilrm.core.gaussians import Gaussians
-from ilrm.render import Rendering, render
+from ilrm.render import Rendering, background_of, render
 from ilrm.render.depth_colours import colour_depth, depth_range
 from ilrm.render.normals import colour_normals, normals
 from ilrm.scenes.views import evenly_spaced
@@ -35,13 +35,13 @@ class Picture:
 
     Attributes:
         panels: from left to right.
-        background: red, green, blue in [0, 1] behind the Gaussians.
+        background: red, green, blue in [0, 1] behind the Gaussians; by default their own, else white.
         near: near plane in world units.
         depth_limits: range of the depth colours for all frames; by default each frame has its own range.
     """
 
     panels: tuple[Panel, ...] = ("rgb",)
-    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    background: tuple[float, float, float] | None = None
     near: float = 0.01
     depth_limits: tuple[float, float] | None = None
 
@@ -50,13 +50,15 @@ class Picture:
 def render_frame(gaussians: Gaussians, camera: Cameras, picture: Picture) -> Tensor:
     """Render P panels for one camera: (H, P W, 3) in [0, 1] on the CPU."""
     seen = render(gaussians, camera, picture.background, near=picture.near)
-    return torch.cat([_panel(name, seen, camera, picture) for name in picture.panels], dim=1).clamp(0, 1).cpu()
+    behind = background_of(gaussians, picture.background)
+    return torch.cat([_panel(name, seen, camera, picture, behind) for name in picture.panels], dim=1).clamp(0, 1).cpu()
 
 
 def render_path(gaussians: Gaussians, cameras: Cameras, picture: Picture | None = None) -> Iterator[Tensor]:
     """Render frames (H, P W, 3) along a path lazily, one at a time.
 
-    By default they show colour on white. The range of depth colours is that of the whole path.
+    By default they show colour, on the background of the Gaussians. The range of depth colours is that of the whole
+    path.
     """
     picture = picture or Picture()
     if "depth" in picture.panels and picture.depth_limits is None:
@@ -66,9 +68,9 @@ def render_path(gaussians: Gaussians, cameras: Cameras, picture: Picture | None 
         yield render_frame(gaussians, cameras[view], picture)
 
 
-def _panel(name: Panel, seen: Rendering, camera: Cameras, picture: Picture) -> Tensor:
+def _panel(name: Panel, seen: Rendering, camera: Cameras, picture: Picture, behind: Sequence[float] | Tensor) -> Tensor:
     """(H, W, 3) of one panel."""
-    background = seen.rgb.new_tensor(picture.background)
+    background = torch.as_tensor(behind).to(seen.rgb)
     if name == "rgb":
         return seen.rgb[0]
     if name == "opacity":

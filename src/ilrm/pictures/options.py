@@ -36,8 +36,10 @@ def parse_size(size: str, *, even: bool) -> int | tuple[int, int]:
     return width, height
 
 
-def parse_colour(name: str) -> tuple[float, float, float]:
-    """Red, green and blue in [0, 1] of --background. Raises ConfigError."""
+def parse_colour(name: str | None) -> tuple[float, float, float] | None:
+    """Red, green and blue in [0, 1] of --background; None of None. Raises ConfigError."""
+    if name is None:
+        return None
     from PIL import ImageColor
 
     try:

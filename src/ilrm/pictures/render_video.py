@@ -51,7 +51,7 @@ def plan_frames(
     size: Size | None = None,
     even: bool = True,
     what: Sequence[Panel] = ("rgb",),
-    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    background: tuple[float, float, float] | None = None,
     near: float | None = None,
     stabilised: bool = False,
 ) -> FramePlan:
@@ -87,7 +87,7 @@ def render_video(
     fps: float | None = None,
     size: Size | None = None,
     what: Sequence[Panel] = ("rgb",),
-    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    background: tuple[float, float, float] | None = None,
     near: float | None = None,
     stabilised: bool = False,
     up: Up = "-y",
@@ -109,7 +109,7 @@ def render_video(
         size: longer side of the frames in pixels, or (width, height), which crops; by default as the cameras. In an
             .mp4 the sides are rounded to even numbers.
         what: panels from left to right: "rgb", "depth", "normals", "opacity".
-        background: red, green, blue in [0, 1].
+        background: red, green, blue in [0, 1]; by default that of the Gaussians, else white.
         near: near plane at the positions of the photos, in world units; by default 1 % of the cameras' extent.
         stabilised: smooth the path over 50 frames.
         up: axis of the world that points up, for generated cameras.

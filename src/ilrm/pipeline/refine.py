@@ -103,9 +103,9 @@ def refine(
             own origin are counted from ``scene.cameras.local_origin()`` afterwards, which differs only far from it.
         scene: the photos to fit; pixels outside their mask pull at nothing.
         steps: how many steps of Adam; 10 by default, unless ``seconds`` are given.
-        seconds: end after so much time, counted from the first step. Rates and all else that changes on the way follow
-            it, so a short time is used as well as a long one. Results then depend on the machine; with ``steps`` alone
-            they can be repeated.
+        seconds: end after so much time, counted from the first step, or after ``RefineConfig.passes`` over the photos.
+            Rates and all else that changes on the way follow it, so a short time is used as well as a long one. Results
+            then depend on the machine; with ``steps`` alone they can be repeated.
         config: ``RefineConfig.for_steps(steps)`` by default.
         watch: other photos. They are only measured: when they get worse for ``patience`` checks the optimisation
             stops, and the best state is returned.
@@ -118,6 +118,8 @@ def refine(
     """
     steps = 10 if steps is None and seconds is None else steps
     config = config or RefineConfig.for_steps(steps)
+    if steps is None:
+        steps = config.most_steps(len(scene))
     pace = Pace(steps, seconds)
     _check(gaussians, scene)
     _, to_world = normalise(scene.cameras)

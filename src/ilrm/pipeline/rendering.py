@@ -35,7 +35,7 @@ class RenderOptions:
         stabilise: smooth the path over 50 frames.
         ping_pong: play the frames also backwards.
         loops: play a video this many times.
-        background: a colour by name or as #rrggbb.
+        background: a colour by name or as #rrggbb; by default that of the splats, else white.
         device: auto, cpu, cuda or cuda:N.
         overwrite: also replace files of the same names that this program did not write.
         antialiased: treat the splats as trained anti-aliased, for files that do not say so.
@@ -52,7 +52,7 @@ class RenderOptions:
     stabilise: bool = False
     ping_pong: bool = False
     loops: int = 1
-    background: str = "white"
+    background: str | None = None
     up: Up = "-y"
     device: str = "auto"
     overwrite: bool = False

@@ -36,6 +36,7 @@ from ilrm.results import Result
 from ilrm.results.beside import CAMERAS_FILE, SCENE_FILE
 from ilrm.results.result import INPUTS, METRICS_FILE, RENDERS
 from ilrm.scenes import load_scene
+from ilrm.scenes.photos.background import background_colour
 
 _MOST_WATCHED = 6
 _MOST_BYTES = 4 << 30  # of decoded photos in memory
@@ -194,7 +195,7 @@ class _Run:
             if not plan.effort.none:
                 with self._stage("kernels"):  # their time is not refinement's
                     kernels_ready()
-        gaussians, near = forward.gaussians, forward.near
+        gaussians, near = replace(forward.gaussians, background=background_colour(inputs)), forward.near
         before, refined = None, None
         if not plan.effort.none:
             with self._stage("score_before_refine"):
@@ -240,6 +241,7 @@ class _Run:
             "seconds": self.seconds,
             "peak_memory_gb": None if peak is None else round(peak / 1e9, 3),
             "num_gaussians": len(gaussians),
+            "background": gaussians.background,
             "world_offset": gaussians.origin.tolist(),
             "num_inputs": len(inputs),
             "input_names": list(inputs.names),

@@ -18,7 +18,9 @@ from ilrm.render.rules import DEPTH_ALPHA_MIN
 
 Backend = Literal["auto", "reference", "numba", "gsplat"]
 
-__all__ = ["Backend", "Rendering", "render"]
+__all__ = ["Backend", "Rendering", "background_of", "render"]
+
+_WHITE = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class Rendering:
 def render(
     gaussians: Gaussians,
     cameras: Cameras,
-    background: Sequence[float] | Tensor = (1.0, 1.0, 1.0),
+    background: Sequence[float] | Tensor | None = None,
     *,
     near: float = 0.01,
     far: float = 1e6,
@@ -55,7 +57,7 @@ def render(
         gaussians: (..., N); N may be 0.
         cameras: (..., V) in the world of the Gaussians, moved to their device and to their ``origin`` if need be. Batch
             dimensions of both are broadcast: one set of cameras may see several sets of Gaussians, and the reverse.
-        background: three numbers.
+        background: three numbers; by default that of the Gaussians, else white.
         near, far: camera z between which Gaussians are drawn, in world units.
         backend: "auto" takes "gsplat" for CUDA tensors and "numba" otherwise. "numba" runs on the CPU in float32,
             whatever the dtype; "reference" is slow and keeps the dtype. Half precision is computed in float32.
@@ -71,7 +73,7 @@ def render(
     gaussians = _drawable(gaussians)
     if not 0 < near < far:
         raise ConfigError(f"render was given near = {near} and far = {far}.", expected="0 < near < far")
-    colour = _colour(background, gaussians.device).to(gaussians.means.dtype)
+    colour = _colour(background_of(gaussians, background), gaussians.device).to(gaussians.means.dtype)
     if tuple(colour.shape) != (3,):
         raise ConfigError(f"The background has shape {tuple(colour.shape)}.", expected="three numbers, red green blue")
     if backend == "auto":
@@ -81,6 +83,11 @@ def render(
     images = _render_with(backend)(flat_gaussians, flat_cameras, colour, near, far)
     rgb, alpha, weighted_depth = (image.reshape(*shape, *image.shape[1:]) for image in images)
     return Rendering(rgb, alpha, expected_depth(weighted_depth, alpha))
+
+
+def background_of(gaussians: Gaussians, asked: Sequence[float] | Tensor | None = None) -> Sequence[float] | Tensor:
+    """What is drawn behind the Gaussians: what is asked for, else what they say, else white."""
+    return asked if asked is not None else gaussians.background or _WHITE
 
 
 def expected_depth(weighted_depth: Tensor, alpha: Tensor) -> Tensor:

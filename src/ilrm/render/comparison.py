@@ -12,7 +12,7 @@ from ilrm.core.cameras import Cameras
 from ilrm.core.errors import GaussiansError
 from ilrm.core.gaussians import PER_GAUSSIAN, Gaussians
 from ilrm.core.spherical_harmonics import C0
-from ilrm.render import Backend, Rendering, expected_depth, render
+from ilrm.render import Backend, Rendering, background_of, expected_depth, render
 
 # The range of ``render``.
 _NEAR, _FAR = 0.01, 1e6
@@ -43,7 +43,7 @@ def compare(
     gaussians: Gaussians,
     cameras: Cameras,
     photos: Tensor,
-    background: Sequence[float] | Tensor = (1.0, 1.0, 1.0),
+    background: Sequence[float] | Tensor | None = None,
     *,
     mask: Tensor | None = None,
     gradients: bool = True,
@@ -101,7 +101,11 @@ def compare(
 
 
 def _by_kernels(
-    gaussians: Gaussians, cameras: Cameras, photos: Tensor, background: Sequence[float] | Tensor, mask: Tensor | None
+    gaussians: Gaussians,
+    cameras: Cameras,
+    photos: Tensor,
+    background: Sequence[float] | Tensor | None,
+    mask: Tensor | None,
 ) -> Comparison:
     """One pass of the CPU's kernels over each view: forward, difference, backward."""
     # Imported here so that nothing waits for numba where it is not needed.
@@ -115,7 +119,7 @@ def _by_kernels(
         return -residual[b, v]
 
     local = cameras.relative_to(gaussians.origin)
-    colour = torch.as_tensor(background, dtype=torch.float32)
+    colour = torch.as_tensor(background_of(gaussians, background), dtype=torch.float32)
     images, gradients, weights = compare_views(gaussians, local, difference, colour, _NEAR, _FAR)
     rgb, alpha, weighted = images
     rendering = Rendering(rgb, alpha, expected_depth(weighted, alpha))
@@ -126,7 +130,7 @@ def _by_autograd(
     gaussians: Gaussians,
     cameras: Cameras,
     photos: Tensor,
-    background: Sequence[float] | Tensor,
+    background: Sequence[float] | Tensor | None,
     mask: Tensor | None,
     backend: Backend,
 ) -> Comparison:

@@ -22,7 +22,7 @@ from ilrm.core.spherical_harmonics import C0
 from ilrm.files import atomic_file
 from ilrm.splats import smallest_three
 from ilrm.splats.checks import check_writable, keep_possible
-from ilrm.splats.containers.ply import PlyContent, Tables, mode_comment, offset_comment
+from ilrm.splats.containers.ply import PlyContent, Tables, background_comment, mode_comment, offset_comment
 
 FloatArray = NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def save_compressed_ply(gaussians: Gaussians, path: Path | str) -> None:
     rest = g.sh[:, 1:].transpose(1, 2).flatten(1).numpy()
     codes = ((rest / _SH_RANGE + 0.5) * 256).clip(0, 255).astype(np.uint8)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        comments = [*offset_comment(g.origin.numpy()), *mode_comment(g.antialiased)]
+        comments = [*offset_comment(g.origin.numpy()), *mode_comment(g.antialiased), *background_comment(g.background)]
         file.write(_header(len(g), codes.shape[1], comments))
         file.write(np.concatenate([position_bounds, scale_bounds, colour_bounds], axis=1).astype("<f4").tobytes())
         file.write(np.stack(words, axis=1).astype("<u4").tobytes())
@@ -103,7 +103,8 @@ def decode(content: PlyContent, path: Path | str) -> Gaussians:
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in values.items()}
     origin = torch.from_numpy(content.world_offset(path))
-    return keep_possible(Gaussians(**tensors, origin=origin, antialiased=content.antialiased), path)
+    gaussians = Gaussians(**tensors, origin=origin, antialiased=content.antialiased, background=content.background)
+    return keep_possible(gaussians, path)
 
 
 def _rest(table: NDArray[np.void] | None, count: int, path: Path | str) -> NDArray[np.float32]:

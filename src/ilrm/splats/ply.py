@@ -23,7 +23,14 @@ from ilrm.core.gaussians import Gaussians
 from ilrm.files import atomic_file
 from ilrm.splats.checks import check_writable, keep_possible
 from ilrm.splats.compressed_ply import decode, is_compressed
-from ilrm.splats.containers.ply import EXPECTED, PlyContent, mode_comment, offset_comment, read_tables
+from ilrm.splats.containers.ply import (
+    EXPECTED,
+    PlyContent,
+    background_comment,
+    mode_comment,
+    offset_comment,
+    read_tables,
+)
 
 FloatArray = NDArray[np.float32]
 
@@ -53,7 +60,7 @@ class PlyFields:
         scale: (N, 3) natural logarithms.
         rot: (N, 4) quaternions wxyz, not necessarily of unit length.
         offset: (3,) float64 point of the world.
-        antialiased: as of ``Gaussians``.
+        antialiased, background: as of ``Gaussians``.
     """
 
     xyz: FloatArray
@@ -64,6 +71,7 @@ class PlyFields:
     rot: FloatArray
     offset: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
     antialiased: bool = False
+    background: tuple[float, float, float] | None = None
 
     @staticmethod
     def from_gaussians(gaussians: Gaussians) -> PlyFields:
@@ -86,6 +94,7 @@ class PlyFields:
             rot=stored(g.quats),
             offset=g.origin.numpy(),
             antialiased=g.antialiased,
+            background=g.background,
         )
 
     def to_gaussians(self) -> Gaussians:
@@ -100,6 +109,7 @@ class PlyFields:
             sh=torch.cat([torch.from_numpy(self.f_dc.astype(np.float32))[:, None], rest], dim=1),
             origin=torch.from_numpy(self.offset),
             antialiased=self.antialiased,
+            background=self.background,
         )
 
 
@@ -149,7 +159,7 @@ def write_fields(fields: PlyFields, path: Path | str) -> None:
     table = np.concatenate([*columns, fields.scale, fields.rot], axis=1).astype("<f4")
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
     header += [*(f"property float {name}" for name in names), *offset_comment(fields.offset)]
-    header += [*mode_comment(fields.antialiased), "end_header", ""]
+    header += [*mode_comment(fields.antialiased), *background_comment(fields.background), "end_header", ""]
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         file.write("\n".join(header).encode())
         file.write(table.tobytes())
@@ -196,6 +206,7 @@ def _fields(content: PlyContent, path: Path | str) -> PlyFields:
         rot=columns("rot_0", "rot_1", "rot_2", "rot_3"),
         offset=offset,
         antialiased=content.antialiased,
+        background=content.background,
     )
 
 

@@ -85,7 +85,7 @@ def load_spz(path: Path | str) -> Gaussians:
         "sh": np.concatenate([(a.colours[:, None] / 255 - 0.5) / _COLOUR_SCALE, (a.sh - 128.0) / 128], axis=1),
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in values.items()}
-    return keep_possible(Gaussians(**tensors, antialiased=a.antialiased), path).transform(OPENGL)
+    return keep_possible(Gaussians(**tensors, antialiased=a.antialiased, background=None), path).transform(OPENGL)
 
 
 def _check_range(gaussians: Gaussians, path: Path | str) -> None:

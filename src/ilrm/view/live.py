@@ -21,7 +21,7 @@ from ilrm.view.edit import Box, Session
 from ilrm.view.flight import fly
 from ilrm.view.pictures import Kind, picture
 from ilrm.view.server import show_cameras, show_layout, show_splats
-from ilrm.view.splats import Array, Pose, SplatArrays, arrange, check_drawable, splat_arrays
+from ilrm.view.splats import Array, Pose, SplatArrays, arrange, background_image, check_drawable, splat_arrays
 from ilrm.view.worker import LatestWorker
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Viewer:
         self.listeners: dict[str, Callable[[], None]] = {}  # further functions to call on a redraw, by name
         self._arrays: tuple[str, SplatArrays] | None = None
         show_layout(server, self.layout)
+        server.scene.set_background_image(background_image(result.gaussians), format="png")
         self._splats = show_splats(server, self.arrays)
         self._points: viser.PointCloudHandle | None = None
         self._mesh = _show_mesh(server, result.mesh, self.origin)
@@ -139,7 +140,7 @@ class Viewer:
         """Show our own rendering as the background of one visitor, if the mode has one."""
         kind = PICTURES.get(self.mode)
         if kind is None:
-            client.scene.set_background_image(None)
+            client.scene.set_background_image(background_image(self.result.gaussians), format="png")
             return
         pose, side = pose_of(client.camera), _PICTURE_SIDE[self.device.type]
         wide, high = max(client.camera.image_width, 1), max(client.camera.image_height, 1)

@@ -16,7 +16,7 @@ from ilrm.files import write_text
 from ilrm.results.result import Result
 from ilrm.view.client import patched_page
 from ilrm.view.server import CAMERAS, serve, show_cameras, show_layout, show_splats, thumbnail
-from ilrm.view.splats import Array, Pose, ViewLayout, arrange, check_drawable, splat_arrays
+from ilrm.view.splats import Array, Pose, ViewLayout, arrange, background_image, check_drawable, splat_arrays
 
 _STRIP_SIDE = 72  # pixels of a thumbnail in the strip
 
@@ -90,6 +90,7 @@ def save_page(
     layout = arrange(gaussians, cameras)
     with serve() as server:
         show_layout(server, layout)
+        server.scene.set_background_image(background_image(gaussians), format="png")
         show_splats(server, splat_arrays(gaussians))
         if cameras is not None:
             show_cameras(server, cameras, layout, thumbnails or [None] * len(cameras))

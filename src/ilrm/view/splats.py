@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -68,6 +69,13 @@ def check_drawable(gaussians: Gaussians) -> None:
             f"{int((~finite).sum())} of {len(gaussians)} Gaussians hold NaN or infinite values.",
             fix="keep only gaussians[gaussians.finite()]",
         )
+
+
+def background_image(gaussians: Gaussians) -> Array | None:
+    """(2, 2, 3) uint8 of the colour behind the Gaussians, which a browser stretches; None if they say nothing."""
+    if gaussians.background is None:
+        return None
+    return np.broadcast_to(np.round(255 * np.array(gaussians.background)).astype(np.uint8), (2, 2, 3)).copy()
 
 
 def splat_arrays(gaussians: Gaussians) -> SplatArrays:

@@ -38,6 +38,7 @@ class RefineState:
         self.config = config
         self.centers = cameras.centers.to(gaussians.means)
         self.start, self.antialiased = gaussians.means, gaussians.antialiased
+        self.background = gaussians.background
         self.distance = _nearest(self.start, self.centers)[:, None].clamp_min(1e-6)  # (N, 1)
         self.parameters: dict[str, Tensor] = {
             "means": torch.zeros_like(self.start),  # the way from the start, in units of self._unit()
@@ -74,6 +75,7 @@ class RefineState:
         free = self.parameters
         return Gaussians(
             antialiased=self.antialiased,
+            background=self.background,
             means=self.start + free["means"] * self._unit(),
             scales=free["log_scales"].exp(),
             quats=torch.nn.functional.normalize(free["quats"], dim=-1),

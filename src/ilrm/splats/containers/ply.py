@@ -29,6 +29,8 @@ _TYPES = {
 }
 # Our comment for positions that are relative to a point far from the world's origin: position = offset + x y z.
 WORLD_OFFSET = "world_offset"
+# Our comment for the colour behind all splats.
+BACKGROUND = "background"
 # "=", the machine's own order, marks an ascii file.
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 _ROWS_AT_ONCE = 4096
@@ -66,6 +68,19 @@ class PlyContent:
                 said = True
         return said
 
+    @property
+    def background(self) -> tuple[float, float, float] | None:
+        """Red, green, blue in [0, 1], from our comment; None without one, or where it holds anything else."""
+        for words in self.comments:
+            if words[:1] == (BACKGROUND,):
+                try:
+                    red, green, blue = (float(word) for word in words[1:])
+                except ValueError:
+                    return None
+                if all(0 <= value <= 1 for value in (red, green, blue)):
+                    return red, green, blue
+        return None
+
     def world_offset(self, path: Path | str) -> NDArray[np.float64]:
         """(3,) point of the world that positions are relative to, from a comment; zeros without one.
 
@@ -92,6 +107,11 @@ def offset_comment(offset: NDArray[np.float64]) -> list[str]:
     It has to come after the properties: some viewers expect the number of vertices in a fixed line of the header.
     """
     return ["comment " + " ".join([WORLD_OFFSET, *(repr(float(x)) for x in offset)])] if offset.any() else []
+
+
+def background_comment(background: tuple[float, float, float] | None) -> list[str]:
+    """The header line that ``PlyContent.background`` reads; none of None. It also has to follow the properties."""
+    return [] if background is None else ["comment " + " ".join([BACKGROUND, *(f"{x:.4f}" for x in background)])]
 
 
 def mode_comment(antialiased: bool) -> list[str]:

@@ -33,7 +33,7 @@ _STEP, _STEP_PIXEL = 1.75e-6, 1.05e-6
 _JUDGE = 8e-8
 # Seconds of compilation where kernels are new: those of renderings, and of their gradients. One thread does it, so
 # that it is not scaled by what all threads manage.
-_COMPILE, _COMPILE_GRADIENTS = 16.0, 12.0
+_COMPILE, _COMPILE_GRADIENTS = 16.0, 14.0
 # Bytes a pixel of a group: activations, matching volumes and images; of a Gaussian that is kept, drawn or refined; of a
 # photo's pixel as floats and as bytes; and of what is loaded and compiled after the estimate.
 _GROUP_PIXEL, _GAUSSIAN, _REFINED, _PHOTO_PIXEL, _LATER = 1700, 200, 700, 15, 150e6

@@ -59,7 +59,6 @@ class _ByKernels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         from ilrm.pipeline.refining.numba_loss import loss_and_gradient
-        from ilrm.render.numba_cpu import threads_of_torch
 
         rgb, truth, mask, l1, ssim = args
         views, height, width = rgb.shape[:3]
@@ -67,22 +66,17 @@ class _ByKernels(torch.autograd.Function):
         nothing = np.zeros((0, 0), np.bool_)
         loss, gradient = 0.0, np.empty((views, height, 3 * width), np.float32)
         windows = None if mask is None or not with_ssim else whole_windows(mask)
-        with threads_of_torch():
-            for view in range(views):
-                pixels = nothing if mask is None else mask[view].numpy()
-                whole = nothing if windows is None else windows[view].numpy()
-                counts = (
-                    height * width if mask is None else max(int(pixels.sum()), 1),
-                    (height - SSIM_WINDOW + 1) * (width - SSIM_WINDOW + 1)
-                    if windows is None
-                    else max(int(whole.sum()), 1),
-                )
-                weights = 1 / (3 * views * counts[0]), ssim / (3 * views * counts[1]) if with_ssim else 0.0
-                flat = [
-                    np.ascontiguousarray(x[view].detach().float().numpy()).reshape(height, -1) for x in (rgb, truth)
-                ]
-                one, gradient[view] = loss_and_gradient(*flat, pixels, whole, weights, float(l1))
-                loss += one
+        for view in range(views):
+            pixels = nothing if mask is None else mask[view].numpy()
+            whole = nothing if windows is None else windows[view].numpy()
+            counts = (
+                height * width if mask is None else max(int(pixels.sum()), 1),
+                (height - SSIM_WINDOW + 1) * (width - SSIM_WINDOW + 1) if windows is None else max(int(whole.sum()), 1),
+            )
+            weights = 1 / (3 * views * counts[0]), ssim / (3 * views * counts[1]) if with_ssim else 0.0
+            flat = [np.ascontiguousarray(x[view].detach().float().numpy()).reshape(height, -1) for x in (rgb, truth)]
+            one, gradient[view] = loss_and_gradient(*flat, pixels, whole, weights, float(l1))
+            loss += one
         ctx.save_for_backward(torch.from_numpy(gradient).reshape(rgb.shape))
         return rgb.new_tensor(loss)
 

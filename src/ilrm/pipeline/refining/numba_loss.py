@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from ilrm.evaluate.metrics import SSIM_CONSTANTS, SSIM_SAMPLE, SSIM_WINDOW, ssim_weights
 from ilrm.render.compiling import kernel
@@ -21,11 +20,9 @@ _SAMPLE = np.float32(SSIM_SAMPLE)
 _TAPS = ssim_weights().numpy().astype(np.float32)
 _BORDER = SSIM_WINDOW - 1
 _ONE, _TWO, _ZERO = np.float32(1), np.float32(2), np.float32(0)
-# Pieces that rows are dealt out in.
-_SHARES = 32
 
 _jit = kernel(forceinline=True)
-_parallel = kernel(parallel=True)
+_kernel = kernel()  # one thread: it is a fortieth of a step, and parallel loops take seconds to compile
 _REACH = 3 * _BORDER
 Array = Any
 
@@ -94,16 +91,16 @@ def _similarity(m: Array, weights: Array, adjoint: Array, at: int, step: int) ->
 
 
 @_jit
-def _row_gradient(x: Array, t: Array, down: Array, weights: Array, l1: float, out: Array) -> float:
+def _row_gradient(x: Array, t: Array, down: Array, weights: Array, l1: float, out: Array, run: int) -> float:
     """Error of a row's pixels, and the gradient of both terms.
 
     Args:
-        x, t, weights, out: of the row, all as long.
+        x, t, weights, out: of the row, ``run`` values or more.
         down: (3, R) adjoints of the blurred maps, summed down the columns, each after zeros; empty without SSIM.
     """
     linear, squared = np.float32(l1), np.float32(1 - l1)
     missed = splat(_ZERO)
-    for i in range(0, len(out), LANES):
+    for i in range(0, run, LANES):
         value, truth, w = load(x, i), load(t, i), load(weights, i)
         d = value - truth
         size = where(d < _ZERO, _ZERO - d, d)
@@ -119,6 +116,12 @@ def _row_gradient(x: Array, t: Array, down: Array, weights: Array, l1: float, ou
 
 
 @_jit
+def _copy(row: Array, out: Array) -> None:
+    for i in range(len(row)):
+        out[i] = row[i]
+
+
+@_jit
 def _fill_weights(counted: Array, weight: float, out: Array) -> None:
     """Of the values of a row: those of places that do not count (W,) become 0."""
     for i in range(len(counted)):
@@ -126,7 +129,7 @@ def _fill_weights(counted: Array, weight: float, out: Array) -> None:
             out[3 * i + channel] = np.float32(weight) if counted[i] else _ZERO
 
 
-@_parallel
+@_kernel
 def loss_and_gradient(
     rgb: Array, truth: Array, pixels: Array, windows: Array, weights: tuple[float, float], l1: float
 ) -> tuple[float, Array]:
@@ -141,47 +144,47 @@ def loss_and_gradient(
     height, width = rgb.shape
     similar = weights[1] != 0
     inner, inside = (height - _BORDER, width - _REACH) if similar else (0, 0)
-    run, row = _padded(inside), _padded(width)
-    sums, gradient = np.zeros((2, height)), np.empty((height, width), np.float32)
+    run = _padded(inside)
+    missed, gradient = 0.0, np.empty((height, width), np.float32)
     blurred, adjoint = np.empty(5 * height * run, np.float32), np.empty(3 * inner * run, np.float32)
+    # Rows are as long as vectors read, in whole vectors.
+    rows = np.zeros((5, _padded(width + 2 * _REACH + LANES)), np.float32)
+    x, t, product, out, weight = rows[0], rows[1], rows[2], rows[3], rows[4]
     if similar:
-        for share in prange(_SHARES):
-            # Each is as long as vectors read, in whole vectors.
-            long = _padded(run + _REACH + LANES)
-            maps = np.zeros((3, long), np.float32)
-            for y in range(share * height // _SHARES, (share + 1) * height // _SHARES):
-                maps[0, :width], maps[1, :width] = rgb[y], truth[y]
-                _blur_along(maps[0], blurred, y * run, run)
-                _blur_along(maps[1], blurred, (height + y) * run, run)
-                for c in range(3):
-                    left, right = maps[c % 2], maps[(c + 1) // 2]  # x x, t t, x t
-                    for i in range(0, long, LANES):
-                        store(maps[2], i, load(left, i) * load(right, i))
-                    _blur_along(maps[2], blurred, ((2 + c) * height + y) * run, run)
-        for share in prange(_SHARES):
-            m, weight = np.empty(5 * run, np.float32), np.zeros(run, np.float32)
-            weight[:inside] = weights[1]
-            for y in range(share * inner // _SHARES, (share + 1) * inner // _SHARES):
-                for c in range(5):
-                    _blur_down(blurred, (c * height + y) * run, 0, SSIM_WINDOW, m, c * run, run)
-                if len(windows) > 0:
-                    _fill_weights(windows[y], weights[1], weight)
-                sums[1, y] = _similarity(m, weight, adjoint, y * run, inner * run)
-    for share in prange(_SHARES):
-        x, t, out = np.zeros(row, np.float32), np.zeros(row, np.float32), np.empty(row, np.float32)
-        weight = np.zeros(row, np.float32)
-        weight[:width] = weights[0]
-        down = np.zeros((3, _REACH + max(row, run) + _REACH + LANES if similar else 0), np.float32)
-        for y in range(share * height // _SHARES, (share + 1) * height // _SHARES):
-            x[:width], t[:width] = rgb[y], truth[y]
-            if similar:
-                # Window row r blurs the rows r .. r + 10 with the taps 0 .. 10, which are the same backwards.
-                first, last = max(y - _BORDER, 0), min(y + 1, inner)
+        for y in range(height):
+            _copy(rgb[y], x)
+            _copy(truth[y], t)
+            _blur_along(x, blurred, y * run, run)
+            _blur_along(t, blurred, (height + y) * run, run)
+            for c in range(3):
+                left, right = rows[c % 2], rows[(c + 1) // 2]  # x x, t t, x t
+                for i in range(0, len(product), LANES):
+                    store(product, i, load(left, i) * load(right, i))
+                _blur_along(product, blurred, ((2 + c) * height + y) * run, run)
+        m, counted = np.empty(5 * run, np.float32), np.zeros(run, np.float32)
+        for i in range(inside):
+            counted[i] = weights[1]
+        for y in range(inner):
+            for c in range(5):
+                _blur_down(blurred, (c * height + y) * run, 0, SSIM_WINDOW, m, c * run, run)
+            if len(windows) > 0:
+                _fill_weights(windows[y], weights[1], counted)
+            missed += _similarity(m, counted, adjoint, y * run, inner * run)
+    down = np.zeros((3, _REACH + len(out) if similar else 0), np.float32)
+    for i in range(width):
+        weight[i] = weights[0]
+    for y in range(height):
+        _copy(rgb[y], x)
+        _copy(truth[y], t)
+        if similar:
+            # Window row r blurs the rows r .. r + 10 with the taps 0 .. 10, which are the same backwards.
+            first, last = max(y - _BORDER, 0), min(y + 1, inner)
+            for c in range(3):
                 tap = _BORDER - (y - first)
-                for c in range(3):
-                    _blur_down(adjoint, (c * inner + first) * run, tap, last - first, down[c], _REACH, run)
-            if len(pixels) > 0:
-                _fill_weights(pixels[y], weights[0], weight)
-            sums[0, y] = _row_gradient(x, t, down, weight, l1, out)
-            gradient[y] = out[:width]
-    return sums.sum(), gradient
+                _blur_down(adjoint, (c * inner + first) * run, tap, last - first, down[c], _REACH, run)
+        if len(pixels) > 0:
+            _fill_weights(pixels[y], weights[0], weight)
+        missed += _row_gradient(x, t, down, weight, l1, out, _padded(width))
+        for i in range(width):
+            gradient[y, i] = out[i]
+    return missed, gradient

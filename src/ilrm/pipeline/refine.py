@@ -141,7 +141,8 @@ def refine(
     views = _view_rounds(len(photos), config.views_per_step, generator)
     if seconds is not None:
         load_kernels(gaussians.device)
-        load_loss_kernels()
+        if gaussians.device.type == "cpu":
+            load_loss_kernels()
     step, share = 0, pace.share(0)
     while share is not None:
         step += 1

@@ -8,7 +8,7 @@ from ilrm.core.errors import ConfigError
 
 # Of more views than the first, a step renders as many as the second: it would take minutes with hundreds.
 _ALL_AT_ONCE, _VIEWS_A_STEP = 32, 16
-# From 2 photos held-out views were best after 30 passes, from 4 after 50; from 10 and more they still got better.
+# From 2 photos held-out views were best after 30 passes, from 4 after 50; from 10 and more most still got better.
 _PASSES = 40.0
 
 
